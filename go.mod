@@ -1,0 +1,3 @@
+module github.com/ambit-mesh/ambit
+
+go 1.26
