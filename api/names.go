@@ -1,0 +1,47 @@
+package api
+
+// Names of what an installation makes in the cluster, and of files on nodes. Istio ambient's, wherever a peer's part or
+// client would look for them.
+const (
+	// DefaultNamespace is where the mesh is installed, and the root namespace of mesh-wide policy.
+	DefaultNamespace = "istio-system"
+	// DefaultTrustDomain is SPIFFE's trust domain where mesh settings name none.
+	DefaultTrustDomain = "cluster.local"
+	// DefaultClusterDomain is Kubernetes' DNS domain.
+	DefaultClusterDomain = "cluster.local"
+	// DefaultClusterID is the name of the only cluster of a mesh.
+	DefaultClusterID = "Kubernetes"
+
+	// ControlPlaneService is the Service before the control plane; its Deployment is ControlPlaneDeployment.
+	ControlPlaneService    = "istiod"
+	ControlPlaneDeployment = "istiod-lite"
+	// NodeProxy is the name of the node proxy's DaemonSet and service account.
+	NodeProxy = "ztunnel"
+	// NodeAgent is the name of the CNI agent's DaemonSet and service account.
+	NodeAgent = "ambit-cni"
+
+	// MeshConfigMap holds mesh settings under MeshConfigKey, in the form of Istio's MeshConfig.
+	MeshConfigMap = "istio"
+	MeshConfigKey = "mesh"
+	// RootCertConfigMap, in every namespace, holds the trust bundle under RootCertKey.
+	RootCertConfigMap = "istio-ca-root-cert"
+	RootCertKey       = "root-cert.pem"
+	// CASecret holds the self-signed root; PluggedCASecret, if present, a root or intermediate that the user brings.
+	CASecret        = "istio-ca-secret"
+	PluggedCASecret = "cacerts"
+
+	// TokenAudience is the audience of service account tokens for the control plane.
+	TokenAudience = "istio-ca"
+)
+
+// Paths on a node, and in the containers that mount them.
+const (
+	// ZDSSocket is where the CNI agent listens for node proxies (SOCK_SEQPACKET).
+	ZDSSocket = "/var/run/ztunnel/ztunnel.sock"
+	// AgentRunDir holds the agent's AgentSocket, the plugin's kubeconfig and its log.
+	AgentRunDir = "/var/run/istio-cni"
+	// AgentSocket is where the CNI plugin asks the agent (HTTP over a Unix socket).
+	AgentSocket = "pluginevent.sock"
+	// PluginName is the plugin's file name and its "type" in a CNI configuration.
+	PluginName = "ambit-cni"
+)
