@@ -1,0 +1,46 @@
+# ambit's tasks. `make help` lists them.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/ambit-mesh/ambit/api/build.version=$(VERSION)
+PROGRAMS := ./cli/cmd/ambit ./ztunnel/cmd/ztunnel ./istiod-lite/cmd/istiod-lite ./cni/cmd/cni-agent ./cni/cmd/ambit-cni
+CLUSTER := go -C e2e/cluster run ./cmd/cluster
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## list the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+.PHONY: build
+build: ## build the programs into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS)
+
+.PHONY: cluster-up cluster-down cluster-reboot kubectl images load
+cluster-up: ## start a two-node Kubernetes on this machine (root; the first time builds it)
+	@$(CLUSTER) up
+cluster-down: ## remove that cluster and whatever an earlier one left
+	@$(CLUSTER) down
+cluster-reboot: ## cut the power of NODE=node2 and start it again
+	@$(CLUSTER) reboot $(NODE)
+kubectl: ## run kubectl against that cluster: ARGS="get pods -A"
+	@.cache/bin/kubectl --kubeconfig .cache/cluster/kubeconfig $(ARGS)
+images: ## build the images (product and test) as OCI archives in .cache/images
+	@$(CLUSTER) images
+load: ## put the images, or FILES="a.tar b.tar", on both nodes
+	@$(CLUSTER) load $(abspath $(FILES))
+
+.PHONY: demo demo-down
+demo: ## cluster, mesh and sample application; shows the main job and checks each line (root)
+	@go run ./e2e/demo/cmd/demo
+demo-down: cluster-down ## remove what the demo left
+
+.PHONY: generate check test soak bench
+generate: ## regenerate what is generated
+	@scripts/generate
+check: ## fast checks: format, vet, linter, house rules, generated files
+	@scripts/check
+test: ## all tests (root: also namespaces and a cluster of its own)
+	@scripts/test
+soak: ## what takes longer than `make test` may
+	@scripts/test --soak
+bench: ## measure ztunnel between two pods against bare TCP and PEER=/path/to/ztunnel (root)
+	@go run ./e2e/bench/cmd/bench $(if $(PEER),--peer $(abspath $(PEER)))
