@@ -1,0 +1,155 @@
+package app
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/ambit-mesh/ambit/api"
+)
+
+// Config is what the command line and the environment say.
+type Config struct {
+	// Namespace is where the control plane runs and keeps its objects: --namespace, else POD_NAMESPACE, else istio-system.
+	Namespace string
+	// PodName is this replica's name in elections: POD_NAME, else the host name.
+	PodName string
+	// Kubeconfig is a file to reach the API server with. Empty means the pod's own service account.
+	Kubeconfig string
+	// ClusterID names this cluster in workload keys.
+	ClusterID string
+	// ClusterDomain is the DNS domain of services.
+	ClusterDomain string
+	// GRPCAddr serves xDS and the CA by TLS.
+	GRPCAddr string
+	// MonitoringAddr serves /metrics, /healthz and /ready.
+	MonitoringAddr string
+	// DebugAddr serves /debug; a loopback address. Empty serves nothing.
+	DebugAddr string
+	// PlaintextAddr serves xDS without TLS and authentication; a loopback address. Empty serves nothing.
+	PlaintextAddr string
+	// TrustedNodeAccounts are the service accounts of node proxies, "namespace/name".
+	TrustedNodeAccounts []string
+	// DrainDelay is how long, after a signal to stop, everything is still served while readiness already says no, so that
+	// clients that reconnect reach another replica.
+	DrainDelay time.Duration
+	// LogLevel is the least severe level that is logged.
+	LogLevel slog.Level
+	// LogFormat is "json" or "text".
+	LogFormat string
+}
+
+// errHelp says that the user asked for help or the version, which was printed.
+var errHelp = errors.New("help was printed")
+
+// parseConfig reads the command line. What the user has to see of it (usage, faults) goes to stderr.
+func parseConfig(args []string, stderr io.Writer) (Config, error) {
+	var c Config
+	var accounts, level string
+	fs := flag.NewFlagSet("istiod-lite", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.StringVar(&c.Namespace, "namespace", envOr("POD_NAMESPACE", api.DefaultNamespace), "namespace of the control plane")
+	fs.StringVar(&c.Kubeconfig, "kubeconfig", "", "kubeconfig file, to run outside the cluster")
+	fs.StringVar(&c.ClusterID, "cluster-id", api.DefaultClusterID, "name of this cluster")
+	fs.StringVar(&c.ClusterDomain, "cluster-domain", api.DefaultClusterDomain, "DNS domain of the cluster's services")
+	fs.StringVar(&c.GRPCAddr, "grpc-addr", fmt.Sprintf(":%d", api.PortControlPlane), "address of xDS and the CA (TLS)")
+	fs.StringVar(&c.MonitoringAddr, "monitoring-addr", fmt.Sprintf(":%d", api.PortControlPlaneMonitoring), "address of /metrics, /healthz and /ready")
+	fs.StringVar(&c.DebugAddr, "debug-addr", fmt.Sprintf("127.0.0.1:%d", api.PortControlPlaneDebug), "loopback address of /debug; empty: none")
+	fs.StringVar(&c.PlaintextAddr, "plaintext-addr", "", "loopback address of xDS without TLS and authentication; empty: none")
+	fs.StringVar(&accounts, "trusted-node-accounts", api.DefaultNamespace+"/"+api.NodeProxy, "service accounts of node proxies: namespace/name,...")
+	fs.DurationVar(&c.DrainDelay, "drain-delay", 5*time.Second, "how long to serve on after a signal to stop, not ready any more")
+	fs.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&c.LogFormat, "log-format", "json", "json or text")
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return Config{}, errHelp
+	} else if err != nil {
+		return Config{}, err
+	}
+	if fs.NArg() > 0 {
+		return Config{}, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	c.PodName = os.Getenv("POD_NAME")
+	if c.PodName == "" {
+		c.PodName, _ = os.Hostname() // without a name the election says so
+	}
+	for _, a := range strings.Split(accounts, ",") {
+		if a = strings.TrimSpace(a); a != "" {
+			c.TrustedNodeAccounts = append(c.TrustedNodeAccounts, a)
+		}
+	}
+	if err := c.LogLevel.UnmarshalText([]byte(level)); err != nil {
+		return Config{}, fmt.Errorf("--log-level: %w", err)
+	}
+	return c, c.validate()
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// validate names the first setting that cannot work.
+func (c Config) validate() error {
+	if errs := validation.IsDNS1123Label(c.Namespace); len(errs) > 0 {
+		return fmt.Errorf("--namespace %q: %s", c.Namespace, errs[0])
+	}
+	if errs := validation.IsDNS1123Subdomain(c.ClusterDomain); len(errs) > 0 {
+		return fmt.Errorf("--cluster-domain %q: %s", c.ClusterDomain, errs[0])
+	}
+	if c.ClusterID == "" || strings.ContainsAny(c.ClusterID, "/ ") {
+		return fmt.Errorf("--cluster-id %q: must not be empty nor have slashes or spaces", c.ClusterID)
+	}
+	for _, a := range c.TrustedNodeAccounts {
+		if ns, name, ok := strings.Cut(a, "/"); !ok || ns == "" || name == "" || strings.Contains(name, "/") {
+			return fmt.Errorf("--trusted-node-accounts: %q is not of the form namespace/name", a)
+		}
+	}
+	if c.LogFormat != "json" && c.LogFormat != "text" {
+		return fmt.Errorf("--log-format %q: must be json or text", c.LogFormat)
+	}
+	if err := loopbackOnly(c.DebugAddr); err != nil {
+		return fmt.Errorf("--debug-addr: %w", err)
+	}
+	if err := loopbackOnly(c.PlaintextAddr); err != nil {
+		return fmt.Errorf("--plaintext-addr: %w", err)
+	}
+	if c.DrainDelay < 0 {
+		return fmt.Errorf("--drain-delay %s: must not be negative", c.DrainDelay)
+	}
+	return nil
+}
+
+// loopbackOnly refuses an address that others could reach: what is served there asks nobody who they are. A host name is
+// refused too, since what it resolves to is not known here.
+func loopbackOnly(addr string) error {
+	if addr == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+		return fmt.Errorf("%s is not a loopback address such as 127.0.0.1:%d: what is served there asks for no credential", addr, api.PortControlPlaneDebug)
+	}
+	return nil
+}
+
+func (c Config) logger(w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, opts))
+	}
+	return slog.New(slog.NewJSONHandler(w, opts))
+}
