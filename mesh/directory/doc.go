@@ -1,0 +1,4 @@
+// Package directory knows the workloads, services and policies of the mesh, as the control plane tells them. Every value
+// that it hands out is immutable and shared; look-ups take no lock; an update touches what changed and nothing else, so
+// that its cost does not depend on the size of the mesh.
+package directory
