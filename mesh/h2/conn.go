@@ -1,0 +1,4 @@
+package h2
+
+// Conn is an HTTP/2 connection.
+type Conn struct{}

@@ -1,0 +1,4 @@
+package h2
+
+// Stream is one request and its response.
+type Stream struct{}
