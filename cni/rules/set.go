@@ -1,0 +1,154 @@
+package rules
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/ambit-mesh/ambit/api"
+)
+
+// Config is what of a pod decides its rules. The zero value captures both directions, IPv4 only.
+type Config struct {
+	// BypassInbound leaves inbound connections alone (api.AnnotationBypassInbound); outbound ones are captured.
+	BypassInbound bool
+	// IPv6 adds the same rules for IPv6.
+	IPv6 bool
+}
+
+// Family is an address family that rules exist for.
+type Family string
+
+// The families.
+const (
+	IPv4 Family = "ipv4"
+	IPv6 Family = "ipv6"
+)
+
+// Names of the chains. They are those of Istio ambient, so that either agent recognises, repairs and removes the rules
+// of the other. A sidecar uses the name chainOutput too; see Set.owns.
+const (
+	chainPrerouting = "ISTIO_PRERT"
+	chainOutput     = "ISTIO_OUTPUT"
+)
+
+// Rule is one rule of a chain.
+type Rule struct {
+	// Spec are iptables' arguments in the order and spelling in which `iptables -S` prints them back.
+	Spec []string
+	// Why says in plain words what the rule is for.
+	Why string
+}
+
+// Chain is one of our chains and the built-in chain that it is hooked to.
+type Chain struct {
+	Table, Name, Hook string
+	// Capture says that the chain redirects new connections, as opposed to carrying those that were redirected. It is
+	// hooked last, and un-hooked first.
+	Capture bool
+	Rules   []Rule
+}
+
+// FamilySet is the part of a Set that belongs to one address family.
+type FamilySet struct {
+	Family Family
+	Chains []Chain
+	// Route is the destination of the local route in api.RouteTable.
+	Route netip.Prefix
+}
+
+// Set is the desired state of a pod's network namespace. Sets are values: equal Configs give equal Sets.
+type Set struct {
+	Families []FamilySet
+}
+
+// For returns the rules of a captured pod.
+func For(c Config) Set {
+	s := Set{Families: []FamilySet{forFamily(c, IPv4)}}
+	if c.IPv6 {
+		s.Families = append(s.Families, forFamily(c, IPv6))
+	}
+	return s
+}
+
+func forFamily(c Config, f Family) FamilySet {
+	loopback, probe, all := "127.0.0.1/32", api.ProbeSourceIPv4.String()+"/32", netip.MustParsePrefix("0.0.0.0/0")
+	if f == IPv6 {
+		loopback, probe, all = "::1/128", api.ProbeSourceIPv6.String()+"/128", netip.MustParsePrefix("::/0")
+	}
+	mark := fmt.Sprintf("%#x/%#x", api.MarkProxy, api.MarkProxyMask)
+	connmark := fmt.Sprintf("%#x/%#x", api.ConnmarkInbound, api.ConnmarkMask)
+	inbound := Chain{Table: "nat", Name: chainPrerouting, Hook: "PREROUTING", Capture: true}
+	if !c.BypassInbound {
+		inbound.Rules = []Rule{
+			rule("-s "+probe+" -p tcp -j ACCEPT",
+				"kubelet's probes reach the application in plain"),
+			rule("! -d "+loopback+" -p tcp -m tcp ! --dport "+strconv.Itoa(api.PortHBONE)+" -m mark ! --mark "+mark+
+				" -j REDIRECT --to-ports "+strconv.Itoa(api.PortInbound),
+				"plaintext connections to the pod go to the proxy; tunnels go to their own port"),
+		}
+	}
+	return FamilySet{Family: f, Route: all, Chains: []Chain{
+		{Table: "mangle", Name: chainPrerouting, Hook: "PREROUTING", Rules: []Rule{
+			rule("-m mark --mark "+mark+" -j CONNMARK --set-xmark "+connmark,
+				"remember connections that the proxy opens to the application under the client's address"),
+		}},
+		{Table: "mangle", Name: chainOutput, Hook: "OUTPUT", Rules: []Rule{
+			rule("-m connmark --mark "+connmark+" -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+				"route what the application answers on those back to the proxy"),
+			rule("! -o lo -p tcp -m tcp ! --tcp-flags RST RST -m mark ! --mark "+mark+
+				" -m conntrack --ctstate INVALID,UNTRACKED -j DROP",
+				"segments that connection tracking refuses skip the nat table and would leave in plain"),
+		}},
+		inbound,
+		{Table: "nat", Name: chainOutput, Hook: "OUTPUT", Capture: true, Rules: []Rule{
+			rule("-d "+probe+" -p tcp -j ACCEPT",
+				"answers to kubelet's probes"),
+			rule("-p tcp -m mark --mark "+fmt.Sprintf("%#x/%#x", api.ConnmarkInbound, api.ConnmarkMask)+" -j ACCEPT",
+				"answers of the application to the proxy"),
+			rule("! -d "+loopback+" -o lo -j ACCEPT",
+				"a pod that calls its own address stays inside"),
+			rule("! -d "+loopback+" -p tcp -m mark ! --mark "+mark+
+				" -j REDIRECT --to-ports "+strconv.Itoa(api.PortOutbound),
+				"connections of the pod go to the proxy, but not the proxy's own"),
+		}},
+	}}
+}
+
+func rule(spec, why string) Rule { return Rule{Spec: strings.Fields(spec), Why: why} }
+
+// String prints the set as commands, each with its reason, in the order in which Apply brings them about.
+func (s Set) String() string {
+	var b strings.Builder
+	for i, f := range s.Families {
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		f.write(&b)
+	}
+	return b.String()
+}
+
+func (f FamilySet) write(b *strings.Builder) {
+	command, ip := "iptables", "ip"
+	if f.Family == IPv6 {
+		command, ip = "ip6tables", "ip -6"
+	}
+	fmt.Fprintf(b, "%s rule add pref %d fwmark %#x/%#x lookup %d\n", ip, api.RoutePreference,
+		api.ConnmarkInbound, api.ConnmarkMask, api.RouteTable)
+	fmt.Fprintf(b, "%s route add local %s dev lo table %d\n", ip, f.Route, api.RouteTable)
+	for _, c := range f.Chains {
+		fmt.Fprintf(b, "%s -t %s -N %s\n", command, c.Table, c.Name)
+		for _, r := range c.Rules {
+			fmt.Fprintf(b, "%s -t %s -A %s %s\n    # %s\n", command, c.Table, c.Name, strings.Join(r.Spec, " "), r.Why)
+		}
+	}
+	for _, capture := range []bool{false, true} {
+		for _, c := range f.Chains {
+			if c.Capture == capture {
+				fmt.Fprintf(b, "%s -t %s -I %s 1 -j %s\n", command, c.Table, c.Hook, c.Name)
+			}
+		}
+	}
+}
