@@ -1,0 +1,28 @@
+// Command menu serves the teahouse's menu over HTTP. MENU_ADDR is where it listens (:8080).
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/ambit-mesh/ambit/deploy/samples"
+	"github.com/ambit-mesh/ambit/deploy/samples/teahouse"
+	"github.com/ambit-mesh/ambit/deploy/samples/whoami"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Getenv); err != nil {
+		fmt.Fprintln(os.Stderr, "menu:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, getenv func(string) string) error {
+	env := func(name, fallback string) string { return samples.Or(getenv(name), fallback) }
+	return samples.ServeHTTP(ctx, env("MENU_ADDR", ":8080"), teahouse.MenuHandler(whoami.Me()))
+}

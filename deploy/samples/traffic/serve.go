@@ -1,0 +1,162 @@
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/ambit-mesh/ambit/deploy/samples/greeter"
+	"github.com/ambit-mesh/ambit/deploy/samples/whoami"
+)
+
+// ServeConfig says what a server offers.
+type ServeConfig struct {
+	// Host is the address to listen on; empty is every address of both families.
+	Host string
+	// Ports overrides ports by their default (tests on loopback use port 0); nil keeps all.
+	Ports map[int]int
+	// DripTo, if not empty, is an echo server that Drip sends to as long as the server runs, every DripEvery.
+	DripTo    string
+	DripEvery time.Duration
+	// Listening, if not nil, is called once all listeners are open, with their addresses by default port.
+	Listening func(map[int]net.Addr)
+	Logger    *slog.Logger
+}
+
+// Serve offers all protocols until ctx ends, then closes every connection and returns nil.
+func Serve(ctx context.Context, config ServeConfig) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	me := whoami.Me()
+	tool := newTool(me)
+	listeners := map[int]net.Listener{}
+	defer func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}()
+	addrs := map[int]net.Addr{}
+	for _, port := range []int{PortHTTP, PortEcho, PortGreeter, PortTool, PortGRPC} {
+		actual := port
+		if p, ok := config.Ports[port]; ok {
+			actual = p
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort(config.Host, fmt.Sprint(actual)))
+		if err != nil {
+			return fmt.Errorf("serve: %w", err)
+		}
+		listeners[port], addrs[port] = l, l.Addr()
+	}
+	if config.Listening != nil {
+		config.Listening(addrs)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	var dripped drips
+	if config.DripTo != "" {
+		wg.Go(func() {
+			Drip(ctx, config.DripTo, orDefault(config.DripEvery, 200*time.Millisecond), dripped.count)
+		})
+	}
+	failed := make(chan error, len(listeners))
+	wg.Go(func() { failed <- serveHTTP(ctx, listeners[PortHTTP], me, &dripped) })
+	wg.Go(func() { failed <- serveGRPC(ctx, listeners[PortGRPC]) })
+	wg.Go(func() { failed <- serveTCP(ctx, listeners[PortEcho], echo) })
+	wg.Go(func() { failed <- serveTCP(ctx, listeners[PortTool], tool.handle) })
+	wg.Go(func() {
+		failed <- serveTCP(ctx, listeners[PortGreeter], func(ctx context.Context, conn *net.TCPConn) {
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			greeter.Handle(conn, me)
+		})
+	})
+	config.Logger.Info("serving", "pod", me.Pod, "node", me.Node)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// drips counts what Drip sent.
+type drips struct{ ok, failed atomic.Int64 }
+
+func (d *drips) count(ok bool) {
+	if ok {
+		d.ok.Add(1)
+	} else {
+		d.failed.Add(1)
+	}
+}
+
+func serveHTTP(ctx context.Context, l net.Listener, me whoami.Who, dripped *drips) error {
+	mux := http.NewServeMux()
+	mux.Handle("/", whoami.Handler(me))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/drips", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `{"ok":%d,"failed":%d}`+"\n", dripped.ok.Load(), dripped.failed.Load())
+	})
+	server := http.Server{Handler: mux, ReadHeaderTimeout: DefaultTimeout}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve http: %w", err)
+	}
+	return nil
+}
+
+func serveGRPC(ctx context.Context, l net.Listener) error {
+	server := grpc.NewServer()
+	grpc_health_v1.RegisterHealthServer(server, health.NewServer())
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	if err := server.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) && ctx.Err() == nil {
+		return fmt.Errorf("serve grpc: %w", err)
+	}
+	return nil
+}
+
+// serveTCP calls handle for each connection, which owns it, until ctx ends, and waits for all of them.
+func serveTCP(ctx context.Context, l net.Listener, handle func(context.Context, *net.TCPConn)) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		case err != nil:
+			return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		}
+		wg.Go(func() { handle(ctx, conn.(*net.TCPConn)) })
+	}
+}
+
+// echo returns what it gets and ends when the client has ended. A client that is silent holds no buffer of ours: the kernel
+// moves the bytes.
+func echo(ctx context.Context, conn *net.TCPConn) {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if _, err := io.Copy(conn, conn); err == nil {
+		_ = conn.CloseWrite()
+	}
+}

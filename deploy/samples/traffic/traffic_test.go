@@ -1,0 +1,297 @@
+package traffic
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// start runs a server on loopback and returns host:port by default port. The server is ended, and must end without an
+// error and without a goroutine left, when the test does.
+func start(t *testing.T) map[int]string {
+	t.Helper()
+	ignore := goleak.IgnoreCurrent()
+	ctx, cancel := context.WithCancel(t.Context())
+	listening := make(chan map[int]net.Addr, 1)
+	done := make(chan error, 1)
+	go func() {
+		done <- Serve(ctx, ServeConfig{
+			Host:      "127.0.0.1",
+			Ports:     map[int]int{PortHTTP: 0, PortEcho: 0, PortGreeter: 0, PortTool: 0, PortGRPC: 0},
+			Listening: func(addrs map[int]net.Addr) { listening <- addrs },
+			Logger:    slog.New(slog.DiscardHandler),
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		goleak.VerifyNone(t, ignore)
+	})
+	select {
+	case addrs := <-listening:
+		byPort := map[int]string{}
+		for port, addr := range addrs {
+			byPort[port] = addr.String()
+		}
+		return byPort
+	case err := <-done:
+		done <- err
+		t.Fatalf("Serve ended: %v", err)
+	}
+	return nil
+}
+
+func TestDial(t *testing.T) {
+	addr := start(t)
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody.Close()
+	report, err := Dial(t.Context(), DialRequest{Label: "unit", Timeout: 300 * time.Millisecond, Attempts: []Attempt{
+		{addr[PortHTTP], ProtocolHTTP},
+		{addr[PortTool], ProtocolWho},
+		{addr[PortEcho], ProtocolEcho},
+		{addr[PortGreeter], ProtocolGreeter},
+		{nobody.Addr().String(), ProtocolEcho},
+		{addr[PortGreeter], ProtocolEcho},
+		{addr[PortEcho], ProtocolGreeter}, // echo is silent until the client speaks
+		{addr[PortEcho], ProtocolHTTP},    // the request comes back
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Kind{"", "", "", "", KindRefused, KindWrong, KindTimeout, KindOther}
+	for i, outcome := range report.Outcomes {
+		if outcome.Kind != want[i] {
+			t.Errorf("%s to %s: kind %q (%s), want %q", outcome.Protocol, outcome.Target, outcome.Kind, outcome.Error, want[i])
+		}
+		if i != 2 && outcome.Kind == "" && outcome.Server.Client != outcome.Local {
+			t.Errorf("%s: the server saw %q, the client is %q", outcome.Protocol, outcome.Server.Client, outcome.Local)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	addr := start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	report, err := Load(ctx, LoadRequest{Targets: []string{addr[PortEcho]}, Rate: 200, Hold: 5, Every: 10 * time.Millisecond}, func() {
+		time.AfterFunc(500*time.Millisecond, cancel)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Cut) > 0 || report.FailedTotal() > 0 {
+		t.Errorf("cut %v, failed %v, want none", report.Cut, report.Failures)
+	}
+	if report.Held != 5 || report.Exchanges < 50 || report.Opened < 60 || report.Opened != report.Due {
+		t.Errorf("held %d, exchanges %d, opened %d of %d: too few", report.Held, report.Exchanges, report.Opened, report.Due)
+	}
+	if report.Median <= 0 || report.Slowest < report.P99 || report.P99 < report.Median || report.Stall <= 0 {
+		t.Errorf("times are not sorted: %+v", report)
+	}
+}
+
+// breaker is a TCP proxy that can be made to harm its connections.
+type breaker struct {
+	listener net.Listener
+	conns    chan *net.TCPConn
+}
+
+func newBreaker(t *testing.T, target string) *breaker {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &breaker{listener: l, conns: make(chan *net.TCPConn, 100)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			back, err := net.Dial("tcp", target)
+			if err != nil {
+				conn.Close()
+				continue
+			}
+			go func() { _, _ = io.Copy(back, conn); back.(*net.TCPConn).CloseWrite() }()
+			go func() { _, _ = io.Copy(conn, back); conn.(*net.TCPConn).CloseWrite() }()
+			b.conns <- conn.(*net.TCPConn)
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return b
+}
+
+// TestLoadNoticesHarm has a load whose held connections are cut one by RST and one by FIN, and whose server then goes away.
+func TestLoadNoticesHarm(t *testing.T) {
+	addr := start(t)
+	b := newBreaker(t, addr[PortEcho])
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	report, err := Load(ctx, LoadRequest{Targets: []string{b.listener.Addr().String()}, Rate: 100, Hold: 3, Every: 10 * time.Millisecond, Timeout: time.Second}, func() {
+		first, second := <-b.conns, <-b.conns
+		_ = first.SetLinger(0)
+		first.Close()
+		_ = second.CloseWrite()
+		b.listener.Close()
+		time.AfterFunc(300*time.Millisecond, cancel)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[Kind]int{}
+	for _, cut := range report.Cut {
+		kinds[cut.Kind]++
+	}
+	if len(report.Cut) != 2 || kinds[KindReset] != 1 || kinds[KindEOF] != 1 {
+		t.Errorf("cut %v, want one reset and one end", report.Cut)
+	}
+	if report.Failed[KindRefused] == 0 || report.FailedTotal() > report.Opened {
+		t.Errorf("failed %v of %d, want refused ones", report.Failed, report.Opened)
+	}
+	if _, err := Load(t.Context(), LoadRequest{Targets: []string{b.listener.Addr().String()}, Hold: 1}, func() { t.Error("ready") }); err == nil {
+		t.Error("Load with nobody to hold a connection to did not fail")
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	addr := start(t)
+	report, err := HalfClose(t.Context(), HalfCloseRequest{Target: addr[PortTool], Pause: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report != (HalfCloseReport{}) {
+		t.Errorf("report %+v, want no failure", report)
+	}
+}
+
+// TestHalfCloseNoticesAClosedSide sends both connections through a proxy that takes one side's end for the whole connection's.
+func TestHalfCloseNoticesAClosedSide(t *testing.T) {
+	addr := start(t)
+	l := closeBoth(t, addr[PortTool])
+	report, err := HalfClose(t.Context(), HalfCloseRequest{Target: l, Pause: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.ClientFirst == "" || report.ServerFirst == "" {
+		t.Errorf("report %+v, want both to fail", report)
+	}
+}
+
+// closeBoth is a proxy that closes both sides when one ends.
+func closeBoth(t *testing.T, target string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			back, err := net.Dial("tcp", target)
+			if err != nil {
+				conn.Close()
+				continue
+			}
+			both := func() { conn.Close(); back.Close() }
+			go func() { _, _ = io.Copy(back, conn); both() }()
+			go func() { _, _ = io.Copy(conn, back); both() }()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return l.Addr().String()
+}
+
+func TestReset(t *testing.T) {
+	addr := start(t)
+	report, err := Reset(t.Context(), ResetRequest{Target: addr[PortTool]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (ResetReport{ByClient: KindReset, ByServer: KindReset}); report != want {
+		t.Errorf("report %+v, want %+v", report, want)
+	}
+	// A proxy that turns RST into FIN is noticed.
+	report, err = Reset(t.Context(), ResetRequest{Target: newBreaker(t, addr[PortTool]).listener.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (ResetReport{ByClient: KindEOF, ByServer: KindEOF}); report != want {
+		t.Errorf("report through a proxy that hides resets: %+v, want %+v", report, want)
+	}
+}
+
+func TestTransfer(t *testing.T) {
+	addr := start(t)
+	report, err := Transfer(t.Context(), TransferRequest{Target: addr[PortTool], Bytes: 20 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.Up <= 0 || report.Down <= 0 {
+		t.Errorf("report %+v", report)
+	}
+	if _, err := Transfer(t.Context(), TransferRequest{Target: addr[PortEcho], Bytes: 1 << 10}); err == nil {
+		t.Error("Transfer with a server that is none did not fail")
+	}
+}
+
+func TestBurst(t *testing.T) {
+	addr := start(t)
+	report, err := Burst(t.Context(), BurstRequest{Targets: []string{addr[PortEcho]}, Connections: 300})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.OK != 300 {
+		t.Errorf("report %+v, want 300 ok", report)
+	}
+}
+
+func TestRun(t *testing.T) {
+	addr := start(t)
+	stdin, stop := io.Pipe()
+	var stdout bytes.Buffer
+	time.AfterFunc(200*time.Millisecond, func() { fmt.Fprintln(stop, "stop") })
+	err := Run(t.Context(), []string{VerbLoad, fmt.Sprintf(`{"targets":[%q],"rate":50,"hold":2}`, addr[PortEcho])}, stdin, &stdout, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoder := json.NewDecoder(&stdout)
+	var ready Ready
+	var report LoadReport
+	if err := decoder.Decode(&ready); err != nil || !ready.Ready {
+		t.Fatalf("first line: %+v, %v", ready, err)
+	}
+	if err := decoder.Decode(&report); err != nil {
+		t.Fatalf("second line: %v", err)
+	}
+	if report.Held != 2 || report.Opened == 0 {
+		t.Errorf("report %+v", report)
+	}
+	for _, args := range [][]string{nil, {"fly"}, {VerbDial}, {VerbDial, `{"bogus":1}`}, {VerbLoad, `{}`}} {
+		if err := Run(t.Context(), args, strings.NewReader(""), io.Discard, io.Discard); err == nil {
+			t.Errorf("Run(%q) did not fail", args)
+		}
+	}
+}
