@@ -2,6 +2,11 @@ package identity
 
 import (
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 )
 
 // VerifyReason says why a peer's certificate was refused.
@@ -35,15 +40,138 @@ func (e *VerifyError) Error() string { return "verify peer certificate: " + e.Er
 
 func (e *VerifyError) Unwrap() error { return e.Err }
 
+// alpn is the protocol of HBONE.
+const alpn = "h2"
+
+// baseConfig is what both roles share. Groups are in order of preference: the post-quantum hybrid first, then what every
+// peer has, and the NIST curves for FIPS mode.
+func baseConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{alpn},
+		CurvePreferences:       []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384},
+		SessionTicketsDisabled: true, // a resumed session would not be verified again
+	}
+}
+
 // ClientTLS returns the configuration to connect as svid to a peer that must show one of the identities in expect: TLS
 // 1.3, ALPN h2, no server name, no resumption. With an empty expect every handshake fails. The result is shared between
 // callers and must not be changed.
-func ClientTLS(svid *SVID, expect []Identity) *tls.Config { panic("unwritten") }
+func ClientTLS(svid *SVID, expect []Identity) *tls.Config {
+	return svid.clients.get(expectKey(expect), func() *tls.Config {
+		cfg := baseConfig()
+		// Not cfg.Certificates: crypto/tls would show no certificate at all to a server that names only other CAs, as
+		// one does while roots are being rotated.
+		cert := &svid.TLS
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+		roots, expect := svid.Roots, slices.Clone(expect)
+		cfg.InsecureSkipVerify = true // there is no host name to verify; VerifyConnection does it all
+		cfg.VerifyConnection = func(state tls.ConnectionState) error {
+			return verifyServer(state.PeerCertificates, roots, expect)
+		}
+		return cfg
+	})
+}
 
 // ServerTLS returns the configuration to accept peers as svid: TLS 1.3, ALPN h2, a client certificate that chains to
 // svid's roots and holds a workload identity of one of trustDomains; svid's own trust domain if there are none. The
 // result is shared between callers and must not be changed.
-func ServerTLS(svid *SVID, trustDomains []string) *tls.Config { panic("unwritten") }
+func ServerTLS(svid *SVID, trustDomains []string) *tls.Config {
+	return svid.servers.get(strings.Join(trustDomains, "/"), func() *tls.Config {
+		cfg := baseConfig()
+		cfg.Certificates = []tls.Certificate{svid.TLS}
+		cfg.ClientAuth = tls.RequireAnyClientCert
+		roots, domains := svid.Roots, slices.Clone(trustDomains)
+		if len(domains) == 0 {
+			domains = []string{svid.TrustDomain}
+		}
+		cfg.VerifyConnection = func(state tls.ConnectionState) error {
+			return verifyClient(state.PeerCertificates, roots, domains)
+		}
+		return cfg
+	})
+}
 
-// PeerIdentity returns whom a handshake under ClientTLS or ServerTLS has verified.
-func PeerIdentity(state *tls.ConnectionState) (Identity, error) { panic("unwritten") }
+// expectKey is equal for equal sets; no identity has a space.
+func expectKey(expect []Identity) any {
+	if len(expect) == 1 {
+		return expect[0]
+	}
+	names := make([]string, len(expect))
+	for i, id := range expect {
+		names[i] = id.String()
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), " ")
+}
+
+func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, expect []Identity) error {
+	if err := verifyPeer(chain, roots, x509.ExtKeyUsageServerAuth); err != nil {
+		return err
+	}
+	for _, u := range chain[0].URIs {
+		if id, err := Parse(u.String()); err == nil && slices.Contains(expect, id) {
+			return nil
+		}
+	}
+	id, err := FromCertificate(chain[0])
+	if err != nil {
+		return &VerifyError{Reason: ReasonNoIdentity, Err: err}
+	}
+	return &VerifyError{Reason: ReasonUnexpected, Peer: id, Err: fmt.Errorf("peer is %s, expected %s", id, nameList(expect))}
+}
+
+func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, trustDomains []string) error {
+	if err := verifyPeer(chain, roots, x509.ExtKeyUsageClientAuth); err != nil {
+		return err
+	}
+	id, err := FromCertificate(chain[0])
+	if err != nil {
+		return &VerifyError{Reason: ReasonNoIdentity, Err: err}
+	}
+	if !slices.Contains(trustDomains, id.TrustDomain) {
+		return &VerifyError{Reason: ReasonTrustDomain, Peer: id,
+			Err: fmt.Errorf("peer is %s, accepted trust domains are %s", id, strings.Join(trustDomains, ", "))}
+	}
+	return nil
+}
+
+func verifyPeer(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+	if len(chain) == 0 {
+		return &VerifyError{Reason: ReasonNoCertificate, Err: errors.New("peer showed no certificate")}
+	}
+	err := verifyChain(chain, roots, usage)
+	if err == nil {
+		return nil
+	}
+	reason := ReasonUntrusted
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		reason = ReasonExpired
+	}
+	return &VerifyError{Reason: reason, Err: err}
+}
+
+// nameList is for error texts; a service may have very many names.
+func nameList(ids []Identity) string {
+	const limit = 5
+	if len(ids) == 0 {
+		return "nobody"
+	}
+	var names []string
+	for _, id := range ids[:min(len(ids), limit)] {
+		names = append(names, id.String())
+	}
+	if len(ids) > limit {
+		names = append(names, fmt.Sprintf("%d more", len(ids)-limit))
+	}
+	return strings.Join(names, " or ")
+}
+
+// PeerIdentity returns whom a handshake under ServerTLS has verified; under ClientTLS, whom it has verified if the peer's
+// certificate holds one identity only.
+func PeerIdentity(state *tls.ConnectionState) (Identity, error) {
+	if len(state.PeerCertificates) == 0 {
+		return Identity{}, fmt.Errorf("%w: no certificate", ErrNoIdentity)
+	}
+	return FromCertificate(state.PeerCertificates[0])
+}
