@@ -26,11 +26,25 @@ const (
 	IPv6 Family = "ipv6"
 )
 
-// Names of the chains. They are those of Istio ambient, so that either agent recognises, repairs and removes the rules
-// of the other. A sidecar uses the name chainOutput too; see Set.owns.
+// Names of the chains. The first two are those of Istio ambient, so that either agent recognises, repairs and removes
+// the rules of the other. A sidecar uses the name chainOutput too; see tables.holds.
 const (
 	chainPrerouting = "ISTIO_PRERT"
 	chainOutput     = "ISTIO_OUTPUT"
+	chainGuard      = "AMBIT_GUARD"
+)
+
+// Stage says when a chain is hooked and un-hooked.
+type Stage int
+
+const (
+	// Carry: the chain carries connections that were redirected. Hooked by Fill, un-hooked by Remove.
+	Carry Stage = iota
+	// Guard: the chain stops what would slip past capture. Hooked by Hook, un-hooked by Remove, since connections that
+	// were redirected need it too.
+	Guard
+	// Capture: the chain redirects new connections. Hooked by Hook, un-hooked by Unhook.
+	Capture
 )
 
 // Rule is one rule of a chain.
@@ -44,10 +58,9 @@ type Rule struct {
 // Chain is one of our chains and the built-in chain that it is hooked to.
 type Chain struct {
 	Table, Name, Hook string
-	// Capture says that the chain redirects new connections, as opposed to carrying those that were redirected. It is
-	// hooked last, and un-hooked first.
-	Capture bool
-	Rules   []Rule
+	Stage             Stage
+	// Rules may be empty; then the chain is not there.
+	Rules []Rule
 }
 
 // FamilySet is the part of a Set that belongs to one address family.
@@ -79,7 +92,7 @@ func forFamily(c Config, f Family) FamilySet {
 	}
 	mark := fmt.Sprintf("%#x/%#x", api.MarkProxy, api.MarkProxyMask)
 	connmark := fmt.Sprintf("%#x/%#x", api.ConnmarkInbound, api.ConnmarkMask)
-	inbound := Chain{Table: "nat", Name: chainPrerouting, Hook: "PREROUTING", Capture: true}
+	inbound := Chain{Table: "nat", Name: chainPrerouting, Hook: "PREROUTING", Stage: Capture}
 	if !c.BypassInbound {
 		inbound.Rules = []Rule{
 			rule("-s "+probe+" -p tcp -j ACCEPT",
@@ -97,15 +110,17 @@ func forFamily(c Config, f Family) FamilySet {
 		{Table: "mangle", Name: chainOutput, Hook: "OUTPUT", Rules: []Rule{
 			rule("-m connmark --mark "+connmark+" -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
 				"route what the application answers on those back to the proxy"),
+		}},
+		{Table: "mangle", Name: chainGuard, Hook: "OUTPUT", Stage: Guard, Rules: []Rule{
 			rule("! -o lo -p tcp -m tcp ! --tcp-flags RST RST -m mark ! --mark "+mark+
 				" -m conntrack --ctstate INVALID,UNTRACKED -j DROP",
 				"segments that connection tracking refuses skip the nat table and would leave in plain"),
 		}},
 		inbound,
-		{Table: "nat", Name: chainOutput, Hook: "OUTPUT", Capture: true, Rules: []Rule{
+		{Table: "nat", Name: chainOutput, Hook: "OUTPUT", Stage: Capture, Rules: []Rule{
 			rule("-d "+probe+" -p tcp -j ACCEPT",
 				"answers to kubelet's probes"),
-			rule("-p tcp -m mark --mark "+fmt.Sprintf("%#x/%#x", api.ConnmarkInbound, api.ConnmarkMask)+" -j ACCEPT",
+			rule("-p tcp -m mark --mark "+connmark+" -j ACCEPT",
 				"answers of the application to the proxy"),
 			rule("! -d "+loopback+" -o lo -j ACCEPT",
 				"a pod that calls its own address stays inside"),
@@ -139,14 +154,17 @@ func (f FamilySet) write(b *strings.Builder) {
 		api.ConnmarkInbound, api.ConnmarkMask, api.RouteTable)
 	fmt.Fprintf(b, "%s route add local %s dev lo table %d\n", ip, f.Route, api.RouteTable)
 	for _, c := range f.Chains {
+		if len(c.Rules) == 0 {
+			continue
+		}
 		fmt.Fprintf(b, "%s -t %s -N %s\n", command, c.Table, c.Name)
 		for _, r := range c.Rules {
 			fmt.Fprintf(b, "%s -t %s -A %s %s\n    # %s\n", command, c.Table, c.Name, strings.Join(r.Spec, " "), r.Why)
 		}
 	}
-	for _, capture := range []bool{false, true} {
+	for _, stage := range []Stage{Carry, Guard, Capture} {
 		for _, c := range f.Chains {
-			if c.Capture == capture {
+			if c.Stage == stage && len(c.Rules) > 0 {
 				fmt.Fprintf(b, "%s -t %s -I %s 1 -j %s\n", command, c.Table, c.Hook, c.Name)
 			}
 		}
