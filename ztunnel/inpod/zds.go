@@ -1,0 +1,171 @@
+package inpod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/api/zds"
+)
+
+// Limits of the wire.
+const (
+	// maxPacket bounds one message, in bytes. Requests hold three Kubernetes names and a uid at most.
+	maxPacket = 4096
+	// maxDescriptors is how many descriptors of one packet are taken off the socket, to be closed if there are too many.
+	maxDescriptors = 16
+	// answerTimeout bounds the writing of one answer; the agent waits for it.
+	answerTimeout = 5 * time.Second
+)
+
+// errProtocol is wrapped by errors for a peer that breaks the protocol. The connection is then closed.
+var errProtocol = errors.New("ZDS protocol broken")
+
+// request is one message of the agent. Of its descriptors, exactly one comes with an add.
+type request struct {
+	*zds.WorkloadRequest
+	fds []int
+}
+
+// close closes the descriptors that nobody took over.
+func (r *request) close() {
+	for _, fd := range r.fds {
+		unix.Close(fd)
+	}
+	r.fds = nil
+}
+
+// takeFD hands over the descriptor of an add.
+func (r *request) takeFD() int {
+	fd := r.fds[0]
+	r.fds = r.fds[1:]
+	return fd
+}
+
+// wire is one connection to the agent.
+type wire struct {
+	conn *net.UnixConn
+}
+
+// dialZDS connects and says hello. The end of the context closes the connection until stop is called.
+func dialZDS(ctx context.Context, socket string) (w *wire, stop func() bool, err error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unixpacket", socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	w = &wire{conn: c.(*net.UnixConn)}
+	stop = context.AfterFunc(ctx, func() { w.conn.Close() })
+	if err := w.send(&zds.ZdsHello{Version: zds.Version_V1}); err != nil {
+		stop()
+		w.conn.Close()
+		return nil, nil, fmt.Errorf("say hello: %w", err)
+	}
+	return w, stop, nil
+}
+
+func (w *wire) send(m proto.Message) error {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := w.conn.SetWriteDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return err
+	}
+	_, err = w.conn.Write(b)
+	return err
+}
+
+// ack answers a request; an empty text is success.
+func (w *wire) ack(text string) error {
+	return w.send(&zds.WorkloadResponse{Payload: &zds.WorkloadResponse_Ack{Ack: &zds.Ack{Error: text}}})
+}
+
+// receive returns the next request, whose descriptors the caller must close, or an error: io.EOF at the agent's end of the
+// connection, one that wraps errProtocol for what is not a request.
+func (w *wire) receive() (*request, error) {
+	packet := make([]byte, maxPacket)
+	oob := make([]byte, unix.CmsgSpace(4*maxDescriptors))
+	n, oobn, flags, _, err := w.conn.ReadMsgUnix(packet, oob)
+	if err != nil {
+		return nil, err
+	}
+	r := &request{}
+	if r.fds, err = descriptors(oob[:oobn]); err != nil {
+		r.close()
+		return nil, err
+	}
+	if n == 0 && oobn == 0 {
+		return nil, io.EOF
+	}
+	if err := r.decode(packet[:n], flags); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *request) decode(packet []byte, flags int) error {
+	if flags&unix.MSG_TRUNC != 0 {
+		return fmt.Errorf("%w: message of more than %d bytes", errProtocol, maxPacket)
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		return fmt.Errorf("%w: message with more than %d descriptors", errProtocol, maxDescriptors)
+	}
+	r.WorkloadRequest = &zds.WorkloadRequest{}
+	if err := proto.Unmarshal(packet, r.WorkloadRequest); err != nil {
+		return fmt.Errorf("%w: %w", errProtocol, err)
+	}
+	want := 0
+	switch p := r.Payload.(type) {
+	case *zds.WorkloadRequest_Add:
+		want = 1
+		if p.Add.GetUid() == "" {
+			return fmt.Errorf("%w: add without a uid", errProtocol)
+		}
+		if i := p.Add.GetWorkloadInfo(); i.GetName() == "" || i.GetNamespace() == "" || i.GetServiceAccount() == "" {
+			return fmt.Errorf("%w: add of %s without name, namespace and service account", errProtocol, p.Add.GetUid())
+		}
+	case *zds.WorkloadRequest_Keep:
+		if p.Keep.GetUid() == "" {
+			return fmt.Errorf("%w: keep without a uid", errProtocol)
+		}
+	case *zds.WorkloadRequest_Del:
+		if p.Del.GetUid() == "" {
+			return fmt.Errorf("%w: delete without a uid", errProtocol)
+		}
+	}
+	if len(r.fds) != want {
+		return fmt.Errorf("%w: %T with %d descriptors, want %d", errProtocol, r.Payload, len(r.fds), want)
+	}
+	return nil
+}
+
+// descriptors takes the file descriptors out of control messages. Those that it returns are open also if there is an error.
+func descriptors(oob []byte) ([]int, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("%w: control message: %w", errProtocol, err)
+	}
+	var all []int
+	for _, m := range messages {
+		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		fds, err := unix.ParseUnixRights(&m)
+		all = append(all, fds...)
+		if err != nil {
+			return all, fmt.Errorf("%w: descriptors: %w", errProtocol, err)
+		}
+	}
+	return all, nil
+}
