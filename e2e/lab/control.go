@@ -1,0 +1,378 @@
+package lab
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	ca "istio.io/api/security/v1alpha1"
+
+	"github.com/ambit-mesh/ambit/api/security"
+	"github.com/ambit-mesh/ambit/api/workload"
+)
+
+// Type URLs of the resources that the control plane serves.
+const (
+	AddressType       = "type.googleapis.com/istio.workload.Address"
+	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
+)
+
+const (
+	dialTimeout = 5 * time.Second
+	token       = "lab-token"
+	certTTL     = time.Hour
+)
+
+// Control is a control plane that serves the resources it was given to every proxy that shows the lab's token, and signs
+// whatever identity is asked for. Its methods may be called at once.
+type Control struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	ca.UnimplementedIstioCertificateServiceServer
+
+	// RootFile holds the trust bundle, TokenFile the token that proxies must show.
+	RootFile, TokenFile string
+	// Addr is the address of xDS and CA, host:port.
+	Addr string
+
+	logger *slog.Logger
+	server *grpc.Server
+	key    *ecdsa.PrivateKey
+	root   *x509.Certificate
+	served chan struct{}
+
+	mu        sync.Mutex                                // guards the fields below
+	resources map[string]map[string]*discovery.Resource // by type URL and name
+	changed   chan struct{}                             // closed and replaced when resources change
+	nacks     []string
+	issued    map[string]int // certificates by identity
+}
+
+func newControl(space *Namespace, dir string, logger *slog.Logger) (*Control, error) {
+	c := &Control{
+		RootFile: filepath.Join(dir, "root.pem"), TokenFile: filepath.Join(dir, "token"),
+		Addr:   net.JoinHostPort(Gateway4.String(), "15012"),
+		logger: logger, served: make(chan struct{}),
+		resources: map[string]map[string]*discovery.Resource{AddressType: {}, AuthorizationType: {}},
+		changed:   make(chan struct{}), issued: map[string]int{},
+	}
+	if err := c.makeRoot(); err != nil {
+		return nil, fmt.Errorf("start control plane: %w", err)
+	}
+	if err := os.WriteFile(c.TokenFile, []byte(token), 0o600); err != nil {
+		return nil, fmt.Errorf("start control plane: %w", err)
+	}
+	serving, err := c.sign(&x509.Certificate{
+		IPAddresses: []net.IP{Gateway4.AsSlice(), Gateway6.AsSlice()},
+		DNSNames:    []string{"istiod.istio-system.svc", "istiod.istio-system.svc.cluster.local"},
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("start control plane: %w", err)
+	}
+	ln, err := space.Listen(c.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("start control plane: %w", err)
+	}
+	c.server = grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{*serving}, MinVersion: tls.VersionTLS12})))
+	discovery.RegisterAggregatedDiscoveryServiceServer(c.server, c)
+	ca.RegisterIstioCertificateServiceServer(c.server, c)
+	go func() {
+		defer close(c.served)
+		if err := c.server.Serve(ln); err != nil {
+			logger.Error("control plane ended", "error", err)
+		}
+	}()
+	return c, nil
+}
+
+func (c *Control) close() error {
+	c.server.Stop()
+	<-c.served
+	return nil
+}
+
+// SetAddresses adds or replaces workloads and services, and tells every proxy.
+func (c *Control) SetAddresses(addrs ...*workload.Address) {
+	c.set(AddressType, func(put func(string, proto.Message)) {
+		for _, a := range addrs {
+			put(AddressName(a), a)
+		}
+	})
+}
+
+// SetAuthorizations adds or replaces policies, and tells every proxy.
+func (c *Control) SetAuthorizations(policies ...*security.Authorization) {
+	c.set(AuthorizationType, func(put func(string, proto.Message)) {
+		for _, p := range policies {
+			put(p.GetNamespace()+"/"+p.GetName(), p)
+		}
+	})
+}
+
+// AddressName is the name under which the resource is served.
+func AddressName(a *workload.Address) string {
+	if s := a.GetService(); s != nil {
+		return s.GetNamespace() + "/" + s.GetHostname()
+	}
+	return a.GetWorkload().GetUid()
+}
+
+func (c *Control) set(typeURL string, fill func(func(string, proto.Message))) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fill(func(name string, m proto.Message) {
+		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		if err != nil {
+			panic(err) // a message built by the test itself
+		}
+		sum := sha256.Sum256(body)
+		c.resources[typeURL][name] = &discovery.Resource{
+			Name: name, Version: hex.EncodeToString(sum[:8]), Resource: &anypb.Any{TypeUrl: typeURL, Value: body},
+		}
+	})
+	c.announce()
+}
+
+// Remove withdraws resources by name.
+func (c *Control) Remove(typeURL string, names ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range names {
+		delete(c.resources[typeURL], name)
+	}
+	c.announce()
+}
+
+func (c *Control) announce() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// Nacks returns what proxies refused so far.
+func (c *Control) Nacks() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string(nil), c.nacks...)
+}
+
+// Issued returns how many certificates were signed for an identity.
+func (c *Control) Issued(identity string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.issued[identity]
+}
+
+// DeltaAggregatedResources serves one proxy: everything of each type that it asks for, then what changes.
+func (c *Control) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	if err := authenticate(stream.Context()); err != nil {
+		return err
+	}
+	requests, failed := make(chan *discovery.DeltaDiscoveryRequest), make(chan error, 1)
+	go func() {
+		for {
+			r, err := stream.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case requests <- r:
+			case <-stream.Context().Done():
+				return
+			}
+		}
+	}()
+	known := map[string]map[string]string{} // by type: name to version
+	nonce := 0
+	for {
+		c.mu.Lock()
+		changed := c.changed
+		c.mu.Unlock()
+		for _, typeURL := range []string{AuthorizationType, AddressType} {
+			if known[typeURL] == nil {
+				continue
+			}
+			nonce++
+			if err := c.push(stream, typeURL, known[typeURL], nonce); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case err := <-failed:
+			return err
+		case r := <-requests:
+			if e := r.GetErrorDetail(); e != nil {
+				c.mu.Lock()
+				c.nacks = append(c.nacks, e.GetMessage())
+				c.mu.Unlock()
+			}
+			if t := r.GetTypeUrl(); known[t] == nil && (t == AddressType || t == AuthorizationType) {
+				known[t] = map[string]string{}
+				for name, version := range r.GetInitialResourceVersions() {
+					known[t][name] = version
+				}
+				nonce++
+				if len(known[t]) > 0 || c.empty(t) {
+					// The first answer is due even if there is nothing to say.
+					if err := stream.Send(&discovery.DeltaDiscoveryResponse{TypeUrl: t, Nonce: fmt.Sprint(nonce)}); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+}
+
+func (c *Control) empty(typeURL string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.resources[typeURL]) == 0
+}
+
+func (c *Control) push(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, typeURL string, known map[string]string, nonce int) error {
+	out := &discovery.DeltaDiscoveryResponse{TypeUrl: typeURL, Nonce: fmt.Sprint(nonce)}
+	c.mu.Lock()
+	for name, r := range c.resources[typeURL] {
+		if known[name] != r.GetVersion() {
+			known[name] = r.GetVersion()
+			out.Resources = append(out.Resources, r)
+		}
+	}
+	for name := range known {
+		if c.resources[typeURL][name] == nil {
+			delete(known, name)
+			out.RemovedResources = append(out.RemovedResources, name)
+		}
+	}
+	c.mu.Unlock()
+	if len(out.GetResources()) == 0 && len(out.GetRemovedResources()) == 0 {
+		return nil
+	}
+	return stream.Send(out)
+}
+
+// CreateCertificate signs the identity that the proxy impersonates.
+func (c *Control) CreateCertificate(ctx context.Context, r *ca.IstioCertificateRequest) (*ca.IstioCertificateResponse, error) {
+	if err := authenticate(ctx); err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode([]byte(r.GetCsr()))
+	if block == nil {
+		return nil, status.Error(codes.InvalidArgument, "the request has no PEM block")
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "parse request: %v", err)
+	}
+	identity := r.GetMetadata().GetFields()["ImpersonatedIdentity"].GetStringValue()
+	uri, err := url.Parse(identity)
+	if err != nil || identity == "" {
+		return nil, status.Errorf(codes.InvalidArgument, "no identity in metadata: %v", err)
+	}
+	cert, err := c.sign(&x509.Certificate{URIs: []*url.URL{uri}}, csr.PublicKey)
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	c.mu.Lock()
+	c.issued[identity]++
+	c.mu.Unlock()
+	return &ca.IstioCertificateResponse{CertChain: []string{encode(cert.Certificate[0]), encode(c.root.Raw)}}, nil
+}
+
+// SignIdentity makes a key and a certificate of the lab's mesh for a test's own client.
+func (c *Control) SignIdentity(identity string) (*tls.Certificate, *x509.CertPool, error) {
+	uri, err := url.Parse(identity)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign %q: %w", identity, err)
+	}
+	cert, err := c.sign(&x509.Certificate{URIs: []*url.URL{uri}}, nil)
+	pool := x509.NewCertPool()
+	pool.AddCert(c.root)
+	return cert, pool, err
+}
+
+func (c *Control) makeRoot() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"lab"}},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return err
+	}
+	if c.root, err = x509.ParseCertificate(der); err != nil {
+		return err
+	}
+	c.key = key
+	return os.WriteFile(c.RootFile, []byte(encode(der)), 0o644)
+}
+
+// sign completes and signs a leaf for the key, or for a new one if it is nil.
+func (c *Control) sign(leaf *x509.Certificate, public any) (*tls.Certificate, error) {
+	out := &tls.Certificate{}
+	if public == nil {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		out.PrivateKey, public = key, key.Public()
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	leaf.SerialNumber = serial
+	leaf.NotBefore, leaf.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(certTTL)
+	leaf.KeyUsage = x509.KeyUsageDigitalSignature
+	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	leaf.BasicConstraintsValid = true
+	der, err := x509.CreateCertificate(rand.Reader, leaf, c.root, public, c.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate: %w", err)
+	}
+	out.Certificate = [][]byte{der, c.root.Raw}
+	return out, nil
+}
+
+func encode(der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+func authenticate(ctx context.Context) error {
+	md, _ := metadata.FromIncomingContext(ctx)
+	for _, v := range md.Get("authorization") {
+		if v == "Bearer "+token {
+			return nil
+		}
+	}
+	return status.Error(codes.Unauthenticated, "the lab's token is missing")
+}

@@ -1,0 +1,166 @@
+package lab
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const ifaNoDAD = unix.IFA_F_NODAD
+
+// namespaces is where `ip netns` finds them too, so that a person can look inside.
+const namespaces = "/run/netns"
+
+// Namespace is a network namespace with a name.
+type Namespace struct {
+	// Path is a file that keeps the namespace alive; `ip netns exec` takes its base name.
+	Path   string
+	handle ns.NetNS
+}
+
+func newNamespace() (*Namespace, error) {
+	if err := os.MkdirAll(namespaces, 0o755); err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	var id [6]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	n := &Namespace{Path: filepath.Join(namespaces, prefix+hex.EncodeToString(id[:]))}
+	if err := os.WriteFile(n.Path, nil, 0o444); err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	made := make(chan error)
+	go func() { // the locked thread ends with this goroutine, so nothing else ever runs in the namespace
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			made <- err
+			return
+		}
+		made <- unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), n.Path, "", unix.MS_BIND, "")
+	}()
+	err := <-made
+	if err == nil {
+		n.handle, err = ns.GetNS(n.Path)
+	}
+	if err == nil {
+		err = n.Do(func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetUp(lo)
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make network namespace: %w", err), n.close())
+	}
+	return n, nil
+}
+
+func (n *Namespace) close() error {
+	var err error
+	if n.handle != nil {
+		err = n.handle.Close()
+	}
+	if e := unix.Unmount(n.Path, unix.MNT_DETACH); e != nil && !errors.Is(e, unix.EINVAL) {
+		err = errors.Join(err, fmt.Errorf("unmount %s: %w", n.Path, e))
+	}
+	if e := os.Remove(n.Path); e != nil && !errors.Is(e, fs.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// Do runs f inside the namespace, on one locked thread. f must not start goroutines that rely on it.
+func (n *Namespace) Do(f func() error) error {
+	return n.handle.Do(func(ns.NetNS) error { return f() })
+}
+
+// Listen opens a TCP listener inside the namespace. The caller closes it.
+func (n *Namespace) Listen(addr string) (net.Listener, error) {
+	var ln net.Listener
+	err := n.Do(func() (err error) {
+		ln, err = net.Listen("tcp", addr)
+		return err
+	})
+	return ln, err
+}
+
+// Dial opens a TCP connection from inside the namespace to an address (no name: a look-up would leave the thread). The
+// caller closes it.
+func (n *Namespace) Dial(addr string) (*net.TCPConn, error) {
+	var conn net.Conn
+	err := n.Do(func() (err error) {
+		conn, err = net.DialTimeout("tcp", addr, dialTimeout)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// Start starts a command inside the namespace. It is killed when this process ends, however that happens.
+func (n *Namespace) Start(cmd *exec.Cmd) error {
+	// A parent-death signal comes when the thread ends that started the child, so that thread must live as long as the
+	// process: the lab keeps one for it.
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread waits with the child, and ends with this goroutine
+		if err := n.handle.Set(); err != nil {
+			started <- err
+			return
+		}
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			waitGone(cmd.Process.Pid)
+		}
+	}()
+	return <-started
+}
+
+// waitGone returns once the child of that id has ended; it leaves the reaping to whoever owns the command.
+func waitGone(pid int) {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+// Clear removes the namespaces that labs left whose process was cut off. It must not run while another lab of this
+// machine is in use.
+func Clear() error {
+	entries, err := os.ReadDir(namespaces)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("clear labs: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			errs = append(errs, (&Namespace{Path: filepath.Join(namespaces, e.Name())}).close())
+		}
+	}
+	return errors.Join(errs...)
+}

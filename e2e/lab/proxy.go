@@ -1,0 +1,272 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/cni/rules"
+	"github.com/ambit-mesh/ambit/cni/zds"
+)
+
+// Node is a node: a namespace for its proxies and an agent's ZDS server before them.
+type Node struct {
+	*Host
+	// Agent tells the node's proxies which pods they serve.
+	Agent *zds.Server
+	// Socket is where it listens.
+	Socket string
+
+	lab    *Lab
+	cancel context.CancelFunc
+	done   chan error
+}
+
+// AddNode makes a node. It has no proxy yet.
+func (l *Lab) AddNode(name string) (*Node, error) {
+	h, err := l.AddHost(name)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{Host: h, Socket: filepath.Join(l.dir, name+"-zds.sock"), lab: l, done: make(chan error, 1)}
+	ln, err := zds.Listen(n.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("add node %s: %w", name, err)
+	}
+	n.Agent = zds.NewServer(zds.Config{Logger: l.logger.With("node", name)})
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel = cancel
+	go func() { n.done <- n.Agent.Serve(ctx, ln) }()
+	l.OnClose(n.close)
+	return n, nil
+}
+
+func (n *Node) close() error {
+	n.cancel()
+	return <-n.done
+}
+
+// Pod is a host that is a workload of the mesh.
+type Pod struct {
+	*Host
+	Node           *Node
+	Namespace      string
+	ServiceAccount string
+	UID            string
+}
+
+// AddPod makes a pod in Kubernetes namespace "default", whose service account has the pod's name. The control plane
+// does not know it and no proxy serves it yet.
+func (n *Node) AddPod(name string) (*Pod, error) {
+	h, err := n.lab.AddHost(name)
+	if err != nil {
+		return nil, err
+	}
+	return &Pod{Host: h, Node: n, Namespace: "default", ServiceAccount: name, UID: "uid-" + name}, nil
+}
+
+// Identity is the pod's SPIFFE identity.
+func (p *Pod) Identity() string {
+	return "spiffe://cluster.local/ns/" + p.Namespace + "/sa/" + p.ServiceAccount
+}
+
+// Workload describes the pod as the control plane would: in HBONE if it is captured.
+func (p *Pod) Workload(captured bool) *workload.Workload {
+	w := &workload.Workload{
+		Uid: "Kubernetes//Pod/" + p.Namespace + "/" + p.Name, Name: p.Name, Namespace: p.Namespace,
+		Addresses:      [][]byte{p.IPv4.AsSlice(), p.IPv6.AsSlice()},
+		ServiceAccount: p.ServiceAccount, Node: p.Node.Name, CanonicalName: p.Name, WorkloadName: p.Name,
+		WorkloadType: workload.WorkloadType_DEPLOYMENT, CanonicalRevision: "latest", ClusterId: "Kubernetes",
+	}
+	if captured {
+		w.TunnelProtocol = workload.TunnelProtocol_HBONE
+	}
+	return w
+}
+
+// Address wraps the workload as a resource.
+func (p *Pod) Address(captured bool) *workload.Address {
+	return &workload.Address{Type: &workload.Address_Workload{Workload: p.Workload(captured)}}
+}
+
+// Capture puts the redirect rules into the pod, gives it to its node's newest proxy, waits for the answer, and tells the
+// control plane that peers may use HBONE.
+func (p *Pod) Capture(ctx context.Context) error {
+	if err := p.Node.lab.Kernel.Apply(ctx, p.Handle(), rules.For(rules.Config{IPv6: true})); err != nil {
+		return fmt.Errorf("capture pod %s: %w", p.Name, err)
+	}
+	p.Node.lab.Control.SetAddresses(p.Address(true))
+	return p.Offer(ctx)
+}
+
+// Offer gives the pod to its node's newest proxy and waits for the answer; it changes no rules.
+func (p *Pod) Offer(ctx context.Context) error {
+	f, err := os.Open(p.Path)
+	if err != nil {
+		return fmt.Errorf("offer pod %s: %w", p.Name, err)
+	}
+	defer f.Close()
+	err = p.Node.Agent.Add(ctx, zds.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, NetNS: f})
+	if err != nil {
+		return fmt.Errorf("offer pod %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// Proxy is a running ztunnel process.
+type Proxy struct {
+	Node *Node
+	// Log is the file that its output goes to.
+	Log string
+
+	cmd    *exec.Cmd
+	exited chan struct{}
+	mu     sync.Mutex
+	err    error // guarded by mu; how it ended
+}
+
+// StartProxy runs a ztunnel binary on the node, as its DaemonSet would. Extra environment goes last, as NAME=value.
+func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
+	log, err := os.CreateTemp(n.lab.dir, n.Name+"-ztunnel-*.log")
+	if err != nil {
+		return nil, fmt.Errorf("start proxy on %s: %w", n.Name, err)
+	}
+	defer log.Close()
+	control := n.lab.Control
+	p := &Proxy{Node: n, Log: log.Name(), exited: make(chan struct{})}
+	p.cmd = exec.Command(binary, "proxy", "ztunnel")
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Dir = n.lab.dir
+	p.cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"),
+		"XDS_ADDRESS=https://" + control.Addr, "CA_ADDRESS=https://" + control.Addr,
+		"XDS_ROOT_CA=" + control.RootFile, "CA_ROOT_CA=" + control.RootFile, "AUTH_TOKEN=" + control.TokenFile,
+		"INPOD_UDS=" + n.Socket, "NODE_NAME=" + n.Name, "POD_NAME=ztunnel-" + n.Name, "POD_NAMESPACE=istio-system",
+		"INSTANCE_IP=" + n.IPv4.String(), "SERVICE_ACCOUNT=ztunnel", "CLUSTER_ID=Kubernetes",
+		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_CAPTURE=false",
+	}, env...)
+	if err := n.Start(p.cmd); err != nil {
+		return nil, fmt.Errorf("start proxy on %s: %w", n.Name, err)
+	}
+	go func() {
+		defer close(p.exited)
+		err := p.cmd.Wait()
+		p.mu.Lock()
+		p.err = err
+		p.mu.Unlock()
+	}()
+	n.lab.OnClose(func() error { p.Kill(); return nil })
+	return p, nil
+}
+
+// PID is the process id.
+func (p *Proxy) PID() int { return p.cmd.Process.Pid }
+
+// Exited is closed once the process has ended.
+func (p *Proxy) Exited() <-chan struct{} { return p.exited }
+
+// Signal sends a signal, if the process is still there.
+func (p *Proxy) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
+
+// Kill ends the process without grace and waits for its end.
+func (p *Proxy) Kill() {
+	_ = p.cmd.Process.Kill() // it may have ended by itself
+	<-p.exited
+}
+
+// Wait returns how the process ended, once it has.
+func (p *Proxy) Wait(ctx context.Context) error {
+	select {
+	case <-p.exited:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for proxy on %s: %w", p.Node.Name, ctx.Err())
+	}
+}
+
+// Get asks one of the process's own HTTP ports, on loopback of its node, e.g. Get(ctx, 15021, "/healthz/ready").
+func (p *Proxy) Get(ctx context.Context, port int, path string) (int, string, error) {
+	return p.do(ctx, http.MethodGet, port, path)
+}
+
+// Post is Get with the method POST.
+func (p *Proxy) Post(ctx context.Context, port int, path string) (int, string, error) {
+	return p.do(ctx, http.MethodPost, port, path)
+}
+
+func (p *Proxy) do(ctx context.Context, method string, port int, path string) (int, string, error) {
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return p.Node.Dial(addr) },
+	}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+addr+path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
+
+// WaitReady waits until the process says that it is ready; it fails with the end of its log if it does not in time, or
+// ends.
+func (p *Proxy) WaitReady(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if code, _, err := p.Get(ctx, 15021, "/healthz/ready"); err == nil && code == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-p.exited:
+			return fmt.Errorf("proxy on %s ended before it was ready: %w\n%s", p.Node.Name, p.Wait(ctx), p.LogTail())
+		case <-ctx.Done():
+			return fmt.Errorf("proxy on %s is not ready: %w\n%s", p.Node.Name, ctx.Err(), p.LogTail())
+		}
+	}
+}
+
+// LogTail returns the end of the log, at most 8 KiB.
+func (p *Proxy) LogTail() string {
+	const most = 8 << 10
+	f, err := os.Open(p.Log)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	if size, err := f.Seek(0, io.SeekEnd); err == nil && size > most {
+		_, err = f.Seek(-most, io.SeekEnd)
+		if err != nil {
+			return err.Error()
+		}
+	} else if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err.Error()
+	}
+	body, err := io.ReadAll(f)
+	return string(body) + errText(err)
+}
+
+func errText(err error) string {
+	if err == nil || errors.Is(err, io.EOF) {
+		return ""
+	}
+	return err.Error()
+}
