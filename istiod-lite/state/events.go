@@ -1,0 +1,430 @@
+package state
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// Upsert takes a new or changed object. Objects of kinds that nothing follows from are ignored.
+func (s *State) Upsert(o cluster.Object) {
+	switch o := o.(type) {
+	case *cluster.Pod:
+		s.setPod(o.Key, o)
+	case *cluster.Service:
+		s.setService(o.Key, o)
+	case *cluster.EndpointSlice:
+		s.setSlice(o.Key, o)
+	case *cluster.Node:
+		s.setNode(o.Name, o)
+	case *cluster.Namespace:
+		s.setNamespace(o.Name, o)
+	case *cluster.PeerAuthentication:
+		s.setPolicy(o.Key, o)
+	}
+}
+
+// Delete takes an object away.
+func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
+	switch kind {
+	case cluster.KindPod:
+		s.setPod(key, nil)
+	case cluster.KindService:
+		s.setService(key, nil)
+	case cluster.KindEndpointSlice:
+		s.setSlice(key, nil)
+	case cluster.KindNode:
+		s.setNode(key.Name, nil)
+	case cluster.KindNamespace:
+		s.setNamespace(key.Name, nil)
+	case cluster.KindPeerAuthentication:
+		s.setPolicy(key, nil)
+	}
+}
+
+// Replace takes all objects of a kind: those that it does not name are gone.
+func (s *State) Replace(kind cluster.Kind, objects []cluster.Object) {
+	named := make(set[cluster.Key], len(objects))
+	for _, o := range objects {
+		named[o.ObjectKey()] = struct{}{}
+	}
+	for _, key := range s.keys(kind) {
+		if _, ok := named[key]; !ok {
+			s.Delete(kind, key)
+		}
+	}
+	for _, o := range objects {
+		s.Upsert(o)
+	}
+}
+
+func (s *State) keys(kind cluster.Kind) []cluster.Key {
+	var out []cluster.Key
+	switch kind {
+	case cluster.KindPod:
+		out = keysOf(s.pods)
+	case cluster.KindService:
+		out = keysOf(s.services)
+	case cluster.KindEndpointSlice:
+		out = keysOf(s.slices)
+	case cluster.KindPeerAuthentication:
+		out = keysOf(s.policies)
+	case cluster.KindNode:
+		for name := range s.nodes {
+			out = append(out, cluster.Key{Name: name})
+		}
+	case cluster.KindNamespace:
+		for name, n := range s.namespaces {
+			if n.object != nil {
+				out = append(out, cluster.Key{Name: name})
+			}
+		}
+	}
+	return out
+}
+
+func keysOf[T any](m map[cluster.Key]T) []cluster.Key {
+	out := make([]cluster.Key, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	return out
+}
+
+// group returns the namespace of that name, made if need be.
+func (s *State) group(name string) *namespace {
+	n := s.namespaces[name]
+	if n == nil {
+		n = &namespace{
+			pods:      set[cluster.Key]{},
+			services:  set[cluster.Key]{},
+			selecting: map[cluster.Label]set[cluster.Key]{},
+			policies:  set[cluster.Key]{},
+		}
+		s.namespaces[name] = n
+	}
+	return n
+}
+
+// ungroup forgets a namespace when nothing is left of it.
+func (s *State) ungroup(name string) {
+	n := s.namespaces[name]
+	if n != nil && n.object == nil && len(n.pods) == 0 && len(n.services) == 0 && len(n.policies) == 0 {
+		delete(s.namespaces, name)
+	}
+}
+
+// setPod takes a pod, nil if it is gone. On the pod itself depend the slices, by hand, that have its address or name.
+func (s *State) setPod(key cluster.Key, p *cluster.Pod) {
+	old := s.pods[key]
+	if old == nil && p == nil || old != nil && p != nil && old.Equal(p) {
+		return
+	}
+	s.dirty.pods[key] = struct{}{}
+	if old != nil {
+		drop(s.podsOnNode, old.Node, key)
+		s.unplacePod(old)
+	}
+	if p == nil {
+		delete(s.pods, key)
+		delete(s.group(key.Namespace).pods, key)
+		s.ungroup(key.Namespace)
+	} else {
+		s.pods[key] = p
+		s.group(key.Namespace).pods[key] = struct{}{}
+		add(s.podsOnNode, p.Node, key)
+		s.placePod(p)
+	}
+	if !samePlace(old, p) {
+		s.touchSlicesOf(old)
+		s.touchSlicesOf(p)
+	}
+}
+
+func hasPlace(p *cluster.Pod) bool { return p.Present() && !p.HostNetwork }
+
+// samePlace reports whether both are found at the same addresses, or neither at any.
+func samePlace(a, b *cluster.Pod) bool {
+	if a.Present() != b.Present() {
+		return false
+	}
+	return !a.Present() || a.HostNetwork == b.HostNetwork && slices.Equal(a.IPs, b.IPs)
+}
+
+func (s *State) placePod(p *cluster.Pod) {
+	if hasPlace(p) {
+		for _, ip := range p.IPs {
+			add(s.podsAt, ip, p.Key)
+		}
+	}
+}
+
+func (s *State) unplacePod(p *cluster.Pod) {
+	if hasPlace(p) {
+		for _, ip := range p.IPs {
+			drop(s.podsAt, ip, p.Key)
+		}
+	}
+}
+
+func (s *State) touchSlicesOf(p *cluster.Pod) {
+	if p == nil {
+		return
+	}
+	for k := range s.slicesNamed[p.Key] {
+		s.dirty.slices[k] = struct{}{}
+	}
+	for _, ip := range p.IPs {
+		for k := range s.slicesAt[ip] {
+			s.dirty.slices[k] = struct{}{}
+		}
+	}
+}
+
+// setService takes a service, nil if it is gone. On it depend the pods that it selects or selected, its slices, and whoever
+// claims one of its addresses.
+func (s *State) setService(key cluster.Key, svc *cluster.Service) {
+	old := s.services[key]
+	if old == nil && svc == nil || old != nil && svc != nil && old.Equal(svc) {
+		return
+	}
+	s.dirty.services[key] = struct{}{}
+	group := s.group(key.Namespace)
+	if old != nil {
+		s.unclaim(translate.Claims(old))
+		if len(old.Selector) > 0 {
+			drop(group.selecting, old.Selector[0], key)
+		}
+	}
+	if svc == nil {
+		delete(s.services, key)
+		delete(group.services, key)
+	} else {
+		s.services[key] = svc
+		group.services[key] = struct{}{}
+		s.claim(translate.Claims(svc))
+		if len(svc.Selector) > 0 {
+			add(group.selecting, svc.Selector[0], key)
+		}
+	}
+	if !sameEndpoints(old, svc) {
+		s.touchSelected(group, old, svc)
+		for k := range s.slicesOf[key] {
+			s.touchSlice(s.slices[k])
+		}
+	}
+	s.ungroup(key.Namespace)
+}
+
+// sameEndpoints reports whether the two states of a service are the same to a workload.
+func sameEndpoints(a, b *cluster.Service) bool {
+	return a != nil && b != nil && a.External == b.External && a.Selector.Equal(b.Selector) && slices.Equal(a.Ports, b.Ports)
+}
+
+func (s *State) touchSelected(group *namespace, services ...*cluster.Service) {
+	for _, svc := range services {
+		if svc == nil || len(svc.Selector) == 0 {
+			continue
+		}
+		for k := range group.pods {
+			if translate.Selects(svc, s.pods[k]) {
+				s.dirty.pods[k] = struct{}{}
+			}
+		}
+	}
+}
+
+func (s *State) claim(claims []translate.Claim) {
+	for _, c := range claims {
+		s.claims[c.Addr] = append(s.claims[c.Addr], c)
+		s.touchClaimants(c.Addr)
+	}
+}
+
+func (s *State) unclaim(claims []translate.Claim) {
+	for _, c := range claims {
+		all := s.claims[c.Addr]
+		if i := slices.Index(all, c); i >= 0 {
+			all = slices.Delete(all, i, i+1)
+		}
+		if len(all) == 0 {
+			delete(s.claims, c.Addr)
+			continue
+		}
+		s.claims[c.Addr] = all
+		s.touchClaimants(c.Addr)
+	}
+}
+
+func (s *State) touchClaimants(addr netip.Addr) {
+	for _, c := range s.claims[addr] {
+		if c.Strength != translate.ClaimNode {
+			s.dirty.services[c.Service] = struct{}{}
+		}
+	}
+}
+
+// setSlice takes an endpoint slice, nil if it is gone. On it depend the pods that are, or were, its endpoints.
+func (s *State) setSlice(key cluster.Key, slice *cluster.EndpointSlice) {
+	old := s.slices[key]
+	if old == nil && slice == nil || old != nil && slice != nil && old.Equal(slice) {
+		return
+	}
+	s.dirty.slices[key] = struct{}{}
+	if old != nil {
+		s.touchSlice(old)
+		drop(s.slicesOf, old.ServiceKey(), key)
+		for _, e := range old.Endpoints {
+			drop(s.slicesOn, e.Node, key)
+			if e.Pod != "" {
+				drop(s.slicesNamed, cluster.Key{Namespace: key.Namespace, Name: e.Pod}, key)
+			} else {
+				drop(s.slicesAt, e.Addr, key)
+			}
+		}
+	}
+	if slice == nil {
+		delete(s.slices, key)
+		return
+	}
+	s.slices[key] = slice
+	add(s.slicesOf, slice.ServiceKey(), key)
+	for _, e := range slice.Endpoints {
+		add(s.slicesOn, e.Node, key)
+		if e.Pod != "" {
+			add(s.slicesNamed, cluster.Key{Namespace: key.Namespace, Name: e.Pod}, key)
+		} else {
+			add(s.slicesAt, e.Addr, key)
+		}
+	}
+	s.touchSlice(slice)
+}
+
+// touchSlice marks a slice and the pods that it has as endpoints.
+func (s *State) touchSlice(slice *cluster.EndpointSlice) {
+	s.dirty.slices[slice.Key] = struct{}{}
+	for _, e := range slice.Endpoints {
+		if e.Pod != "" {
+			s.dirty.pods[cluster.Key{Namespace: slice.Namespace, Name: e.Pod}] = struct{}{}
+			continue
+		}
+		for k := range s.podsAt[e.Addr] {
+			s.dirty.pods[k] = struct{}{}
+		}
+	}
+}
+
+// setNode takes a node, nil if it is gone. Its place is that of its pods; its addresses are not a load balancer's.
+func (s *State) setNode(name string, n *cluster.Node) {
+	old := s.nodes[name]
+	if old == nil && n == nil || old != nil && n != nil && old.Equal(n) {
+		return
+	}
+	var was, is cluster.Locality
+	if old != nil {
+		was = old.Locality
+		s.unclaim(translate.NodeClaims(old))
+	}
+	if n == nil {
+		delete(s.nodes, name)
+	} else {
+		is = n.Locality
+		s.nodes[name] = n
+		s.claim(translate.NodeClaims(n))
+	}
+	if was == is {
+		return
+	}
+	for k := range s.podsOnNode[name] {
+		s.dirty.pods[k] = struct{}{}
+	}
+	for k := range s.slicesOn[name] {
+		s.dirty.slices[k] = struct{}{}
+	}
+}
+
+// setNamespace takes a namespace, nil if it is gone. Its services may take their traffic distribution from it.
+func (s *State) setNamespace(name string, n *cluster.Namespace) {
+	group := s.group(name)
+	old := group.object
+	group.object = n
+	if old == nil || n == nil || old.Distribution != n.Distribution {
+		for k := range group.services {
+			s.dirty.services[k] = struct{}{}
+		}
+	}
+	s.ungroup(name)
+}
+
+// setPolicy takes a PeerAuthentication, nil if it is gone. One with a selector matters to the pods that it selects; one
+// without, to its whole namespace, or to all of the mesh.
+func (s *State) setPolicy(key cluster.Key, p *cluster.PeerAuthentication) {
+	old := s.policies[key]
+	if old == nil && p == nil || old != nil && p != nil && old.Equal(p) {
+		return
+	}
+	before := s.widest(key.Namespace)
+	group := s.group(key.Namespace)
+	if p == nil {
+		delete(s.policies, key)
+		delete(group.policies, key)
+	} else {
+		s.policies[key] = p
+		group.policies[key] = struct{}{}
+	}
+	s.dirty.policies[key] = struct{}{}
+	for k := range group.policies { // which of them is shadowed may have changed
+		s.dirty.policies[k] = struct{}{}
+	}
+	for _, changed := range []*cluster.PeerAuthentication{old, p} {
+		if changed != nil && len(changed.Selector) > 0 {
+			s.touchPods(key.Namespace, changed.Selector)
+		}
+	}
+	if after := s.widest(key.Namespace); modeOf(before) != modeOf(after) {
+		s.touchPods(key.Namespace, nil)
+	}
+	s.ungroup(key.Namespace)
+}
+
+func modeOf(p *cluster.PeerAuthentication) cluster.MTLSMode {
+	if p == nil {
+		return cluster.MTLSUnset
+	}
+	return p.Mode
+}
+
+// touchPods marks the pods with the selector's labels in a policy's scope.
+func (s *State) touchPods(namespace string, selector cluster.Labels) {
+	if namespace == s.mesh.RootNamespace {
+		for k, p := range s.pods {
+			if p.Labels.Contains(selector) {
+				s.dirty.pods[k] = struct{}{}
+			}
+		}
+		return
+	}
+	for k := range s.group(namespace).pods {
+		if s.pods[k].Labels.Contains(selector) {
+			s.dirty.pods[k] = struct{}{}
+		}
+	}
+}
+
+// widest is the policy of a namespace that has no selector and counts.
+func (s *State) widest(namespace string) *cluster.PeerAuthentication {
+	n := s.namespaces[namespace]
+	if n == nil {
+		return nil
+	}
+	var first *cluster.PeerAuthentication
+	for k := range n.policies {
+		p := s.policies[k]
+		if len(p.Selector) == 0 && (first == nil || translate.Older(p, first) < 0) {
+			first = p
+		}
+	}
+	return first
+}

@@ -1,0 +1,171 @@
+package state
+
+import (
+	"net/netip"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/resource"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// static translates what depends on the settings alone.
+func (c *collector) static() {
+	contents := map[string]proto.Message{}
+	for _, a := range translate.Static(c.state.mesh) {
+		contents[translate.AuthorizationName(a)] = a
+	}
+	c.many(object{kind: cluster.KindConfigMap}, resource.Authorization, contents, nil)
+}
+
+func (c *collector) pod(k cluster.Key) {
+	s := c.state
+	name := resource.Name{Type: resource.Address, Name: translate.PodUID(s.mesh, k)}
+	p := s.pods[k]
+	if p == nil {
+		c.one(object{cluster.KindPod, k}, name, nil, nil)
+		return
+	}
+	w, problems := translate.Pod(s.mesh, translate.PodInput{
+		Pod:      p,
+		Node:     s.nodes[p.Node],
+		Services: s.attachments(p),
+		Policies: s.policiesOf(p),
+	})
+	if w == nil {
+		c.one(object{cluster.KindPod, k}, name, nil, problems)
+		return
+	}
+	c.one(object{cluster.KindPod, k}, name, address(w), problems)
+}
+
+func address(w *workload.Workload) *workload.Address {
+	return &workload.Address{Type: &workload.Address_Workload{Workload: w}}
+}
+
+// attachments lists the services that a pod is an endpoint of.
+func (s *State) attachments(p *cluster.Pod) []translate.Attachment {
+	var out []translate.Attachment
+	if n := s.namespaces[p.Namespace]; n != nil {
+		for _, label := range p.Labels {
+			for k := range n.selecting[label] {
+				if svc := s.services[k]; translate.Selects(svc, p) {
+					out = append(out, translate.Attachment{Service: svc})
+				}
+			}
+		}
+	}
+	if !p.Present() {
+		return out
+	}
+	slices := set[cluster.Key]{}
+	for k := range s.slicesNamed[p.Key] {
+		slices[k] = struct{}{}
+	}
+	if !p.HostNetwork {
+		for _, ip := range p.IPs {
+			for k := range s.slicesAt[ip] {
+				slices[k] = struct{}{}
+			}
+		}
+	}
+	for k := range slices {
+		slice := s.slices[k]
+		if svc := s.services[slice.ServiceKey()]; svc != nil && !svc.External {
+			out = append(out, translate.Attachment{Service: svc, Slice: slice})
+		}
+	}
+	translate.SortAttachments(out)
+	return out
+}
+
+// policiesOf names the authorisations that select a pod.
+func (s *State) policiesOf(p *cluster.Pod) []string {
+	var selected *cluster.PeerAuthentication
+	look := func(namespace string) {
+		n := s.namespaces[namespace]
+		if n == nil {
+			return
+		}
+		for k := range n.policies {
+			pa := s.policies[k]
+			if len(pa.Selector) > 0 && p.Labels.Contains(pa.Selector) && (selected == nil || translate.Older(pa, selected) < 0) {
+				selected = pa
+			}
+		}
+	}
+	look(p.Namespace)
+	if p.Namespace != s.mesh.RootNamespace {
+		look(s.mesh.RootNamespace)
+	}
+	inherited := translate.Inherited(s.widest(s.mesh.RootNamespace), s.widest(p.Namespace))
+	return translate.PeerAuthenticationPolicies(s.mesh, inherited, selected)
+}
+
+func (c *collector) service(k cluster.Key) {
+	s := c.state
+	name := resource.Name{Type: resource.Address, Name: translate.ServiceName(s.mesh, k)}
+	svc := s.services[k]
+	if svc == nil {
+		c.one(object{cluster.KindService, k}, name, nil, nil)
+		return
+	}
+	in := translate.ServiceInput{Service: svc}
+	if n := s.namespaces[k.Namespace]; n != nil {
+		in.Namespace = n.object
+	}
+	for _, claim := range translate.Claims(svc) {
+		if rival, granted := translate.Settle(claim, s.claims[claim.Addr]); !granted {
+			if in.Rivals == nil {
+				in.Rivals = map[netip.Addr]translate.Rival{}
+			}
+			in.Rivals[claim.Addr] = rival
+		}
+	}
+	out, problems := translate.Service(s.mesh, in)
+	if out == nil {
+		c.one(object{cluster.KindService, k}, name, nil, problems)
+		return
+	}
+	c.one(object{cluster.KindService, k}, name, &workload.Address{Type: &workload.Address_Service{Service: out}}, problems)
+}
+
+// slice translates the endpoints of a slice that are no pods.
+func (c *collector) slice(k cluster.Key) {
+	s := c.state
+	slice := s.slices[k]
+	contents := map[string]proto.Message{}
+	var problems []translate.Problem
+	if slice != nil {
+		problems = translate.Faults(slice, slice.Faults)
+		if svc := s.services[slice.ServiceKey()]; svc != nil && !svc.External {
+			at := translate.Attachment{Service: svc, Slice: slice}
+			for _, e := range slice.Endpoints {
+				if translate.Standalone(e) && len(s.podsAt[e.Addr]) == 0 {
+					w := translate.Endpoint(s.mesh, at, e, s.nodes[e.Node])
+					contents[w.Uid] = address(w)
+				}
+			}
+		}
+	}
+	c.many(object{cluster.KindEndpointSlice, k}, resource.Address, contents, problems)
+}
+
+func (c *collector) policy(k cluster.Key) {
+	s := c.state
+	contents := map[string]proto.Message{}
+	var problems []translate.Problem
+	if p := s.policies[k]; p != nil {
+		as, found := translate.PeerAuthentication(p)
+		problems = found
+		for _, a := range as {
+			contents[translate.AuthorizationName(a)] = a
+		}
+		if first := s.widest(k.Namespace); len(p.Selector) == 0 && first != p {
+			problems = append(problems, translate.Shadowed(p, first))
+		}
+	}
+	c.many(object{cluster.KindPeerAuthentication, k}, resource.Authorization, contents, problems)
+}

@@ -1,0 +1,264 @@
+package state
+
+import (
+	"net/netip"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/resource"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// set is a set of comparable things.
+type set[T comparable] map[T]struct{}
+
+// add puts x into the set at key k of m.
+func add[K, T comparable](m map[K]set[T], k K, x T) {
+	s := m[k]
+	if s == nil {
+		s = set[T]{}
+		m[k] = s
+	}
+	s[x] = struct{}{}
+}
+
+// drop takes x out of the set at key k of m, and the set out of m with its last element.
+func drop[K, T comparable](m map[K]set[T], k K, x T) {
+	s := m[k]
+	delete(s, x)
+	if len(s) == 0 {
+		delete(m, k)
+	}
+}
+
+// namespace groups what refers to each other within a namespace.
+type namespace struct {
+	object   *cluster.Namespace // nil while only things in it are known
+	pods     set[cluster.Key]
+	services set[cluster.Key]
+	// selecting finds the services that may select a pod by the first label of their selector.
+	selecting map[cluster.Label]set[cluster.Key]
+	policies  set[cluster.Key] // PeerAuthentications
+}
+
+// State is the cluster and what follows from it. Make one with New.
+type State struct {
+	mesh translate.Mesh
+
+	namespaces map[string]*namespace
+	nodes      map[string]*cluster.Node
+	pods       map[cluster.Key]*cluster.Pod
+	services   map[cluster.Key]*cluster.Service
+	slices     map[cluster.Key]*cluster.EndpointSlice
+	policies   map[cluster.Key]*cluster.PeerAuthentication
+
+	podsOnNode  map[string]set[cluster.Key]
+	podsAt      map[netip.Addr]set[cluster.Key]  // present pods with addresses of their own
+	slicesOf    map[cluster.Key]set[cluster.Key] // by service
+	slicesAt    map[netip.Addr]set[cluster.Key]  // by the address of an endpoint that names no pod
+	slicesNamed map[cluster.Key]set[cluster.Key] // by a pod that an endpoint names
+	slicesOn    map[string]set[cluster.Key]      // by node of an endpoint
+	claims      map[netip.Addr][]translate.Claim
+
+	dirty struct {
+		pods, services, slices, policies set[cluster.Key]
+		static                           bool
+	}
+
+	// out is what data planes were last told, by type and name.
+	out [resource.Types]map[string]*resource.Resource
+	// made lists the resources that an object became, where their names do not follow from the object's.
+	made map[object][]resource.Name
+	// problems by the object that they are of.
+	problems map[object][]translate.Problem
+	// problemsChanged is set by Flush when the problems are others than before; whoever reports them clears it.
+	problemsChanged bool
+}
+
+// object names an object of the cluster.
+type object struct {
+	kind cluster.Kind
+	key  cluster.Key
+}
+
+// New returns the state of an empty cluster.
+func New(mesh translate.Mesh) *State {
+	s := &State{
+		mesh:        mesh,
+		namespaces:  map[string]*namespace{},
+		nodes:       map[string]*cluster.Node{},
+		pods:        map[cluster.Key]*cluster.Pod{},
+		services:    map[cluster.Key]*cluster.Service{},
+		slices:      map[cluster.Key]*cluster.EndpointSlice{},
+		policies:    map[cluster.Key]*cluster.PeerAuthentication{},
+		podsOnNode:  map[string]set[cluster.Key]{},
+		podsAt:      map[netip.Addr]set[cluster.Key]{},
+		slicesOf:    map[cluster.Key]set[cluster.Key]{},
+		slicesAt:    map[netip.Addr]set[cluster.Key]{},
+		slicesNamed: map[cluster.Key]set[cluster.Key]{},
+		slicesOn:    map[string]set[cluster.Key]{},
+		claims:      map[netip.Addr][]translate.Claim{},
+		made:        map[object][]resource.Name{},
+		problems:    map[object][]translate.Problem{},
+	}
+	for t := range s.out {
+		s.out[t] = map[string]*resource.Resource{}
+	}
+	s.clean()
+	s.dirty.static = true
+	return s
+}
+
+func (s *State) clean() {
+	s.dirty.pods, s.dirty.services = set[cluster.Key]{}, set[cluster.Key]{}
+	s.dirty.slices, s.dirty.policies = set[cluster.Key]{}, set[cluster.Key]{}
+	s.dirty.static = false
+}
+
+// Mesh returns the settings in force.
+func (s *State) Mesh() translate.Mesh { return s.mesh }
+
+// SetMesh replaces the settings. Everything depends on them.
+func (s *State) SetMesh(m translate.Mesh) {
+	if m == s.mesh {
+		return
+	}
+	s.mesh = m
+	s.dirty.static = true
+	for k := range s.pods {
+		s.dirty.pods[k] = struct{}{}
+	}
+	for k := range s.services {
+		s.dirty.services[k] = struct{}{}
+	}
+	for k := range s.slices {
+		s.dirty.slices[k] = struct{}{}
+	}
+	for k := range s.policies {
+		s.dirty.policies[k] = struct{}{}
+	}
+}
+
+// Flush translates what was marked since the last call and returns how what data planes are told has changed.
+func (s *State) Flush() resource.Change {
+	c := collector{state: s}
+	if s.dirty.static {
+		c.static()
+	}
+	for k := range s.dirty.policies {
+		c.policy(k)
+	}
+	for k := range s.dirty.services {
+		c.service(k)
+	}
+	for k := range s.dirty.slices {
+		c.slice(k)
+	}
+	for k := range s.dirty.pods {
+		c.pod(k)
+	}
+	s.clean()
+	return c.change
+}
+
+// Problems lists the faults of all objects, sorted.
+func (s *State) Problems() []translate.Problem {
+	var out []translate.Problem
+	for _, ps := range s.problems {
+		out = append(out, ps...)
+	}
+	translate.SortProblems(out)
+	return out
+}
+
+// Sizes counts what is known, by kind.
+func (s *State) Sizes() map[cluster.Kind]int {
+	namespaces := 0
+	for _, n := range s.namespaces {
+		if n.object != nil {
+			namespaces++
+		}
+	}
+	return map[cluster.Kind]int{
+		cluster.KindNamespace:          namespaces,
+		cluster.KindNode:               len(s.nodes),
+		cluster.KindPod:                len(s.pods),
+		cluster.KindService:            len(s.services),
+		cluster.KindEndpointSlice:      len(s.slices),
+		cluster.KindPeerAuthentication: len(s.policies),
+	}
+}
+
+// collector gathers one Flush. No two objects become a resource of the same name: names hold the object's.
+type collector struct {
+	state  *State
+	change resource.Change
+}
+
+// one puts what the object o becomes, nothing if content is nil, in the place of what it became before.
+func (c *collector) one(o object, n resource.Name, content proto.Message, problems []translate.Problem) {
+	if content == nil || !c.put(n, content, o, &problems) {
+		c.remove(n)
+	}
+	c.report(o, problems)
+}
+
+// many does the same for an object that becomes any number of resources of one type, given by name.
+func (c *collector) many(o object, t resource.Type, contents map[string]proto.Message, problems []translate.Problem) {
+	s := c.state
+	names := make([]resource.Name, 0, len(contents))
+	for name, content := range contents {
+		n := resource.Name{Type: t, Name: name}
+		if c.put(n, content, o, &problems) {
+			names = append(names, n)
+		}
+	}
+	for _, old := range s.made[o] {
+		if !slices.Contains(names, old) {
+			c.remove(old)
+		}
+	}
+	if len(names) == 0 {
+		delete(s.made, o)
+	} else {
+		s.made[o] = names
+	}
+	c.report(o, problems)
+}
+
+// put reports whether the content could be encoded; if not, that is a problem of the object.
+func (c *collector) put(n resource.Name, content proto.Message, o object, problems *[]translate.Problem) bool {
+	r, err := resource.New(n.Type, n.Name, content)
+	if err != nil {
+		*problems = append(*problems, translate.Problem{Kind: o.kind, Key: o.key, Message: err.Error()})
+		return false
+	}
+	out := c.state.out[n.Type]
+	if old := out[n.Name]; old == nil || old.Version != r.Version {
+		out[n.Name] = r
+		c.change.Upserts = append(c.change.Upserts, r)
+	}
+	return true
+}
+
+func (c *collector) remove(n resource.Name) {
+	if _, ok := c.state.out[n.Type][n.Name]; ok {
+		delete(c.state.out[n.Type], n.Name)
+		c.change.Removed = append(c.change.Removed, n)
+	}
+}
+
+func (c *collector) report(o object, problems []translate.Problem) {
+	s := c.state
+	if slices.Equal(s.problems[o], problems) {
+		return
+	}
+	s.problemsChanged = true
+	if len(problems) == 0 {
+		delete(s.problems, o)
+		return
+	}
+	s.problems[o] = problems
+}

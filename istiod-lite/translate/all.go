@@ -1,0 +1,219 @@
+package translate
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/api/security"
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+)
+
+// Snapshot is all that is known of a cluster.
+type Snapshot struct {
+	Mesh                Mesh
+	Namespaces          []*cluster.Namespace
+	Nodes               []*cluster.Node
+	Pods                []*cluster.Pod
+	Services            []*cluster.Service
+	EndpointSlices      []*cluster.EndpointSlice
+	PeerAuthentications []*cluster.PeerAuthentication
+}
+
+// Config is what data planes are told of it.
+type Config struct {
+	// Addresses by resource name.
+	Addresses map[string]*workload.Address
+	// Authorizations by resource name.
+	Authorizations map[string]*security.Authorization
+	// Problems are sorted.
+	Problems []Problem
+}
+
+// All translates a cluster at once. It looks at everything for each object, so its cost is the square of the cluster's size:
+// it is for checks and small inputs.
+func All(s Snapshot) Config {
+	out := Config{Addresses: map[string]*workload.Address{}, Authorizations: map[string]*security.Authorization{}}
+	for _, a := range Static(s.Mesh) {
+		out.Authorizations[AuthorizationName(a)] = a
+	}
+	for _, p := range s.PeerAuthentications {
+		as, problems := PeerAuthentication(p)
+		for _, a := range as {
+			out.Authorizations[AuthorizationName(a)] = a
+		}
+		out.Problems = append(out.Problems, problems...)
+		if first := s.widest(p.Namespace); len(p.Selector) == 0 && first != p {
+			out.Problems = append(out.Problems, Shadowed(p, first))
+		}
+	}
+	for _, svc := range s.Services {
+		w, problems := Service(s.Mesh, s.serviceInput(svc))
+		if w != nil {
+			out.Addresses[ServiceName(s.Mesh, svc.Key)] = &workload.Address{Type: &workload.Address_Service{Service: w}}
+		}
+		out.Problems = append(out.Problems, problems...)
+	}
+	for _, p := range s.Pods {
+		w, problems := Pod(s.Mesh, s.podInput(p))
+		if w != nil {
+			out.Addresses[w.Uid] = &workload.Address{Type: &workload.Address_Workload{Workload: w}}
+		}
+		out.Problems = append(out.Problems, problems...)
+	}
+	for _, slice := range s.EndpointSlices {
+		out.Problems = append(out.Problems, Faults(slice, slice.Faults)...)
+		svc := s.service(slice.ServiceKey())
+		if svc == nil || svc.External {
+			continue
+		}
+		for _, e := range slice.Endpoints {
+			if Standalone(e) && len(s.podsOf(slice, e)) == 0 {
+				w := Endpoint(s.Mesh, Attachment{svc, slice}, e, s.node(e.Node))
+				out.Addresses[w.Uid] = &workload.Address{Type: &workload.Address_Workload{Workload: w}}
+			}
+		}
+	}
+	SortProblems(out.Problems)
+	return out
+}
+
+// SortProblems sorts by kind, object and message.
+func SortProblems(ps []Problem) {
+	slices.SortFunc(ps, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key), cmp.Compare(a.Message, b.Message))
+	})
+}
+
+// Standalone reports whether an endpoint may be a workload of its own: it does not say that it is a pod. One that does, and
+// whose pod is not known, is left out until it is: the pod may be captured, and must not be spoken to in plain.
+func Standalone(e cluster.Endpoint) bool { return e.Pod == "" }
+
+// Backs reports whether a pod is the endpoint e of a slice: the slice names it, or gives its own address.
+func Backs(p *cluster.Pod, slice *cluster.EndpointSlice, e cluster.Endpoint) bool {
+	if !p.Present() {
+		return false
+	}
+	if e.Pod != "" {
+		return p.Key == cluster.Key{Namespace: slice.Namespace, Name: e.Pod}
+	}
+	return !p.HostNetwork && slices.Contains(p.IPs, e.Addr)
+}
+
+// Selects reports whether a service's selector picks a pod. A service without one picks none.
+func Selects(s *cluster.Service, p *cluster.Pod) bool {
+	return len(s.Selector) > 0 && !s.External && s.Namespace == p.Namespace && p.Labels.Contains(s.Selector)
+}
+
+// SortAttachments brings attachments into the order in which they are translated: selectors before slices.
+func SortAttachments(as []Attachment) {
+	slices.SortFunc(as, func(a, b Attachment) int {
+		if c := a.Service.Key.Compare(b.Service.Key); c != 0 {
+			return c
+		}
+		switch {
+		case a.Slice == nil && b.Slice == nil:
+			return 0
+		case a.Slice == nil:
+			return -1
+		case b.Slice == nil:
+			return 1
+		}
+		return a.Slice.Key.Compare(b.Slice.Key)
+	})
+}
+
+func (s Snapshot) serviceInput(svc *cluster.Service) ServiceInput {
+	in := ServiceInput{Service: svc}
+	for _, ns := range s.Namespaces {
+		if ns.Name == svc.Namespace {
+			in.Namespace = ns
+		}
+	}
+	for _, claim := range Claims(svc) {
+		var all []Claim
+		for _, n := range s.Nodes {
+			all = append(all, NodeClaims(n)...)
+		}
+		for _, o := range s.Services {
+			all = append(all, Claims(o)...)
+		}
+		all = slices.DeleteFunc(all, func(c Claim) bool { return c.Addr != claim.Addr })
+		if rival, granted := Settle(claim, all); !granted {
+			if in.Rivals == nil {
+				in.Rivals = map[netip.Addr]Rival{}
+			}
+			in.Rivals[claim.Addr] = rival
+		}
+	}
+	return in
+}
+
+func (s Snapshot) podInput(p *cluster.Pod) PodInput {
+	in := PodInput{Pod: p, Node: s.node(p.Node)}
+	for _, svc := range s.Services {
+		if Selects(svc, p) {
+			in.Services = append(in.Services, Attachment{Service: svc})
+		}
+	}
+	for _, slice := range s.EndpointSlices {
+		svc := s.service(slice.ServiceKey())
+		if svc == nil || svc.External {
+			continue
+		}
+		if slices.ContainsFunc(slice.Endpoints, func(e cluster.Endpoint) bool { return Backs(p, slice, e) }) {
+			in.Services = append(in.Services, Attachment{svc, slice})
+		}
+	}
+	SortAttachments(in.Services)
+	var selected *cluster.PeerAuthentication
+	for _, pa := range s.PeerAuthentications {
+		inScope := pa.Namespace == p.Namespace || pa.Namespace == s.Mesh.RootNamespace
+		if inScope && len(pa.Selector) > 0 && p.Labels.Contains(pa.Selector) && (selected == nil || Older(pa, selected) < 0) {
+			selected = pa
+		}
+	}
+	inherited := Inherited(s.widest(s.Mesh.RootNamespace), s.widest(p.Namespace))
+	in.Policies = PeerAuthenticationPolicies(s.Mesh, inherited, selected)
+	return in
+}
+
+// widest is the policy of a namespace that has no selector and counts.
+func (s Snapshot) widest(namespace string) *cluster.PeerAuthentication {
+	var first *cluster.PeerAuthentication
+	for _, p := range s.PeerAuthentications {
+		if p.Namespace == namespace && len(p.Selector) == 0 && (first == nil || Older(p, first) < 0) {
+			first = p
+		}
+	}
+	return first
+}
+
+func (s Snapshot) podsOf(slice *cluster.EndpointSlice, e cluster.Endpoint) []*cluster.Pod {
+	var out []*cluster.Pod
+	for _, p := range s.Pods {
+		if Backs(p, slice, e) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (s Snapshot) service(k cluster.Key) *cluster.Service {
+	for _, svc := range s.Services {
+		if svc.Key == k {
+			return svc
+		}
+	}
+	return nil
+}
+
+func (s Snapshot) node(name string) *cluster.Node {
+	for _, n := range s.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+// Package meshconfig reads mesh settings, which have the form of Istio's MeshConfig. It is pure: text in, settings and
+// what is wrong with them out. The control plane reads the settings live; the command line asks what of them is not
+// supported.
+package meshconfig
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+	networkingv1 "istio.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+)
+
+// Settings are what ambit takes from a MeshConfig. They are immutable once parsed.
+type Settings struct {
+	// TrustDomain is the first part of identities that are given out.
+	TrustDomain string
+	// TrustDomainAliases are other trust domains whose identities count as the mesh's own.
+	TrustDomainAliases []string
+	// RootNamespace is where mesh-wide policy lives; "" means the control plane's own.
+	RootNamespace string
+	// RegistryOnly refuses connections to destinations that the mesh does not know (outboundTrafficPolicy).
+	RegistryOnly bool
+	// ExtensionProviders are external authorisers, tracers and the like, by name.
+	ExtensionProviders []*meshv1alpha1.MeshConfig_ExtensionProvider
+	// DefaultRetry is what routes without a retry policy of their own do; nil is Istio's default.
+	DefaultRetry *networkingv1.HTTPRetry
+}
+
+// Default are the settings of a mesh that says nothing.
+func Default() Settings { return Settings{TrustDomain: api.DefaultTrustDomain} }
+
+// Parse reads the YAML or JSON of a MeshConfig. What it does not know it ignores; Unsupported lists that. An error means
+// that the text must not be used at all.
+func Parse(text []byte) (Settings, error) {
+	object, err := yaml.YAMLToJSONStrict(text)
+	if err != nil {
+		return Settings{}, fmt.Errorf("parse mesh settings: %w", err)
+	}
+	if string(object) == "null" {
+		return Default(), nil
+	}
+	var cfg meshv1alpha1.MeshConfig
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(object, &cfg); err != nil {
+		// protojson varies its spaces, so that nobody relies on its words; people compare them all the same.
+		return Settings{}, fmt.Errorf("parse mesh settings: %s", strings.ReplaceAll(err.Error(), "\u00a0", " "))
+	}
+	s := Default()
+	if cfg.GetTrustDomain() != "" {
+		s.TrustDomain = cfg.GetTrustDomain()
+	}
+	s.TrustDomainAliases = cfg.GetTrustDomainAliases()
+	s.RootNamespace = cfg.GetRootNamespace()
+	if p := cfg.GetOutboundTrafficPolicy(); p != nil && setsMode(object) {
+		s.RegistryOnly = p.GetMode() == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
+	}
+	s.ExtensionProviders = cfg.GetExtensionProviders()
+	s.DefaultRetry = cfg.GetDefaultHttpRetryPolicy()
+	return s, s.validate()
+}
+
+// setsMode reports whether a mode is given for outbound traffic. The default, ALLOW_ANY, is not the type's zero value.
+func setsMode(text []byte) bool {
+	var cfg struct {
+		A struct{ Mode any } `json:"outboundTrafficPolicy"`
+		B struct{ Mode any } `json:"outbound_traffic_policy"`
+	}
+	return json.Unmarshal(text, &cfg) == nil && (cfg.A.Mode != nil || cfg.B.Mode != nil)
+}
+
+func (s Settings) validate() error {
+	for _, td := range append([]string{s.TrustDomain}, s.TrustDomainAliases...) {
+		if err := (identity.Identity{TrustDomain: td, Namespace: "n", ServiceAccount: "s"}).Validate(); err != nil {
+			return fmt.Errorf("parse mesh settings: %w", err)
+		}
+	}
+	seen := map[string]bool{}
+	for _, p := range s.ExtensionProviders {
+		if p.GetName() == "" {
+			return errors.New("parse mesh settings: an extension provider has no name")
+		}
+		if seen[p.GetName()] {
+			return fmt.Errorf("parse mesh settings: two extension providers are called %q", p.GetName())
+		}
+		seen[p.GetName()] = true
+	}
+	return nil
+}
+
+// supported are the fields of MeshConfig that ambit acts upon.
+var supported = []string{
+	"trustDomain", "trustDomainAliases", "rootNamespace", "outboundTrafficPolicy", "extensionProviders", "defaultHttpRetryPolicy",
+}
+
+// Unsupported is a field of mesh settings that ambit does nothing with.
+type Unsupported struct {
+	// Path is the field's name, with the names above it.
+	Path string
+	// Reason says why in a few words.
+	Reason string
+}
+
+// FindUnsupported names, sorted, the fields of a MeshConfig (YAML or JSON) that are set and that ambit does not act upon.
+func FindUnsupported(text []byte) ([]Unsupported, error) {
+	var fields map[string]any
+	if err := yaml.UnmarshalStrict(text, &fields); err != nil {
+		return nil, fmt.Errorf("parse mesh settings: %w", err)
+	}
+	known := (&meshv1alpha1.MeshConfig{}).ProtoReflect().Descriptor().Fields()
+	var out []Unsupported
+	for name, value := range fields {
+		field := known.ByJSONName(name)
+		if field == nil {
+			field = known.ByName(protoreflect.Name(name))
+		}
+		switch {
+		case field == nil:
+			out = append(out, Unsupported{name, "MeshConfig has no such field"})
+		case !slices.Contains(supported, field.JSONName()):
+			out = append(out, Unsupported{name, "not supported by ambit; ignored"})
+		case field.JSONName() == "outboundTrafficPolicy":
+			if m, ok := value.(map[string]any); ok && m["mode"] == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_ALLOW_ANY_DYNAMIC_DNS.String() {
+				out = append(out, Unsupported{name + ".mode", "ALLOW_ANY_DYNAMIC_DNS is not supported; treated as ALLOW_ANY"})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Unsupported) int { return strings.Compare(a.Path, b.Path) })
+	return out, nil
+}
