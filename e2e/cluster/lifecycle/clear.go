@@ -1,0 +1,163 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/e2e/cluster/kernel"
+	"github.com/ambit-mesh/ambit/e2e/cluster/plan"
+	"golang.org/x/sys/unix"
+)
+
+// endTimeout is how long killed processes and their cgroups may take to go.
+const endTimeout = 30 * time.Second
+
+// Down removes this repository's cluster, and whatever a run of any clone left that was cut off. Nothing to remove is
+// no error. The cache stays.
+func (c *Cluster) Down(ctx context.Context) error {
+	unlock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := readRecord()
+	if err != nil {
+		return err
+	}
+	if c.foreign(r) {
+		c.notef("nothing to take down here; the cluster that is up on this machine belongs to %s", r.Repository)
+		return os.RemoveAll(c.StateDir())
+	}
+	begin := time.Now()
+	if err := c.clear(ctx, r); err != nil {
+		return err
+	}
+	if err := os.Remove(c.kubectlLink()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	c.notef("the cluster is down (%s)", since(begin))
+	return nil
+}
+
+// foreign tells whether the record is of a cluster that is up and belongs to another clone that still exists.
+func (c *Cluster) foreign(r *record) bool {
+	if r == nil || r.StateDir == c.StateDir() || !r.Ready || !r.alive() {
+		return false
+	}
+	_, err := os.Stat(r.StateDir)
+	return err == nil
+}
+
+// clear removes every trace of a cluster from the machine. It starts from what the kernel shows; r may be nil.
+func (c *Cluster) clear(ctx context.Context, r *record) error {
+	h, err := kernel.FindHierarchies()
+	if err != nil {
+		return err
+	}
+	names, err := kernel.NetNSNames(plan.Prefix)
+	if err != nil {
+		return err
+	}
+	ending, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	if r != nil {
+		for _, p := range r.Machines { // first, for their ends are the ends of all that run in them
+			if err := p.Kill(); err != nil {
+				return err
+			}
+		}
+	}
+	list := func() ([]kernel.Process, error) { return kernel.Residents(h, plan.Cgroup, names) }
+	if err := kernel.KillAll(ending, list); err != nil {
+		return fmt.Errorf("clear processes: %w", err)
+	}
+	if err := kernel.RemoveLinks("", plan.Prefix); err != nil {
+		return fmt.Errorf("clear links: %w", err)
+	}
+	for _, name := range names {
+		if err := kernel.RemoveNetNS(name); err != nil {
+			return fmt.Errorf("clear network namespaces: %w", err)
+		}
+	}
+	if err := h.Remove(ending, plan.Cgroup); err != nil {
+		return fmt.Errorf("clear cgroups: %w", err)
+	}
+	stateDirs := []string{c.StateDir()}
+	if r != nil && r.StateDir != c.StateDir() {
+		stateDirs = append(stateDirs, r.StateDir)
+	}
+	for _, dir := range stateDirs {
+		// A mount that is still there would have its source emptied along with the folder.
+		if err := kernel.Unmount(dir); err != nil {
+			return fmt.Errorf("clear mounts: %w", err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("clear files: %w", err)
+		}
+	}
+	if r == nil {
+		return nil
+	}
+	for _, dir := range slices.Backward(r.MadeDirs) {
+		err := os.Remove(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return fmt.Errorf("clear mount points: %w", err)
+		}
+	}
+	restoreSysctls(r.Sysctls)
+	if err := os.Remove(recordPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("clear record: %w", err)
+	}
+	return nil
+}
+
+// kubeletSysctls are settings of the whole machine that a kubelet changes (kubelet, container manager: "kernel tunables").
+func kubeletSysctls() []string {
+	return []string{
+		"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
+		"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+	}
+}
+
+func readSysctls() map[string]string {
+	out := map[string]string{}
+	for _, name := range kubeletSysctls() {
+		if value, err := os.ReadFile("/proc/sys/" + name); err == nil {
+			out[name] = strings.TrimSpace(string(value))
+		}
+	}
+	return out
+}
+
+// restoreSysctls sets what can be set: a machine that forbids it did not let the kubelet change it either.
+func restoreSysctls(values map[string]string) {
+	for name, value := range values {
+		_ = os.WriteFile("/proc/sys/"+name, []byte(value), 0)
+	}
+}
+
+// missingDirs returns the folders that do not exist on the way to the paths, outermost first.
+func missingDirs(paths []string) []string {
+	var out []string
+	for _, path := range paths {
+		var missing []string
+		for dir := path; dir != "/"; dir = filepath.Dir(dir) {
+			if _, err := os.Stat(dir); err == nil {
+				break
+			}
+			if !slices.Contains(out, dir) {
+				missing = append(missing, dir)
+			}
+		}
+		slices.Reverse(missing)
+		out = append(out, missing...)
+	}
+	return out
+}
