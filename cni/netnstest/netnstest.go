@@ -210,21 +210,27 @@ func Eventually(t testing.TB, limit time.Duration, what string, condition func()
 	}
 }
 
-// Capture is what passed an interface since Listening began.
+// Capture is what passed an interface since Sniff began.
 type Capture struct {
+	netns ns.NetNS
+	index int // of the interface
+
 	mu      sync.Mutex
 	packets [][]byte // guarded by mu; from the network header on
+	marks   int      // guarded by mu; counts Settle
 }
 
 // Sniff records every packet that passes the interface, in both directions, until the test ends.
 func Sniff(t testing.TB, netns ns.NetNS, link string) *Capture {
 	t.Helper()
 	fd := -1
+	c := &Capture{netns: netns}
 	In(t, netns, func() error {
 		l, err := netlink.LinkByName(link)
 		if err != nil {
 			return err
 		}
+		c.index = l.Attrs().Index
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
 		if err != nil {
 			return err
@@ -232,9 +238,8 @@ func Sniff(t testing.TB, netns ns.NetNS, link string) *Capture {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}); err != nil {
 			return err
 		}
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: l.Attrs().Index})
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: c.index})
 	})
-	c := &Capture{}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -260,8 +265,33 @@ func Sniff(t testing.TB, netns ns.NetNS, link string) *Capture {
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
-// Contains says whether the bytes were in a packet so far.
-func (c *Capture) Contains(payload string) bool {
+// Settle waits until everything that has passed the interface is in the capture: it sends a frame of its own behind it.
+func (c *Capture) Settle(t testing.TB) {
+	t.Helper()
+	c.mu.Lock()
+	c.marks++
+	mark := fmt.Sprintf("ambit-c-settle-%d", c.marks)
+	c.mu.Unlock()
+	In(t, c.netns, func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		// 0x88b5 is IEEE's Ethertype for local experiments: nobody listens.
+		return unix.Sendto(fd, []byte(mark), 0, &unix.SockaddrLinklayer{Protocol: htons(0x88b5), Ifindex: c.index, Halen: 6})
+	})
+	Eventually(t, 5*time.Second, "the capture has everything", func() bool { return c.has(mark) })
+}
+
+// Contains says whether the bytes were in a packet so far, everything that has passed the interface included.
+func (c *Capture) Contains(t testing.TB, payload string) bool {
+	t.Helper()
+	c.Settle(t)
+	return c.has(payload)
+}
+
+func (c *Capture) has(payload string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.packets {
@@ -270,11 +300,4 @@ func (c *Capture) Contains(payload string) bool {
 		}
 	}
 	return false
-}
-
-// Len is the number of packets so far.
-func (c *Capture) Len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.packets)
 }
