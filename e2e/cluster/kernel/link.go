@@ -128,33 +128,24 @@ func Prepare(netns string, ipv6 bool, routes []Route) error {
 	return nil
 }
 
-// RemoveLinks removes every link whose name begins with the prefix from the named network namespace ("": the caller's
-// own). Its peer goes with it. A namespace that is not there has no links.
-func RemoveLinks(netns, prefix string) error {
+// RemoveLink removes a link from the named network namespace ("": the caller's own). Its peer goes with it. A link or a
+// namespace that is not there is no error.
+func RemoveLink(netns, name string) error {
 	if netns != "" {
 		if _, ok := netNSInode(netns); !ok {
 			return nil
 		}
 	}
 	err := within(netns, func() error {
-		links, err := netlink.LinkList()
+		link, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
 		}
-		for _, l := range links {
-			if !strings.HasPrefix(l.Attrs().Name, prefix) {
-				continue
-			}
-			var missing netlink.LinkNotFoundError
-			err := netlink.LinkDel(l)
-			if err != nil && !errors.As(err, &missing) && !errors.Is(err, unix.ENODEV) {
-				return fmt.Errorf("%s: %w", l.Attrs().Name, err)
-			}
-		}
-		return nil
+		return netlink.LinkDel(link)
 	})
-	if err != nil {
-		return fmt.Errorf("remove links %s*: %w", prefix, err)
+	var missing netlink.LinkNotFoundError
+	if err != nil && !errors.As(err, &missing) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove link %s: %w", name, err)
 	}
 	return nil
 }

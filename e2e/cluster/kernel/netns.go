@@ -68,21 +68,6 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// NetNSNames returns the names in NetNSDir that begin with prefix, whether or not a namespace still hangs on them.
-func NetNSNames(prefix string) ([]string, error) {
-	entries, err := os.ReadDir(NetNSDir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	var names []string
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), prefix) {
-			names = append(names, e.Name())
-		}
-	}
-	return names, nil
-}
-
 // RemoveNetNS takes the name away. The namespace itself ends with its last process. A name that is not there is no
 // error.
 func RemoveNetNS(name string) error {

@@ -61,10 +61,7 @@ func (c *Cluster) clear(ctx context.Context, r *record) error {
 	if err != nil {
 		return err
 	}
-	names, err := kernel.NetNSNames(plan.Prefix)
-	if err != nil {
-		return err
-	}
+	names := plan.NetNSNames()
 	ending, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	if r != nil {
@@ -78,8 +75,8 @@ func (c *Cluster) clear(ctx context.Context, r *record) error {
 	if err := kernel.KillAll(ending, list); err != nil {
 		return fmt.Errorf("clear processes: %w", err)
 	}
-	if err := kernel.RemoveLinks("", plan.Prefix); err != nil {
-		return fmt.Errorf("clear links: %w", err)
+	if err := kernel.RemoveLink("", plan.HostLink); err != nil {
+		return fmt.Errorf("clear link: %w", err)
 	}
 	for _, name := range names {
 		if err := kernel.RemoveNetNS(name); err != nil {

@@ -166,7 +166,7 @@ func cutPower(ctx context.Context, h kernel.Hierarchies, n plan.Node, init kerne
 	if err := kernel.KillAll(ctx, list); err != nil {
 		return fmt.Errorf("cut power of %s: %w", n.Name, err)
 	}
-	if err := kernel.RemoveLinks(plan.NetNS(plan.ControlPlane), n.Name); err != nil {
+	if err := kernel.RemoveLink(plan.NetNS(plan.ControlPlane), n.Name); err != nil {
 		return fmt.Errorf("cut power of %s: %w", n.Name, err)
 	}
 	if err := kernel.RemoveNetNS(n.NetNS); err != nil {

@@ -29,9 +29,6 @@ type UpOptions struct {
 	ProxyMode string // kube-proxy's; "" is iptables
 }
 
-// hostLink is the machine's own end of its link to the cluster.
-const hostLink = plan.Prefix + "host"
-
 // Up brings the cluster up, and returns when both nodes are Ready and CoreDNS answers on both. A cluster that is up is
 // left as it is. What was cut off is cleared first.
 func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
@@ -228,7 +225,7 @@ func connectControlPlane(p plan.Plan) error {
 		return err
 	}
 	return kernel.Connect(
-		kernel.End{Name: hostLink, Addresses: []netip.Prefix{netip.PrefixFrom(p.Host, p.Bits(p.Host))}},
+		kernel.End{Name: plan.HostLink, Addresses: []netip.Prefix{netip.PrefixFrom(p.Host, p.Bits(p.Host))}},
 		kernel.End{Name: "host", NetNS: cp, Master: plan.Bridge})
 }
 

@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// Prefix begins the name of every network namespace and of every link in the machine's own network namespace.
-	Prefix = "ambit-"
+	// HostLink is the machine's own end of its link to the cluster: all that the cluster puts into the machine's own network.
+	HostLink = "ambit-host"
 
 	// Cgroup is the folder at the root of every cgroup hierarchy below which all processes of the cluster live.
 	Cgroup = "ambit"
@@ -125,7 +125,11 @@ func New(o Options) Plan {
 }
 
 // NetNS returns the name of a machine's network namespace.
-func NetNS(machine string) string { return Prefix + machine }
+func NetNS(machine string) string { return "ambit-" + machine }
+
+// NetNSNames returns the names of all network namespaces of a cluster. They are the same for every cluster, so that what
+// another left can be found by them.
+func NetNSNames() []string { return []string{NetNS(ControlPlane), NetNS("node1"), NetNS("node2")} }
 
 // Server is the address of the API server, from inside and from outside.
 func (p Plan) Server() string { return fmt.Sprintf("https://%s:%d", p.API, apiPort) }
