@@ -7,10 +7,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
+	"log/slog"
+	"sync"
+	"time"
 
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/build"
+	"github.com/ambit-mesh/ambit/istiod-lite/auth"
+	"github.com/ambit-mesh/ambit/istiod-lite/ca"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/leader"
+	"github.com/ambit-mesh/ambit/istiod-lite/roots"
+	"github.com/ambit-mesh/ambit/istiod-lite/roster"
+	"github.com/ambit-mesh/ambit/istiod-lite/source"
+	"github.com/ambit-mesh/ambit/istiod-lite/state"
+	"github.com/ambit-mesh/ambit/istiod-lite/xds"
 )
 
 // Run is the program: it serves until ctx ends, drains, and returns nil then. args are without the program's name.
@@ -19,25 +40,180 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		_, err := fmt.Fprintln(stdout, "istiod-lite", build.Version())
 		return err
 	}
-	c, err := parseConfig(args, stderr)
+	cfg, err := parseConfig(args, stderr)
 	if errors.Is(err, errHelp) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	log := c.logger(stderr)
-	ln, err := net.Listen("tcp", c.MonitoringAddr)
+	clients, err := connect(cfg.Kubeconfig)
 	if err != nil {
-		return fmt.Errorf("listen for monitoring: %w", err)
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	server := &http.Server{Handler: mux}
-	stopped := context.AfterFunc(ctx, func() { server.Close() })
-	defer stopped()
-	log.Info("serving", "version", build.Version(), "monitoring", ln.Addr().String())
-	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+	log := cfg.logger(stderr)
+	klog.SetSlogLogger(log) // client-go's own words
+	return serve(ctx, cfg, clients, log)
+}
+
+// clients reach the API server.
+type clients struct {
+	core    kubernetes.Interface
+	dynamic dynamic.Interface
+}
+
+// Bounds of requests to the API server. Node proxies that all come back at once need a token review each.
+const (
+	requestsPerSecond = 200
+	requestsAtOnce    = 400
+)
+
+func connect(kubeconfig string) (clients, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return clients{}, fmt.Errorf("reach the API server: %w", err)
+	}
+	cfg.QPS, cfg.Burst = requestsPerSecond, requestsAtOnce
+	cfg.UserAgent = "istiod-lite/" + build.Version()
+	typed := rest.CopyConfig(cfg)
+	typed.ContentType = "application/vnd.kubernetes.protobuf"
+	typed.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	var c clients
+	if c.core, err = kubernetes.NewForConfig(typed); err != nil {
+		return clients{}, fmt.Errorf("reach the API server: %w", err)
+	}
+	if c.dynamic, err = dynamic.NewForConfig(cfg); err != nil {
+		return clients{}, fmt.Errorf("reach the API server: %w", err)
+	}
+	return c, nil
+}
+
+// program is the running program.
+type program struct {
+	cfg      Config
+	clients  clients
+	log      *slog.Logger
+	registry *prometheus.Registry
+
+	source    *source.Source
+	roster    *roster.Roster
+	loop      *state.Loop
+	hub       *xds.Hub
+	authority func() *ca.Authority
+	caMetrics *ca.Metrics
+	status    *status
+}
+
+// serve wires the rooms, and runs them until ctx ends or one of them fails.
+func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
+	p := &program{cfg: cfg, clients: c, log: log, registry: prometheus.NewRegistry(), status: newStatus()}
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
+	p.caMetrics = ca.NewMetrics(p.registry)
+	p.hub = xds.NewHub(xds.NewMetrics(p.registry))
+	p.loop = state.NewLoop(state.LoopConfig{
+		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
+		Publish: p.hub.Publish, Registerer: p.registry, Log: log.With("room", "state"),
+	})
+	p.roster = roster.New(source.API{Core: c.core})
+	p.source = source.New(source.Config{
+		Core: c.core, Dynamic: c.dynamic, Namespace: cfg.Namespace, Log: log.With("room", "source"),
+		Sink: func(e cluster.Event) { p.roster.Observe(e); p.loop.Post(e) },
+	})
+
+	// Rooms run on after ctx has ended, until what they serve is drained.
+	running, stop := context.WithCancel(klog.NewContext(context.WithoutCancel(ctx), logr.FromSlogHandler(log.Handler())))
+	var rooms sync.WaitGroup
+	defer rooms.Wait()
+	defer stop()
+	rooms.Go(func() { p.loop.Run(running) })
+	rooms.Go(func() { p.source.Run(running) })
+
+	web, err := p.listenWeb()
+	if err != nil {
+		return err
+	}
+	defer web.close()
+	failed := make(chan error, 4)
+	web.serve(&rooms, failed)
+	log.Info("started", "version", build.Version(), "namespace", cfg.Namespace, "monitoring", web.monitoring.Addr().String())
+
+	authority := p.loadAuthority(ctx)
+	if authority == nil {
+		return nil // asked to stop before anything was served
+	}
+	p.authority = func() *ca.Authority { return authority }
+	p.caMetrics.Observe(authority)
+	grpc, err := p.listenGRPC()
+	if err != nil {
+		return err
+	}
+	defer grpc.stop()
+	grpc.serve(&rooms, failed)
+	log.Info("serving", "xds", grpc.secure.Addr().String())
+	p.status.set(partCA, "")
+
+	election, endElection := context.WithCancel(running)
+	defer endElection()
+	rooms.Go(func() { p.write(election, failed) })
+
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	p.drain(grpc, endElection)
 	return nil
+}
+
+// write keeps what only one replica may write.
+func (p *program) write(ctx context.Context, failed chan<- error) {
+	election := &leader.Election{
+		Client: p.clients.core.CoordinationV1(), Namespace: p.cfg.Namespace, Name: api.ControlPlaneDeployment + "-leader",
+		Identity: p.cfg.PodName + "_" + string(uuid.NewUUID()), Log: p.log.With("room", "leader"),
+	}
+	writer := &roots.Writer{Client: p.clients.core, Bundle: func() string { return p.authority().Roots() }, Log: p.log.With("room", "roots")}
+	if err := election.Run(ctx, writer.Run); err != nil {
+		failed <- err
+	}
+}
+
+// Pauses between attempts to load the CA.
+const (
+	loadRetryFirst = 200 * time.Millisecond
+	loadRetryMost  = 10 * time.Second
+)
+
+// loadAuthority tries until there is one, and returns nil if ctx ends before. What keeps it from being there is shown as
+// not ready.
+func (p *program) loadAuthority(ctx context.Context) *ca.Authority {
+	p.status.set(partCA, "not loaded yet")
+	secrets := p.clients.core.CoreV1().Secrets(p.cfg.Namespace)
+	for pause := loadRetryFirst; ; pause = min(2*pause, loadRetryMost) {
+		a, err := ca.Load(ctx, secrets, p.loop.Settings().TrustDomain, time.Now())
+		if err == nil {
+			return a
+		}
+		p.status.set(partCA, err.Error())
+		p.log.Error("no certificate authority", "cause", err, "retry", pause.String())
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// trustDomains are those that callers may be of: the mesh's first.
+func (p *program) trustDomains() []string {
+	s := p.loop.Settings()
+	return append([]string{s.TrustDomain}, s.TrustDomainAliases...)
+}
+
+// authenticator identifies callers.
+func (p *program) authenticator() *auth.Authenticator {
+	return auth.New(auth.Config{Review: source.API{Core: p.clients.core}.Review, Pods: p.roster, TrustDomains: p.trustDomains})
+}
+
+func buildInfo() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "istio_build", Help: "Build of this program.",
+		ConstLabels: prometheus.Labels{"component": "pilot", "tag": build.Version()}}, func() float64 { return 1 })
 }
