@@ -28,9 +28,12 @@ type Definition struct {
 	Env        []string
 	User       string // numeric, so that runAsNonRoot can be checked; "" is root
 
-	// Userland are absolute paths of Debian programs, files or folders on this machine. Programs bring the shared
-	// libraries that they need.
+	// Userland are absolute paths of Debian programs, files or folders on this machine, perhaps with patterns
+	// (path.Match). Programs bring the shared libraries that they need.
 	Userland []string
+
+	// Links are symbolic links: from the path to its target.
+	Links map[string]string
 }
 
 // File is a program or other regular file: From on this machine, To in the image.

@@ -24,6 +24,9 @@ func assemble(d Definition) (tree, error) {
 		}
 		t.add(f.To, entry{mode: 0o755, data: data})
 	}
+	for path, target := range d.Links {
+		t.add(path, entry{mode: fs.ModeSymlink | 0o777, link: target})
+	}
 	if len(d.Userland) == 0 {
 		return t, nil
 	}
@@ -34,9 +37,15 @@ func assemble(d Definition) (tree, error) {
 			t.add(old, entry{mode: fs.ModeSymlink | 0o777, link: target})
 		}
 	}
-	for _, path := range append([]string{"/etc/protocols", "/etc/services"}, d.Userland...) {
-		if err := u.add(path); err != nil {
-			return nil, err
+	for _, pattern := range d.Userland {
+		paths, err := filepath.Glob(pattern)
+		if err != nil || len(paths) == 0 {
+			return nil, fmt.Errorf("%s: no such file on this machine", pattern)
+		}
+		for _, path := range paths {
+			if err := u.add(path); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return t, nil

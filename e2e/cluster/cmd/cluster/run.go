@@ -10,13 +10,15 @@ import (
 	"path/filepath"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/lifecycle"
+	"github.com/ambit-mesh/ambit/e2e/cluster/product"
 )
 
-const usage = `cluster runs a real two-node Kubernetes on this machine. It needs root.
+const usage = `cluster runs a real two-node Kubernetes on this machine. All but images needs root.
 
   cluster up [--proxy-mode iptables|nftables]   start it; the first time builds its programs (about 10 minutes)
   cluster down                                  remove it, and whatever an earlier one left
   cluster reboot NODE                           cut the node's power and start it again with its disk
+  cluster images [IMAGE...]                     build images as OCI archives in .cache/images; all if none is named
   cluster load [ARCHIVE...]                     import images on both nodes; all that were built if none is named
   cluster exec MACHINE -- COMMAND [ARG...]      run a command in the namespaces of node1, node2 or cp
 
@@ -58,6 +60,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return errors.New("reboot: name one node: node1 or node2 (make cluster-reboot NODE=node2)")
 		}
 		return c.Reboot(ctx, args[0])
+	case "images":
+		b := product.Builder{Repository: repository, Dir: c.ImageDir(), Report: stderr}
+		archives, err := b.Build(ctx, args)
+		for _, archive := range archives {
+			fmt.Fprintln(stdout, archive)
+		}
+		return err
 	case "load":
 		return c.Load(ctx, args)
 	case "exec":
