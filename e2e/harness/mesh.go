@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,12 +19,30 @@ import (
 	"github.com/ambit-mesh/ambit/api"
 )
 
-// Selectors of the mesh's pods in api.DefaultNamespace.
-const (
-	SelectZtunnel = "app=" + api.NodeProxy
-	SelectAgent   = "app=" + api.NodeAgent
-	SelectControl = "app=" + api.ControlPlaneDeployment
-)
+// Part is a part of the mesh: a DaemonSet or Deployment in api.DefaultNamespace.
+type Part struct {
+	// Component is the value of the label app.kubernetes.io/component on its pods.
+	Component string
+	// Name is the workload's; Deployment tells it from a DaemonSet.
+	Name       string
+	Deployment bool
+}
+
+// Selector matches the part's pods.
+func (p Part) Selector() string {
+	return api.LabelPartOf + "=" + api.PartOf + ",app.kubernetes.io/component=" + p.Component
+}
+
+// Ztunnel is the node proxy, Agent the CNI agent, Control the control plane.
+func Ztunnel() Part { return Part{Component: "ztunnel", Name: api.NodeProxy} }
+
+// Agent is the CNI agent.
+func Agent() Part { return Part{Component: "cni", Name: api.NodeAgent} }
+
+// Control is the control plane.
+func Control() Part {
+	return Part{Component: "istiod-lite", Name: api.ControlPlaneDeployment, Deployment: true}
+}
 
 // Installed tells whether a mesh is in the cluster.
 func (c *Cluster) Installed(ctx context.Context) (bool, error) {
@@ -37,23 +56,28 @@ func (c *Cluster) Installed(ctx context.Context) (bool, error) {
 // AwaitCaptured waits until every pod of a namespace is captured and every node's proxy knows it: only then does a new
 // connection between two of them go by the tunnel.
 func (c *Cluster) AwaitCaptured(ctx context.Context, namespace string, within time.Duration) error {
-	return c.awaitProtocol(ctx, namespace, "HBONE", within)
+	return c.awaitProtocol(ctx, namespace, "", "HBONE", within)
 }
 
 // AwaitReleased waits until no pod of a namespace is captured and every node's proxy knows it.
 func (c *Cluster) AwaitReleased(ctx context.Context, namespace string, within time.Duration) error {
-	return c.awaitProtocol(ctx, namespace, "TCP", within)
+	return c.awaitProtocol(ctx, namespace, "", "TCP", within)
 }
 
-func (c *Cluster) awaitProtocol(ctx context.Context, namespace, protocol string, within time.Duration) error {
+// AwaitCapturedPods is AwaitCaptured for the pods that match a label selector.
+func (c *Cluster) AwaitCapturedPods(ctx context.Context, namespace, selector string, within time.Duration) error {
+	return c.awaitProtocol(ctx, namespace, selector, "HBONE", within)
+}
+
+func (c *Cluster) awaitProtocol(ctx context.Context, namespace, selector, protocol string, within time.Duration) error {
 	until := Until{What: "all pods of " + namespace + " known to speak " + protocol, Within: within}
 	return Await(ctx, until, func(ctx context.Context) error {
-		pods, err := c.Pods(ctx, namespace, "")
+		pods, err := c.Pods(ctx, namespace, selector)
 		if err != nil {
 			return err
 		}
 		if len(pods) == 0 {
-			return fmt.Errorf("there are no pods")
+			return errors.New("there are no pods")
 		}
 		for i := range pods {
 			captured := pods[i].Annotations[api.AnnotationRedirection] == api.RedirectionEnabled
@@ -62,7 +86,7 @@ func (c *Cluster) awaitProtocol(ctx context.Context, namespace, protocol string,
 					api.AnnotationRedirection, pods[i].Annotations[api.AnnotationRedirection], errNotCaptured)
 			}
 		}
-		proxies, err := c.Pods(ctx, api.DefaultNamespace, SelectZtunnel)
+		proxies, err := c.Pods(ctx, api.DefaultNamespace, Ztunnel().Selector())
 		if err != nil {
 			return err
 		}
@@ -160,7 +184,7 @@ var field = regexp.MustCompile(`"?([a-z]+\.[a-z_]+|direction)"?[=:]\s?"?([^\s",}
 // AccessLog returns the lines of the access log of the proxies on a node, since a moment, that carry both identities. Proxies that
 // are being ended are included.
 func (c *Cluster) AccessLog(ctx context.Context, node string, since time.Time) ([]Access, error) {
-	pods, err := c.Pods(ctx, api.DefaultNamespace, SelectZtunnel)
+	pods, err := c.Pods(ctx, api.DefaultNamespace, Ztunnel().Selector())
 	if err != nil {
 		return nil, err
 	}
@@ -200,41 +224,43 @@ func ParseAccessLog(text string) []Access {
 	return found
 }
 
-// Kinds of workloads that Roll can restart.
-const (
-	DaemonSet  = "DaemonSet"
-	Deployment = "Deployment"
-)
-
-// Roll restarts every pod of a DaemonSet or Deployment of the mesh, as `kubectl rollout restart` does, and returns when the
-// new ones are ready and the old ones are gone.
-func (c *Cluster) Roll(ctx context.Context, kind, name string, within time.Duration) error {
-	namespace := api.DefaultNamespace
-	patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`,
-		time.Now().Format(time.RFC3339Nano))
-	before, err := c.Pods(ctx, namespace, "app="+name)
+// Roll restarts every pod of a part, as `kubectl rollout restart` does, and returns when the new ones are ready and the old
+// ones are gone.
+func (c *Cluster) Roll(ctx context.Context, part Part, within time.Duration) error {
+	before, err := c.Pods(ctx, api.DefaultNamespace, part.Selector())
 	if err != nil {
 		return err
 	}
-	if kind == DaemonSet {
-		_, err = c.Kube.AppsV1().DaemonSets(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`,
+		time.Now().Format(time.RFC3339Nano))
+	if err := c.PatchPart(ctx, part, patch); err != nil {
+		return fmt.Errorf("roll %s: %w", part.Name, err)
+	}
+	return c.AwaitReplaced(ctx, part, before, within)
+}
+
+// PatchPart changes a part's DaemonSet or Deployment by a strategic merge patch.
+func (c *Cluster) PatchPart(ctx context.Context, part Part, patch string) error {
+	var err error
+	if part.Deployment {
+		_, err = c.Kube.AppsV1().Deployments(api.DefaultNamespace).Patch(ctx, part.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
 	} else {
-		_, err = c.Kube.AppsV1().Deployments(namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+		_, err = c.Kube.AppsV1().DaemonSets(api.DefaultNamespace).Patch(ctx, part.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
 	}
 	if err != nil {
-		return fmt.Errorf("roll %s %s: %w", kind, name, err)
+		return fmt.Errorf("patch %s: %w", part.Name, err)
 	}
+	return nil
+}
+
+// AwaitReplaced waits until a part has as many ready pods as it had before, and none of those.
+func (c *Cluster) AwaitReplaced(ctx context.Context, part Part, before []corev1.Pod, within time.Duration) error {
 	old := map[types.UID]bool{}
 	for i := range before {
 		old[before[i].UID] = true
 	}
-	return c.AwaitRolled(ctx, name, len(before), old, within)
-}
-
-// AwaitRolled waits until there are want ready pods of a workload of the mesh and none of the old ones.
-func (c *Cluster) AwaitRolled(ctx context.Context, name string, want int, old map[types.UID]bool, within time.Duration) error {
-	return Await(ctx, Until{What: "roll of " + name, Within: within}, func(ctx context.Context) error {
-		pods, err := c.Pods(ctx, api.DefaultNamespace, "app="+name)
+	return Await(ctx, Until{What: "pods of " + part.Name + " replaced", Within: within}, func(ctx context.Context) error {
+		pods, err := c.Pods(ctx, api.DefaultNamespace, part.Selector())
 		if err != nil {
 			return err
 		}
@@ -247,8 +273,8 @@ func (c *Cluster) AwaitRolled(ctx context.Context, name string, want int, old ma
 				ready++
 			}
 		}
-		if ready != want || len(pods) != want {
-			return fmt.Errorf("%d of %d pods are ready, want %d", ready, len(pods), want)
+		if ready != len(before) || len(pods) != len(before) {
+			return fmt.Errorf("%d of %d pods are ready, want %d", ready, len(pods), len(before))
 		}
 		return nil
 	})
@@ -262,8 +288,8 @@ func (c *Cluster) AwaitMesh(ctx context.Context, within time.Duration) error {
 			return err
 		}
 		for _, node := range nodes.Items {
-			for _, selector := range []string{SelectZtunnel, SelectAgent} {
-				pod, err := c.PodOn(ctx, node.Name, api.DefaultNamespace, selector)
+			for _, part := range []Part{Ztunnel(), Agent()} {
+				pod, err := c.PodOn(ctx, node.Name, api.DefaultNamespace, part.Selector())
 				if err != nil {
 					return err
 				}
@@ -272,7 +298,7 @@ func (c *Cluster) AwaitMesh(ctx context.Context, within time.Duration) error {
 				}
 			}
 		}
-		control, err := c.Pods(ctx, api.DefaultNamespace, SelectControl)
+		control, err := c.Pods(ctx, api.DefaultNamespace, Control().Selector())
 		if err != nil {
 			return err
 		}
@@ -281,6 +307,6 @@ func (c *Cluster) AwaitMesh(ctx context.Context, within time.Duration) error {
 				return nil
 			}
 		}
-		return fmt.Errorf("no control plane is ready")
+		return errors.New("no control plane is ready")
 	})
 }

@@ -48,8 +48,10 @@ func (c *Cluster) Nodes() ([]Node, error) {
 	}
 	var state struct {
 		Nodes []struct {
-			Name   string `json:"name"`
-			PID    int    `json:"pid"`
+			Name string `json:"name"`
+			Init struct {
+				PID int `json:"pid"`
+			} `json:"init"`
 			Uplink string `json:"uplink"`
 		} `json:"nodes"`
 	}
@@ -58,7 +60,7 @@ func (c *Cluster) Nodes() ([]Node, error) {
 	}
 	var nodes []Node
 	for _, node := range state.Nodes {
-		nodes = append(nodes, Node{Name: node.Name, PID: node.PID, Uplink: node.Uplink})
+		nodes = append(nodes, Node{Name: node.Name, PID: node.Init.PID, Uplink: node.Uplink})
 	}
 	return nodes, nil
 }

@@ -1,0 +1,67 @@
+package scenarios
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/e2e/harness"
+)
+
+// stages are told one after the other; the scenarios of a stage side by side, so none of them may disturb what another one
+// of its stage relies on.
+func stages() []stage {
+	return []stage{
+		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), shapes(), impersonation(), badInput()}},
+		{"changing", []scenario{enrolUnderLoad(), midstream()}},
+		{"rolling", []scenario{rollControl()}},
+		{"rolling-proxy", []scenario{rollProxy()}},
+		{"away", []scenario{controlAway()}},
+		{"agent-away", []scenario{pluginFailsClosed()}},
+		{"power", []scenario{reboot()}},
+		{"leaving", []scenario{uninstall()}},
+	}
+}
+
+type stage struct {
+	name      string
+	scenarios []scenario
+}
+
+func TestScenarios(t *testing.T) {
+	c := open(t)
+	install(t, c)
+	for _, stage := range stages() {
+		t.Run(stage.name, func(t *testing.T) {
+			start := time.Now()
+			t.Cleanup(func() { t.Logf("stage %s took %s", stage.name, time.Since(start).Round(time.Second)) })
+			for _, s := range stage.scenarios {
+				t.Run(s.name, func(t *testing.T) {
+					t.Parallel()
+					play(t, c, s)
+				})
+			}
+		})
+	}
+}
+
+// install puts the mesh into the cluster if there is none, and waits until it is ready.
+func install(t *testing.T, c *harness.Cluster) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), installing)
+	defer cancel()
+	there, err := c.Installed(ctx)
+	if err == nil && !there {
+		start := time.Now()
+		var out string
+		out, err = c.Run(ctx, ambit(c), "install", "--set", "tag=dev")
+		t.Logf("ambit install (%s):\n%s", time.Since(start).Round(time.Second), out)
+	}
+	if err == nil {
+		err = c.AwaitMesh(ctx, installing)
+	}
+	if err != nil {
+		c.Dump(context.WithoutCancel(ctx), t.Output())
+		t.Fatal(err)
+	}
+}
