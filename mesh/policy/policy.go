@@ -1,9 +1,10 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 
-	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 )
 
@@ -33,19 +34,22 @@ type Policy struct {
 	Namespace string
 	Scope     Scope
 	Action    Action
-	DryRun    bool
+	// DryRun: decide and tell, do not enforce.
+	DryRun bool
 	// Invalid is why the policy could not be compiled, nil if it could. An invalid Deny policy denies all that it
 	// selects, an invalid Allow policy allows nothing; DryRun stays as it was.
 	Invalid error
+
+	rules []rule
 }
 
 // Key is "namespace/name", by which workloads name a policy; the name alone if there is no namespace.
-func (p *Policy) Key() string { panic("unwritten") }
-
-// Compile makes a Policy. If the error is not nil, it says what was not understood, and the Policy is the one that fails
-// closed, to be used in place of what was meant; it is nil only if even that cannot be said, since the policy has no name
-// or a namespaced scope without a namespace.
-func Compile(a *security.Authorization) (*Policy, error) { panic("unwritten") }
+func (p *Policy) Key() string {
+	if p.Namespace == "" {
+		return p.Name
+	}
+	return p.Namespace + "/" + p.Name
+}
 
 // Connection is what a decision is made on.
 type Connection struct {
@@ -57,14 +61,46 @@ type Connection struct {
 	Destination netip.AddrPort
 }
 
-// Matches reports whether any rule of the policy matches c. It says nothing of Invalid.
-func (p *Policy) Matches(c Connection) bool { panic("unwritten") }
+// Matches reports whether the policy applies its action to c. An invalid Deny policy matches all, an invalid Allow policy
+// nothing.
+func (p *Policy) Matches(c Connection) bool {
+	s := newSubject(c)
+	return p.matches(&s)
+}
+
+func (p *Policy) matches(s *subject) bool {
+	if p.Invalid != nil {
+		return p.Action == Deny
+	}
+	for i := range p.rules {
+		if p.rules[i].matches(s) {
+			return true
+		}
+	}
+	return false
+}
 
 // Group is an immutable set of policies that apply together, e.g. all of one namespace. The nil Group is empty.
-type Group struct{}
+type Group struct {
+	deny, allow, dryRun []*Policy
+}
 
-// NewGroup makes a Group; it keeps the pointers, not the slice.
-func NewGroup(policies []*Policy) *Group { panic("unwritten") }
+// NewGroup makes a Group; it keeps the pointers, not the slice. Their order decides which policy is named where several
+// would decide the same.
+func NewGroup(policies []*Policy) *Group {
+	g := &Group{}
+	for _, p := range policies {
+		switch {
+		case p.DryRun:
+			g.dryRun = append(g.dryRun, p)
+		case p.Action == Deny:
+			g.deny = append(g.deny, p)
+		default:
+			g.allow = append(g.allow, p)
+		}
+	}
+	return g
+}
 
 // Set is the policies that apply to one workload. It is immutable; the zero Set is empty and allows all.
 type Set struct {
@@ -86,6 +122,17 @@ const (
 	Denied
 )
 
+// String is for logs.
+func (v Verdict) String() string {
+	switch v {
+	case Allowed:
+		return "allowed"
+	case Denied:
+		return "denied"
+	}
+	return "undecided"
+}
+
 // Decision is the answer for one connection.
 type Decision struct {
 	Verdict Verdict
@@ -94,12 +141,135 @@ type Decision struct {
 	Policy string
 	// Reason is a sentence for logs; empty if Verdict is Allowed.
 	Reason string
-	// DryRun lists dry-run policies that matched.
+	// DryRun lists dry-run policies that matched: Deny ones would have denied, Allow ones would have allowed.
 	DryRun []*Policy
 }
 
 // Allowed reports whether Verdict is Allowed.
 func (d Decision) Allowed() bool { return d.Verdict == Allowed }
 
-// Evaluate decides: a Deny policy that matches denies; otherwise, if there are Allow policies, one of them must match.
-func (s Set) Evaluate(c Connection) Decision { panic("unwritten") }
+// Evaluate decides: a Deny policy that matches denies; otherwise a missing policy leaves it undecided; otherwise, if
+// there are Allow policies, one of them must match.
+func (s Set) Evaluate(c Connection) Decision {
+	subject := newSubject(c)
+	d := Decision{DryRun: s.dryRun(&subject)}
+	if p := s.firstDeny(&subject); p != nil {
+		d.Verdict, d.Policy = Denied, p.Key()
+		d.Reason = "denied by policy " + d.Policy
+		if p.Invalid != nil {
+			d.Reason += ", which is invalid and so denies all: " + p.Invalid.Error()
+		}
+		return d
+	}
+	if len(s.Missing) > 0 {
+		d.Policy = s.Missing[0]
+		d.Reason = fmt.Sprintf("policy %s selects the workload and is not known yet", d.Policy)
+		return d
+	}
+	p, some := s.firstAllow(&subject)
+	switch {
+	case p != nil:
+		d.Verdict, d.Policy = Allowed, p.Key()
+	case some:
+		d.Verdict, d.Reason = Denied, "no ALLOW policy matches; there are "+s.allowNames()
+	default:
+		d.Verdict = Allowed
+	}
+	return d
+}
+
+func (s Set) firstDeny(c *subject) *Policy {
+	for _, g := range [...]*Group{s.Global, s.Namespace} {
+		if g == nil {
+			continue
+		}
+		for _, p := range g.deny {
+			if p.matches(c) {
+				return p
+			}
+		}
+	}
+	for _, p := range s.Selected {
+		if p.Action == Deny && !p.DryRun && p.matches(c) {
+			return p
+		}
+	}
+	return nil
+}
+
+// firstAllow returns the first Allow policy that matches, and whether there are any.
+func (s Set) firstAllow(c *subject) (first *Policy, some bool) {
+	for _, g := range [...]*Group{s.Global, s.Namespace} {
+		if g == nil {
+			continue
+		}
+		some = some || len(g.allow) > 0
+		for _, p := range g.allow {
+			if p.matches(c) {
+				return p, true
+			}
+		}
+	}
+	for _, p := range s.Selected {
+		if p.Action != Allow || p.DryRun {
+			continue
+		}
+		if some = true; p.matches(c) {
+			return p, true
+		}
+	}
+	return nil, some
+}
+
+func (s Set) dryRun(c *subject) []*Policy {
+	var hits []*Policy
+	for _, g := range [...]*Group{s.Global, s.Namespace} {
+		if g == nil {
+			continue
+		}
+		for _, p := range g.dryRun {
+			if p.matches(c) {
+				hits = append(hits, p)
+			}
+		}
+	}
+	for _, p := range s.Selected {
+		if p.DryRun && p.matches(c) {
+			hits = append(hits, p)
+		}
+	}
+	return hits
+}
+
+// allowNames lists the enforced Allow policies, for a reason; there may be very many.
+func (s Set) allowNames() string {
+	const limit = 5
+	var names []string
+	more := 0
+	name := func(p *Policy) {
+		switch {
+		case p.Action != Allow || p.DryRun:
+		case len(names) == limit:
+			more++
+		case p.Invalid != nil:
+			names = append(names, p.Key()+" (invalid: "+p.Invalid.Error()+")")
+		default:
+			names = append(names, p.Key())
+		}
+	}
+	for _, g := range [...]*Group{s.Global, s.Namespace} {
+		if g != nil {
+			for _, p := range g.allow {
+				name(p)
+			}
+		}
+	}
+	for _, p := range s.Selected {
+		name(p)
+	}
+	out := strings.Join(names, ", ")
+	if more > 0 {
+		out += fmt.Sprintf(" and %d more", more)
+	}
+	return out
+}

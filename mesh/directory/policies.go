@@ -1,0 +1,141 @@
+package directory
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/puzpuzpuz/xsync/v4"
+
+	"github.com/ambit-mesh/ambit/api/security"
+	"github.com/ambit-mesh/ambit/mesh/policy"
+	"github.com/ambit-mesh/ambit/mesh/xds"
+)
+
+// policyIndex finds policies by what they select. Readers take no lock.
+type policyIndex struct {
+	byName      *xsync.Map[string, *policy.Policy] // by resource name, which is how workloads name them
+	byNamespace *xsync.Map[string, *policy.Group]
+	global      atomic.Pointer[policy.Group]
+
+	members map[groupKey]map[string]*policy.Policy // by resource name; the writer's
+}
+
+func newPolicyIndex() policyIndex {
+	return policyIndex{
+		byName:      xsync.NewMap[string, *policy.Policy](),
+		byNamespace: xsync.NewMap[string, *policy.Group](),
+		members:     map[groupKey]map[string]*policy.Policy{},
+	}
+}
+
+func (x *policyIndex) forWorkload(w *Workload) policy.Set {
+	set := policy.Set{Global: x.global.Load()}
+	set.Namespace, _ = x.byNamespace.Load(w.Namespace)
+	for _, name := range w.Policies {
+		if p, ok := x.byName.Load(name); ok {
+			set.Selected = append(set.Selected, p)
+		} else {
+			set.Missing = append(set.Missing, name)
+		}
+	}
+	return set
+}
+
+// HandleAuthorizations takes policies; it fits xds.Handler.Apply for xds.TypeAuthorization. A policy that is not
+// understood is rejected and in force all the same, in the form that fails closed.
+func (d *Directory) HandleAuthorizations(upserts []*discoveryv3.Resource, removed []string) []xds.Rejection {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var rejected []xds.Rejection
+	var change Change
+	touched := map[groupKey]bool{}
+	for _, r := range upserts {
+		var a security.Authorization
+		if err := r.GetResource().UnmarshalTo(&a); err != nil {
+			rejected = append(rejected, xds.Rejection{Name: r.GetName(), Err: err})
+			continue
+		}
+		p, err := policy.Compile(&a)
+		if err != nil {
+			rejected = append(rejected, xds.Rejection{Name: r.GetName(), Err: err})
+		}
+		if p == nil {
+			continue
+		}
+		d.policies.put(r.GetName(), p, touched)
+		change.Policies = append(change.Policies, r.GetName())
+	}
+	for _, name := range removed {
+		if _, ok := d.policies.byName.Load(name); ok {
+			d.policies.put(name, nil, touched)
+			change.Policies = append(change.Policies, name)
+		}
+	}
+	d.policies.rebuild(touched)
+	d.notify(&change)
+	return rejected
+}
+
+// groupKey is a scope, with its namespace unless it is global. Policies that workloads name are in no group.
+type groupKey struct {
+	scope     policy.Scope
+	namespace string
+}
+
+func keyOf(p *policy.Policy) (groupKey, bool) {
+	switch p.Scope {
+	case policy.ScopeGlobal:
+		return groupKey{scope: policy.ScopeGlobal}, true
+	case policy.ScopeNamespace:
+		return groupKey{policy.ScopeNamespace, p.Namespace}, true
+	}
+	return groupKey{}, false
+}
+
+// put stores p, nil to remove it, under a resource name, and adds the groups that have changed to touched.
+func (x *policyIndex) put(name string, p *policy.Policy, touched map[groupKey]bool) {
+	if old, ok := x.byName.Load(name); ok {
+		if key, ok := keyOf(old); ok {
+			delete(x.members[key], name)
+			touched[key] = true
+		}
+	}
+	if p == nil {
+		x.byName.Delete(name)
+		return
+	}
+	x.byName.Store(name, p)
+	if key, ok := keyOf(p); ok {
+		if x.members[key] == nil {
+			x.members[key] = map[string]*policy.Policy{}
+		}
+		x.members[key][name] = p
+		touched[key] = true
+	}
+}
+
+// rebuild makes the touched groups anew, once a push. They are sorted, so that of several policies that would decide the
+// same one is named always.
+func (x *policyIndex) rebuild(touched map[groupKey]bool) {
+	for key := range touched {
+		var group *policy.Group
+		if len(x.members[key]) == 0 {
+			delete(x.members, key)
+		} else {
+			group = policy.NewGroup(slices.SortedFunc(maps.Values(x.members[key]), func(a, b *policy.Policy) int {
+				return strings.Compare(a.Key(), b.Key())
+			}))
+		}
+		switch {
+		case key.scope == policy.ScopeGlobal:
+			x.global.Store(group)
+		case group == nil:
+			x.byNamespace.Delete(key.namespace)
+		default:
+			x.byNamespace.Store(key.namespace, group)
+		}
+	}
+}
