@@ -147,16 +147,19 @@ func (s *site) start(h *lab.Host, pids *[]int, args ...string) error {
 	if pids != nil {
 		*pids = append(*pids, cmd.Process.Pid)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		conn, err := h.Dial(fmt.Sprintf("127.0.0.1:%d", portEcho))
 		if err == nil {
 			return conn.Close()
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-tick.C:
+		case <-deadline:
 			return fmt.Errorf("start %v on %s: %w", args, h.Name, err)
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 

@@ -22,13 +22,14 @@ const (
 	portSink   = 5001 // reads to the end, then answers with the count of bytes
 	portSource = 5002 // reads a time in milliseconds, then sends for so long
 	portEcho   = 5003
+	portOnce   = 5004 // answers one byte and closes, so that it is the server's side that remembers the connection, not its ports
 )
 
 const chunk = 256 << 10 // bytes of one write or read of the bulk loads
 
 // Serve serves traffic on all addresses of the current network namespace until the context ends.
 func Serve(ctx context.Context) error {
-	handlers := map[int]func(net.Conn) error{portSink: sink, portSource: source, portEcho: echo}
+	handlers := map[int]func(net.Conn) error{portSink: sink, portSource: source, portEcho: echo, portOnce: once}
 	var listeners []net.Listener
 	for port := range handlers {
 		ln, err := net.Listen("tcp", ":"+strconv.Itoa(port))
@@ -93,6 +94,15 @@ func echo(conn net.Conn) error {
 	return err
 }
 
+func once(conn net.Conn) error {
+	buf := make([]byte, 1)
+	if _, err := io.ReadFull(conn, buf); err != nil {
+		return err
+	}
+	_, err := conn.Write(buf)
+	return err
+}
+
 // Load is one kind of traffic.
 type Load struct {
 	Name string
@@ -128,7 +138,7 @@ func (l Load) Run(ctx context.Context, host string, ready func()) (Result, error
 	case "pingpong":
 		r.parallel(func() error { return r.pingpong(addr(portEcho)) })
 	case "connect":
-		r.parallel(func() error { return r.connect(addr(portEcho)) })
+		r.parallel(func() error { return r.connect(addr(portOnce)) })
 	case "hold":
 		return r.hold(ctx, addr(portEcho), ready)
 	default:
@@ -285,7 +295,11 @@ func (r *run) once(addr string, buf []byte) error {
 	if _, err := conn.Write(buf); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(conn, buf)
+	if _, err = io.ReadFull(conn, buf); err != nil {
+		return err
+	}
+	// The time of the end is not the connection's time to serve, but the next one waits for it.
+	_, err = io.Copy(io.Discard, conn)
 	return err
 }
 
@@ -337,7 +351,7 @@ func (r *run) hold(ctx context.Context, addr string, ready func()) (Result, erro
 // Forward is a plain TCP proxy: it accepts on the traffic ports of its namespace and passes bytes on to the same port of
 // the host, through user space.
 func Forward(ctx context.Context, host string) error {
-	for _, port := range []int{portSink, portSource, portEcho} {
+	for _, port := range []int{portSink, portSource, portEcho, portOnce} {
 		to := net.JoinHostPort(host, strconv.Itoa(port))
 		ln, err := net.Listen("tcp", ":"+strconv.Itoa(port))
 		if err != nil {
