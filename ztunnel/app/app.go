@@ -1,0 +1,287 @@
+// Package app puts the node proxy together: it reads the settings, makes the rooms from the bottom up, starts them in the
+// order in which they need each other, and ends them in the other.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/api/build"
+	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/mesh/xds"
+	"github.com/ambit-mesh/ambit/ztunnel/admin"
+	"github.com/ambit-mesh/ambit/ztunnel/config"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/proxy"
+)
+
+const usage = `usage: ztunnel [proxy [ztunnel]] | version | help
+
+proxy (the default) serves the pods of a node that the CNI agent hands to it. Its settings are environment variables, the
+same as those of Istio's ztunnel; see docs/ztunnel.md.
+`
+
+// Run is the program. It returns when the context ends or a signal (SIGTERM, SIGINT) comes, and the connections have ended
+// or their grace period is over. A second signal ends the process at once.
+func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
+	command := "proxy"
+	if len(args) > 0 {
+		command = args[0]
+	}
+	switch command {
+	case "proxy":
+		if len(args) > 2 || len(args) == 2 && args[1] != "ztunnel" {
+			return fmt.Errorf("unknown arguments %q\n%s", args[1:], usage)
+		}
+		cfg, err := config.Parse(environ)
+		if err != nil {
+			return err
+		}
+		ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+		context.AfterFunc(ctx, stop) // a second signal has its usual effect
+		defer stop()
+		return serve(ctx, cfg, stderr)
+	case "version", "--version", "-version":
+		_, err := fmt.Fprintln(stdout, "ztunnel", build.Version())
+		return err
+	case "help", "--help", "-h":
+		_, err := io.WriteString(stdout, usage)
+		return err
+	default:
+		return fmt.Errorf("unknown command %q\n%s", command, usage)
+	}
+}
+
+// parts are the rooms of a running proxy.
+type parts struct {
+	cfg       *config.Config
+	level     slog.LevelVar
+	log       *telemetry.Writer
+	logger    *slog.Logger
+	home      *netns.Home
+	directory *directory.Directory
+	certs     *identity.Manager
+	discovery *xds.Client
+	node      *proxy.Node
+	pods      *inpod.Manager
+	ready     admin.Readiness
+	quit      context.CancelCauseFunc
+
+	closers []io.Closer // in order of making
+	servers []*admin.Server
+}
+
+// serve makes the rooms and runs them until the context ends.
+func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
+	ctx, quit := context.WithCancelCause(ctx)
+	defer quit(nil)
+	p := &parts{cfg: cfg, quit: quit}
+	defer p.close()
+	if err := p.make(stderr); err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// make makes the rooms. What was made when an error comes is closed by close.
+func (p *parts) make(stderr io.Writer) error {
+	cfg := p.cfg
+	registry := telemetry.NewRegistry("ztunnel", build.Version())
+	p.level.Set(cfg.LogLevel)
+	p.log = telemetry.NewWriter(stderr, 0, registry)
+	format := telemetry.FormatPlain
+	if cfg.LogJSON {
+		format = telemetry.FormatJSON
+	}
+	p.logger = telemetry.NewLogger(p.log, format, &p.level)
+	p.logger.Info("ztunnel starts", "version", build.Version(), "node", cfg.Node.Name, "xds", cfg.XDS.Address,
+		"ca", cfg.CA.Address, "zds", cfg.ZDSSocket)
+	for _, note := range cfg.Notes {
+		p.logger.Warn(note)
+	}
+	if cfg.Processors > 0 {
+		runtime.GOMAXPROCS(cfg.Processors)
+	}
+
+	var err error
+	if p.home, err = netns.OpenHome(); err != nil {
+		return err
+	}
+	p.closers = append(p.closers, p.home)
+	p.directory = directory.New(directory.Config{
+		Network: cfg.Network, Node: cfg.Node.Name, ClusterID: cfg.ClusterID, Logger: p.logger,
+	})
+	ca, err := identity.NewChannel(cfg.CA)
+	if err != nil {
+		return fmt.Errorf("CA_ADDRESS: %w", err)
+	}
+	p.closers = append(p.closers, ca)
+	p.certs = identity.NewManager(identity.ManagerConfig{
+		Issuer: &identity.GRPCIssuer{Conn: ca, TTL: cfg.SecretTTL, Impersonate: true},
+		Logger: p.logger,
+	})
+	node, err := xdsNode(cfg.Node)
+	if err != nil {
+		return err
+	}
+	p.discovery, err = xds.NewClient(xds.Config{
+		Connect: func() (xds.Conn, error) { return identity.NewChannel(cfg.XDS) },
+		Node:    node,
+		// Policies first: a workload must not be known before the policies that it names.
+		Handlers: []xds.Handler{
+			{TypeURL: xds.TypeAuthorization, Apply: p.directory.HandleAuthorizations},
+			{TypeURL: xds.TypeAddress, Apply: p.directory.HandleAddresses},
+		},
+		Logger:     p.logger,
+		Registerer: registry,
+	})
+	if err != nil {
+		return err
+	}
+	p.node = proxy.NewNode(proxy.NodeConfig{
+		Config: proxy.Config{
+			Network: cfg.Network, ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, Mark: cfg.PacketMark,
+			IPv6: cfg.IPv6, PortReuse: cfg.PortReuse, OriginalSource: cfg.OriginalSource,
+			KeepAlive: cfg.KeepAlive, UserTimeout: cfg.UserTimeout,
+			PoolStreams: cfg.PoolStreams, PoolIdle: cfg.PoolIdle, H2: cfg.H2, DrainLimit: cfg.DrainLimit,
+			ResponseBaggage: cfg.ResponseBaggage, PolicyInfo: cfg.PolicyInfo,
+			MaxConnections: maxConnections(),
+		},
+		Directory:    p.directory,
+		Certificates: p.certs,
+		Metrics:      telemetry.NewMetrics(registry),
+		AccessLog:    telemetry.NewAccessLog(p.logger),
+		Logger:       p.logger,
+	})
+	p.pods = inpod.NewManager(inpod.Config{
+		Socket: cfg.ZDSSocket, Home: p.home, Start: p.node.Start, Logger: p.logger, Registerer: registry,
+	})
+	p.ready.Await("control plane", func() bool {
+		select {
+		case <-p.discovery.Synced():
+			return true
+		default:
+			return false
+		}
+	})
+	p.ready.Await("pods", p.pods.Ready)
+	return p.listen(telemetry.Handler(registry))
+}
+
+// listen opens the proxy's own ports.
+func (p *parts) listen(metrics http.Handler) error {
+	a := admin.Admin{
+		Dump: p.dump, Connections: p.connections, Level: &p.level, Initial: p.cfg.LogLevel,
+		Quit:    func() { p.quit(errors.New("asked to by /quitquitquit")) },
+		Version: build.Version(),
+	}
+	port := func(n uint16) string { return strconv.Itoa(int(n)) }
+	for _, s := range []struct {
+		name    string
+		handler http.Handler
+		addrs   []string
+	}{
+		{"admin", a.Handler(), []string{
+			net.JoinHostPort("127.0.0.1", port(p.cfg.AdminPort)), net.JoinHostPort("::1", port(p.cfg.AdminPort))}},
+		{"metrics", metricsMux(metrics), []string{":" + port(p.cfg.StatsPort)}},
+		{"readiness", p.ready.Handler(), []string{":" + port(p.cfg.ReadinessPort)}},
+	} {
+		server, err := admin.Listen(s.handler, s.addrs...)
+		if err != nil {
+			return fmt.Errorf("%s port: %w", s.name, err)
+		}
+		p.servers = append(p.servers, server)
+	}
+	return nil
+}
+
+// run starts the rooms and ends them after the context.
+func (p *parts) run(ctx context.Context) error {
+	// The inner context ends first: pods and their connections. What they stand on ends with the outer one.
+	outer, end := context.WithCancel(context.WithoutCancel(ctx))
+	var rooms sync.WaitGroup
+	room := func(name string, run func(context.Context) error) {
+		rooms.Go(func() {
+			if err := run(outer); err != nil {
+				p.quit(partError{name, err})
+			}
+		})
+	}
+	for _, s := range p.servers {
+		room("http", s.Serve)
+	}
+	room("certificates", p.certs.Run)
+	room("discovery", p.discovery.Run)
+	room("connections", p.node.Run)
+
+	// A pod's connections must not be decided on half of the cluster's state.
+	select {
+	case <-p.discovery.Synced():
+		p.logger.Info("the control plane's state is known; asking the CNI agent for pods")
+		if err := p.pods.Run(ctx); err != nil {
+			p.quit(partError{"pods", err})
+		}
+	case <-ctx.Done():
+	}
+
+	cause := context.Cause(ctx)
+	p.logger.Info("ending: no new connections; those that exist may go on", "reason", cause, "grace", p.cfg.Grace)
+	p.ready.Await("terminating", func() bool { return false })
+	grace, cancel := context.WithTimeout(outer, p.cfg.Grace)
+	p.pods.Shutdown(grace)
+	cancel()
+	end()
+	rooms.Wait()
+	p.logger.Info("ended")
+	if failed := (partError{}); errors.As(cause, &failed) {
+		return failed
+	}
+	return nil
+}
+
+// partError is a part's failure, which ends the program with an error.
+type partError struct {
+	part string
+	err  error
+}
+
+func (e partError) Error() string { return e.part + ": " + e.err.Error() }
+func (e partError) Unwrap() error { return e.err }
+
+// close releases what is left, in the reverse order of making.
+func (p *parts) close() {
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		p.closers[i].Close()
+	}
+	if p.log != nil {
+		p.log.Close()
+	}
+}
+
+// maxConnections is how many connections one pod may have: each needs two descriptors, and one pod must leave half of them
+// to others.
+func maxConnections() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	if limit.Cur > 1<<24 {
+		return 0
+	}
+	return max(1, int(limit.Cur/4))
+}

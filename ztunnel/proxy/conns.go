@@ -1,0 +1,187 @@
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/policy"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+)
+
+// Causes of the end of a connection that this proxy itself cuts.
+var (
+	errPolicyChanged = errors.New("closed due to policy change")
+	errPodGone       = errors.New("closed because the pod is gone")
+	errGraceOver     = errors.New("closed because the node proxy ends")
+)
+
+// table holds the connections of a pod. Its methods may be called concurrently.
+type table struct {
+	mu    sync.Mutex // guards the fields below, and each conn's
+	conns map[*conn]bool
+	next  uint64
+}
+
+// conn is one connection: between the pod's application and a peer, plain or in a tunnel.
+type conn struct {
+	table  *table
+	id     uint64
+	start  time.Time
+	cancel context.CancelCauseFunc
+
+	// counters are live. They are the relay's, whose first side is the client for plain and outbound connections, and the
+	// application for tunnels that come in (appFirst).
+	counters hbone.Counters
+	appFirst bool
+
+	// Set by the goroutine that serves the connection, under the table's lock; read by it without, by others under it.
+	record   telemetry.Connection
+	original netip.AddrPort     // where the client wanted to go
+	judged   *policy.Connection // what policy decided on; nil for outbound
+	series   *telemetry.Series  // since it is open
+	reported struct{ sent, received uint64 }
+}
+
+// open registers a connection. The context that it returns ends with cut; close must be called.
+func (t *table) open(ctx context.Context, record telemetry.Connection) (*conn, context.Context) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c := &conn{table: t, start: time.Now(), cancel: cancel, record: record}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next++
+	c.id = t.next
+	t.conns[c] = true
+	return c, ctx
+}
+
+// update changes what is known of the connection.
+func (c *conn) update(f func(*conn)) {
+	c.table.mu.Lock()
+	defer c.table.mu.Unlock()
+	f(c)
+}
+
+// cut ends the connection, which is reset on both sides.
+func (c *conn) cut(cause error) { c.cancel(cause) }
+
+// established counts the connection as open.
+func (c *conn) established(ctx context.Context, n *Node) {
+	series := n.Metrics.Series(c.record.Flow)
+	series.Opened()
+	c.update(func(c *conn) { c.series = series })
+	n.AccessLog.Opened(ctx, &c.record)
+}
+
+// close counts and logs the end, and forgets the connection. err is why it could not be opened, or was cut.
+func (c *conn) close(ctx context.Context, n *Node, flag telemetry.Flag, err error) {
+	c.cancel(nil)
+	t := c.table
+	t.mu.Lock()
+	delete(t.conns, c)
+	c.reportLocked()
+	t.mu.Unlock()
+	if c.series != nil {
+		c.series.Closed(flag)
+	} else {
+		n.Metrics.Series(c.record.Flow).Failed(flag)
+	}
+	c.record.Sent, c.record.Received = c.bytes()
+	c.record.Duration = time.Since(c.start)
+	c.record.Flag, c.record.Err = flag, err
+	n.AccessLog.Closed(ctx, &c.record)
+}
+
+// bytes returns what the client has sent and what it has received.
+func (c *conn) bytes() (sent, received uint64) {
+	if c.appFirst {
+		return c.counters.Received.Load(), c.counters.Sent.Load()
+	}
+	return c.counters.Sent.Load(), c.counters.Received.Load()
+}
+
+// reportLocked adds the bytes since the last report to the metrics.
+func (c *conn) reportLocked() {
+	if c.series == nil {
+		return
+	}
+	sent, received := c.bytes()
+	if sent != c.reported.sent || received != c.reported.received {
+		c.series.AddBytes(sent-c.reported.sent, received-c.reported.received)
+		c.reported.sent, c.reported.received = sent, received
+	}
+}
+
+// report adds what live connections have carried to the metrics.
+func (t *table) report() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for c := range t.conns {
+		c.reportLocked()
+	}
+}
+
+func (t *table) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.conns)
+}
+
+// judge calls again for each connection that policy has decided on, and cuts those for which it returns false.
+func (t *table) judge(again func(policy.Connection) bool) {
+	type candidate struct {
+		conn   *conn
+		judged policy.Connection
+	}
+	t.mu.Lock()
+	var all []candidate
+	for c := range t.conns {
+		if c.judged != nil {
+			all = append(all, candidate{c, *c.judged})
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range all {
+		if !again(c.judged) {
+			c.conn.cut(errPolicyChanged)
+		}
+	}
+}
+
+// Connection describes one connection, for the admin endpoint.
+type Connection struct {
+	ID                  uint64
+	Inbound             bool
+	Tunnel              bool
+	Source              netip.AddrPort
+	OriginalDestination netip.AddrPort
+	ActualDestination   netip.AddrPort
+	SourceIdentity      identity.Identity
+	DestinationIdentity identity.Identity
+	Sent, Received      uint64
+	Opened              time.Time
+}
+
+// list returns the connections in the order in which they were opened.
+func (t *table) list() []Connection {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]Connection, 0, len(t.conns))
+	for c := range t.conns {
+		sent, received := c.bytes()
+		all = append(all, Connection{
+			ID: c.id, Inbound: c.record.Inbound, Tunnel: c.record.MutualTLS,
+			Source: c.record.SourceAddr, OriginalDestination: c.original, ActualDestination: c.record.DestinationAddr,
+			SourceIdentity: c.record.SourceIdentity, DestinationIdentity: c.record.DestinationIdentity,
+			Sent: sent, Received: received, Opened: c.start,
+		})
+	}
+	slices.SortFunc(all, func(a, b Connection) int { return cmp.Compare(a.ID, b.ID) })
+	return all
+}

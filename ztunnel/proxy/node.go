@@ -1,0 +1,259 @@
+// Package proxy carries the connections of pods: what a pod sends (outbound), tunnels that come for it, and plaintext that
+// comes for it. One Pod serves one pod of the node.
+//
+// Rules of the room: who a connection comes from is the pod whose namespace accepted it or the certificate that its peer
+// proved, never an address. What is not certainly allowed is refused, with the reason. Every step has a time-out. No lock
+// is held while anything waits.
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/h2"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/netns"
+)
+
+// Timing of a connection's steps.
+const (
+	// selfTimeout is how long a connection waits for its own pod to be known to discovery (Istio's value).
+	selfTimeout = 5 * time.Second
+	// connectTimeout bounds a TCP connect (Istio's value).
+	connectTimeout = 10 * time.Second
+	// policyTimeout is how long a connection waits for policies that its workload names and that are not there yet.
+	policyTimeout = 5 * time.Second
+)
+
+// Timing of a pod's end.
+const (
+	// drainMin is how long a deleted pod's tunnel port stays open: peers that have not heard of it yet use it.
+	drainMin = 10 * time.Second
+	// drainPoll is how often a draining pod is looked at.
+	drainPoll = time.Second
+)
+
+// reportInterval is how often bytes of connections that live are added to the metrics.
+const reportInterval = 5 * time.Second
+
+// Certificates gives out identities of pods. identity.Manager implements it.
+type Certificates interface {
+	// SVID blocks until there is one or the context ends.
+	SVID(ctx context.Context, id identity.Identity) (*identity.SVID, error)
+	// Prefetch has an SVID ready when it is asked for; Forget ends that.
+	Prefetch(id identity.Identity)
+	Forget(id identity.Identity)
+}
+
+// Config holds the settings of all pods' proxies.
+type Config struct {
+	// Network is the network of the node; empty for the default one. ClusterID is for telemetry.
+	Network, ClusterID string
+	// TrustDomain is that of pods that discovery does not know yet.
+	TrustDomain string
+	// Mark is put on packets to upstreams.
+	Mark int
+	// IPv6 has pods listen on both families.
+	IPv6 bool
+	// PortReuse lets another process listen on the same ports.
+	PortReuse bool
+	// OriginalSource has applications see the client's address.
+	OriginalSource bool
+	// KeepAlive and UserTimeout are TCP's.
+	KeepAlive   net.KeepAliveConfig
+	UserTimeout time.Duration
+	// PoolStreams, PoolIdle and H2 are the settings of tunnels.
+	PoolStreams int
+	PoolIdle    time.Duration
+	H2          h2.Config
+	// DrainLimit is how long the connections of a deleted pod may go on.
+	DrainLimit time.Duration
+	// ResponseBaggage has responses to tunnel requests describe the destination.
+	ResponseBaggage bool
+	// PolicyInfo logs dry-run policies at info instead of debug.
+	PolicyInfo bool
+	// MaxConnections bounds the connections of one pod, so that it leaves descriptors to its neighbours. Zero: no bound.
+	MaxConnections int
+}
+
+// Node is what the proxies of all pods share. Make it with NewNode.
+type Node struct {
+	Config
+	Directory    *directory.Directory
+	Certificates Certificates
+	Metrics      *telemetry.Metrics
+	AccessLog    *telemetry.AccessLog
+	Logger       *slog.Logger
+
+	mu   sync.Mutex // guards the fields below
+	pods map[*Pod]bool
+	used map[identity.Identity]int // by how many pods
+	next chan struct{}             // closed, and made anew, when policies or local workloads change
+
+	changed chan struct{} // the same for Run; capacity 1
+}
+
+// NodeConfig is what a Node is made of. Everything is required.
+type NodeConfig struct {
+	Config
+	Directory    *directory.Directory
+	Certificates Certificates
+	Metrics      *telemetry.Metrics
+	AccessLog    *telemetry.AccessLog
+	Logger       *slog.Logger
+}
+
+// NewNode makes a Node without pods.
+func NewNode(c NodeConfig) *Node {
+	return &Node{
+		Config:       c.Config,
+		Directory:    c.Directory,
+		Certificates: c.Certificates,
+		Metrics:      c.Metrics,
+		AccessLog:    c.AccessLog,
+		Logger:       c.Logger,
+		pods:         map[*Pod]bool{},
+		used:         map[identity.Identity]int{},
+		next:         make(chan struct{}),
+		changed:      make(chan struct{}, 1),
+	}
+}
+
+// Start makes and starts the proxy of a pod. It fits inpod.Config.Start.
+func (n *Node) Start(pod inpod.Pod, ns *netns.Namespace) (inpod.Proxy, error) {
+	return n.startPod(pod, ns)
+}
+
+// Run judges connections again when policies change, evicts tunnels to workloads that are gone, and reports bytes, until
+// the context ends.
+func (n *Node) Run(ctx context.Context) error {
+	cancel := n.Directory.Subscribe(func(c directory.Change) {
+		for _, w := range c.Workloads {
+			// Its address may be another pod's next.
+			if w.Old != nil && w.New == nil {
+				n.evict(w.Old.UID)
+			}
+		}
+		if len(c.Policies) > 0 || anyLocal(c.Workloads) {
+			n.announceChange()
+		}
+	})
+	defer cancel()
+	report := time.NewTicker(reportInterval)
+	defer report.Stop()
+	for {
+		select {
+		case <-n.changed:
+			for _, p := range n.snapshot() {
+				p.judgeAgain()
+			}
+		case <-report.C:
+			for _, p := range n.snapshot() {
+				p.conns.report()
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func anyLocal(changes []directory.WorkloadChange) bool {
+	for _, c := range changes {
+		if c.Local {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *Node) evict(uid string) {
+	for _, p := range n.snapshot() {
+		p.pool.Evict(uid)
+	}
+	n.Metrics.Forget(uid)
+}
+
+// snapshot lists the pods that there are.
+func (n *Node) snapshot() []*Pod {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	pods := make([]*Pod, 0, len(n.pods))
+	for p := range n.pods {
+		pods = append(pods, p)
+	}
+	return pods
+}
+
+// announceChange wakes who waits for another state of policies and of the node's workloads.
+func (n *Node) announceChange() {
+	n.mu.Lock()
+	close(n.next)
+	n.next = make(chan struct{})
+	n.mu.Unlock()
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+// nextChange returns a channel that is closed at the next such change.
+func (n *Node) nextChange() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.next
+}
+
+// enter and leave keep the list of pods, and certificates for those that there are.
+func (n *Node) enter(p *Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pods[p] = true
+	n.useLocked(*p.id.Load())
+}
+
+func (n *Node) leave(p *Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.pods, p)
+	n.disuseLocked(*p.id.Load())
+}
+
+// adopt changes a pod's identity, when discovery tells another trust domain than expected.
+func (n *Node) adopt(p *Pod, id identity.Identity) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if old := *p.id.Load(); old != id && n.pods[p] {
+		n.useLocked(id)
+		p.id.Store(&id)
+		n.disuseLocked(old)
+	}
+}
+
+func (n *Node) useLocked(id identity.Identity) {
+	n.used[id]++
+	n.Certificates.Prefetch(id)
+}
+
+func (n *Node) disuseLocked(id identity.Identity) {
+	if n.used[id]--; n.used[id] == 0 {
+		delete(n.used, id)
+		n.Certificates.Forget(id)
+	}
+}
+
+// dialer is what all connections to upstreams have in common.
+func (n *Node) dialer() netns.Dialer {
+	return netns.Dialer{Mark: n.Mark, KeepAlive: n.KeepAlive, UserTimeout: int(n.UserTimeout / time.Millisecond)}
+}
+
+// workloadAt returns the workload of an address in the node's network, or nil.
+func (n *Node) workloadAt(addr netip.Addr) *directory.Workload {
+	return n.Directory.WorkloadByAddr(n.Network, addr)
+}

@@ -1,0 +1,400 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/policy"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/netns"
+)
+
+// errNoCertificate is wrapped by the error of a tunnel for which there was no certificate of the pod.
+var errNoCertificate = errors.New("no certificate for the pod")
+
+// errEnding is why a proxy that ends cannot be resumed.
+var errEnding = errors.New("its proxy is ending")
+
+// Pod is the proxy of one pod. It implements inpod.Proxy.
+type Pod struct {
+	node    *Node
+	pod     inpod.Pod
+	ns      *netns.Namespace // the caller's, until Done
+	logger  *slog.Logger
+	pool    *hbone.Pool
+	server  *hbone.Server
+	ports   *sourcePorts
+	conns   table
+	relayer hbone.Relayer
+
+	// fallbackID is the pod's identity as long as discovery does not know the pod; id is the one in use, guarded by node.mu.
+	fallbackID identity.Identity
+	id         atomic.Pointer[identity.Identity]
+	described  atomic.Pointer[description]
+	fullLogged atomic.Int64 // when it was last said that the pod has too many connections, in Unix seconds
+
+	ctx      context.Context // of all connections
+	cancel   context.CancelCauseFunc
+	work     sync.WaitGroup // accept loops and connections
+	commands chan command
+	ending   chan struct{} // closed when Resume is too late
+	done     chan struct{}
+
+	// Owned by the loop of run.
+	capture []*listener // outbound and inbound plaintext; none while draining
+	tunnels *listener
+}
+
+// description is what a workload is described as in headers.
+type description struct {
+	workload *directory.Workload
+	baggage  string
+}
+
+// command is a call of a method, on its way to the loop.
+type command struct {
+	kind  commandKind
+	ctx   context.Context // shutdown
+	reply chan error      // resume
+}
+
+type commandKind uint8
+
+const (
+	commandDrain commandKind = iota
+	commandResume
+	commandShutdown
+)
+
+func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
+	p := &Pod{
+		node:       n,
+		pod:        pod,
+		ns:         ns,
+		logger:     n.Logger.With("pod", pod.String(), "uid", pod.UID),
+		ports:      newSourcePorts(ns),
+		conns:      table{conns: map[*conn]bool{}},
+		fallbackID: identity.Identity{TrustDomain: n.TrustDomain, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount},
+		commands:   make(chan command),
+		ending:     make(chan struct{}),
+		done:       make(chan struct{}),
+	}
+	p.id.Store(&p.fallbackID)
+	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	var err error
+	if p.tunnels, err = p.listen(api.PortHBONE); err == nil {
+		err = p.openCapture()
+	}
+	if err != nil {
+		p.cancel(err)
+		if p.tunnels != nil {
+			p.tunnels.Close()
+		}
+		return nil, err
+	}
+	p.pool = hbone.NewPool(hbone.PoolConfig{
+		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			return p.ns.DialTCP(ctx, n.dialer(), addr)
+		},
+		TLS:         p.clientTLS,
+		MaxStreams:  n.PoolStreams,
+		IdleTimeout: n.PoolIdle,
+		H2:          n.H2,
+		Logger:      p.logger,
+	})
+	p.server = hbone.NewServer(hbone.ServerConfig{
+		TLS:     p.serverTLS,
+		H2:      n.H2,
+		Handler: p.inboundTunnel,
+		Logger:  p.logger,
+	})
+	n.enter(p)
+	p.work.Go(func() {
+		if err := p.server.Serve(p.ctx, p.tunnels); err != nil && !errors.Is(err, hbone.ErrServerClosed) &&
+			!errors.Is(err, net.ErrClosed) && p.ctx.Err() == nil {
+			p.logger.Error("tunnel port ends", "error", err)
+		}
+	})
+	p.serveCapture()
+	go p.run() // Done says when it has ended
+	return p, nil
+}
+
+// listen opens one port in the pod.
+func (p *Pod) listen(port uint16) (*listener, error) {
+	l := netns.Listener{IPv4Only: !p.node.IPv6, Shared: p.node.PortReuse, KeepAlive: p.node.KeepAlive}
+	if port == api.PortHBONE {
+		// What goes back through a tunnel is not redirected, even if connection tracking has lost the connection.
+		l.Mark = p.node.Mark
+	}
+	tcp, err := p.ns.ListenTCP(l, port)
+	if err != nil {
+		return nil, fmt.Errorf("listen on port %d of the pod: %w", port, err)
+	}
+	return &listener{TCPListener: tcp, ctx: p.ctx, logger: p.logger}, nil
+}
+
+// openCapture opens the ports that the pod's rules redirect to: both or none.
+func (p *Pod) openCapture() error {
+	for _, port := range []uint16{api.PortInbound, api.PortOutbound} {
+		l, err := p.listen(port)
+		if err != nil {
+			for _, l := range p.capture {
+				l.Close()
+			}
+			p.capture = nil
+			return err
+		}
+		p.capture = append(p.capture, l)
+	}
+	return nil
+}
+
+// serveCapture starts the accept loops of openCapture's ports.
+func (p *Pod) serveCapture() {
+	inbound, outbound := p.capture[0], p.capture[1]
+	p.work.Go(func() { p.serve(inbound, p.inboundPlain) })
+	p.work.Go(func() { p.serve(outbound, p.outbound) })
+}
+
+// closeCapture closes those ports, once what waits in their queues is accepted.
+func (p *Pod) closeCapture() {
+	for _, l := range p.capture {
+		l.drain()
+	}
+	p.capture = nil
+}
+
+// run owns the listeners until the proxy ends.
+func (p *Pod) run() {
+	defer close(p.done)
+	var since time.Time // when the drain began; zero while serving
+	poll := time.NewTicker(drainPoll)
+	defer poll.Stop()
+	for {
+		// One of three things happens: a command, time passes, or all is cut.
+		select {
+		case c := <-p.commands:
+			switch c.kind {
+			case commandDrain:
+				if since.IsZero() {
+					since = time.Now()
+					p.closeCapture()
+				}
+			case commandResume:
+				c.reply <- p.reopen(&since)
+			case commandShutdown:
+				p.finish(c.ctx, errGraceOver)
+				return
+			}
+		case <-poll.C:
+			if !since.IsZero() && p.drained(since) {
+				// Nothing is left, or nothing is left to wait for; streams on their way are served.
+				ctx, cancel := context.WithDeadline(context.Background(), since.Add(p.node.DrainLimit))
+				p.finish(ctx, errPodGone)
+				cancel()
+				return
+			}
+		case <-p.ctx.Done():
+			p.finish(p.ctx, errPodGone)
+			return
+		}
+	}
+}
+
+// reopen undoes a drain that began at since.
+func (p *Pod) reopen(since *time.Time) error {
+	if since.IsZero() {
+		return nil
+	}
+	if err := p.openCapture(); err != nil {
+		return err
+	}
+	p.serveCapture()
+	*since = time.Time{}
+	return nil
+}
+
+// drained tells whether a drain may end.
+func (p *Pod) drained(since time.Time) bool {
+	if alive, err := p.ns.Alive(); err == nil && !alive {
+		p.cancel(errPodGone) // its connections lead nowhere
+		return true
+	}
+	age := time.Since(since)
+	return age >= p.node.DrainLimit || age >= drainMin && p.conns.len() == 0
+}
+
+// finish closes the listeners, lets connections end until the context does, and then cuts what is left.
+func (p *Pod) finish(ctx context.Context, cause error) {
+	close(p.ending)
+	stop := context.AfterFunc(ctx, func() { p.cancel(cause) })
+	defer stop()
+	p.closeCapture()
+	p.tunnels.drain()
+	// Tells peers by GOAWAY to open no more tunnels, and waits for those that there are.
+	if err := p.server.Shutdown(ctx); err != nil && ctx.Err() == nil {
+		p.logger.Error("shut down tunnels", "error", err)
+	}
+	p.work.Wait()
+	p.cancel(cause)
+	p.server.Close()
+	p.pool.Close()
+	p.node.leave(p)
+}
+
+// Drain implements inpod.Proxy.
+func (p *Pod) Drain() {
+	select {
+	case p.commands <- command{kind: commandDrain}:
+	case <-p.ending:
+	}
+}
+
+// Resume implements inpod.Proxy.
+func (p *Pod) Resume() error {
+	c := command{kind: commandResume, reply: make(chan error, 1)}
+	select {
+	case p.commands <- c:
+		return <-c.reply
+	case <-p.ending:
+		return errEnding
+	}
+}
+
+// Shutdown implements inpod.Proxy.
+func (p *Pod) Shutdown(ctx context.Context) {
+	select {
+	case p.commands <- command{kind: commandShutdown, ctx: ctx}:
+	case <-p.ending:
+		stop := context.AfterFunc(ctx, func() { p.cancel(errGraceOver) })
+		defer stop()
+	}
+	<-p.done
+}
+
+// Stop implements inpod.Proxy.
+func (p *Pod) Stop() {
+	p.cancel(errPodGone)
+	<-p.done
+}
+
+// Done implements inpod.Proxy.
+func (p *Pod) Done() <-chan struct{} { return p.done }
+
+// Connections lists the pod's connections, in the order in which they were opened.
+func (p *Pod) Connections() []Connection { return p.conns.list() }
+
+// self returns what discovery knows of the pod, waiting for it if need be.
+func (p *Pod) self(ctx context.Context) (*directory.Workload, error) {
+	dir := p.node.Directory
+	w := dir.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount)
+	if w == nil {
+		ctx, cancel := context.WithTimeout(ctx, selfTimeout)
+		defer cancel()
+		var err error
+		if w, err = dir.WaitForPod(ctx, p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); err != nil {
+			return nil, fmt.Errorf("pod %s (service account %s) is not known to the control plane: %w",
+				p.pod, p.pod.ServiceAccount, err)
+		}
+	}
+	if *p.id.Load() != w.Identity {
+		p.node.adopt(p, w.Identity)
+	}
+	return w, nil
+}
+
+// identity returns whom the pod is to prove to be.
+func (p *Pod) identity() identity.Identity {
+	if w := p.node.Directory.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); w != nil {
+		return w.Identity
+	}
+	return *p.id.Load()
+}
+
+func (p *Pod) clientTLS(ctx context.Context, t hbone.Target) (*tls.Config, error) {
+	svid, err := p.node.Certificates.SVID(ctx, t.Source)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoCertificate, err)
+	}
+	return identity.ClientTLS(svid, t.Expect), nil
+}
+
+func (p *Pod) serverTLS(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	svid, err := p.node.Certificates.SVID(hello.Context(), p.identity())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoCertificate, err)
+	}
+	return identity.ServerTLS(svid, nil), nil
+}
+
+// baggage describes a workload; the pod's own is remembered.
+func (p *Pod) baggage(w *directory.Workload) string {
+	if d := p.described.Load(); d != nil && d.workload == w {
+		return d.baggage
+	}
+	d := &description{workload: w, baggage: baggageOf(w)}
+	p.described.Store(d)
+	return d.baggage
+}
+
+// isSelf tells whether an address is the pod's own.
+func isSelf(self *directory.Workload, addr netip.Addr) bool {
+	return addr.IsLoopback() || slices.Contains(self.Addrs, addr)
+}
+
+// decide asks policy, and waits a while for policies that the workload names and that are not there.
+func (p *Pod) decide(ctx context.Context, self *directory.Workload, c policy.Connection) (policy.Decision, error) {
+	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
+	defer cancel()
+	for {
+		changed := p.node.nextChange()
+		d := p.node.Directory.Policies(self).Evaluate(c)
+		if d.Verdict != policy.Undecided {
+			return d, nil
+		}
+		select {
+		case <-changed:
+			// The workload may name other policies now.
+			if w := p.node.Directory.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); w != nil {
+				self = w
+			}
+		case <-ctx.Done():
+			return d, fmt.Errorf("%s: %w", d.Reason, context.Cause(ctx))
+		}
+	}
+}
+
+// judgeAgain cuts the connections that policy denies by now.
+func (p *Pod) judgeAgain() {
+	dir := p.node.Directory
+	self := dir.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount)
+	if self == nil {
+		return // being deleted; what exists goes on
+	}
+	set := dir.Policies(self)
+	p.conns.judge(func(c policy.Connection) bool { return set.Evaluate(c).Verdict != policy.Denied })
+}
+
+// logDryRun tells of a policy that would have matched.
+func (p *Pod) logDryRun(ctx context.Context, c policy.Connection, dry *policy.Policy) {
+	level := slog.LevelDebug
+	if p.node.PolicyInfo {
+		level = slog.LevelInfo
+	}
+	p.logger.Log(ctx, level, "dry-run policy matched", "policy", dry.Key(), "src.identity", c.Peer.String(),
+		"src.addr", c.Source, "dst.addr", c.Destination)
+}
