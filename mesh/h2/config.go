@@ -35,18 +35,16 @@ type Field = hpack.HeaderField
 // Defaults of Config. The windows, the frame size and the keepalive times are those of Istio's node proxy, so that two
 // different peers on one wire behave alike.
 const (
-	DefaultStreamWindow        = 4 << 20  // bytes a peer may send on one stream before we read
-	DefaultConnWindow          = 16 << 20 // bytes a peer may send on one connection before we read
-	DefaultMaxBuffered         = 32 << 20 // bytes of unread payload a connection holds at most
-	DefaultMaxFrameSize        = 1 << 20  // bytes of payload in one frame that we accept
-	DefaultMaxStreams          = 200      // streams that a peer may have open
-	DefaultMaxHeadersAsClient  = 16 << 10 // bytes of a header list that a client accepts (RFC 9113 section 6.5.2)
-	DefaultMaxHeadersAsServer  = 64 << 10 // bytes of a header list that a server accepts
-	DefaultSettingsTimeout     = 10 * time.Second
-	DefaultKeepaliveInterval   = 10 * time.Second
-	DefaultKeepaliveTimeout    = 20 * time.Second
-	DefaultInitialSendStreams  = 1   // streams that a client opens before it has seen the server's SETTINGS
-	DefaultMaxPendingWriteSize = 256 << 10
+	DefaultStreamWindow       = 4 << 20  // bytes a peer may send on one stream before we read
+	DefaultConnWindow         = 16 << 20 // bytes a peer may send on one connection before we read
+	DefaultMaxBuffered        = 32 << 20 // bytes of unread payload a connection holds at most
+	DefaultMaxFrameSize       = 1 << 20  // bytes of payload in one frame that we accept
+	DefaultMaxStreams         = 200      // streams that a peer may have open
+	DefaultMaxHeadersAsClient = 16 << 10 // bytes of a header list that a client accepts (RFC 9113 section 6.5.2)
+	DefaultMaxHeadersAsServer = 64 << 10 // bytes of a header list that a server accepts
+	DefaultSettingsTimeout    = 10 * time.Second
+	DefaultKeepaliveInterval  = 10 * time.Second
+	DefaultKeepaliveTimeout   = 20 * time.Second
 )
 
 // Config holds a connection's settings. The zero value is ready to use. It must not be changed once a connection has it.
@@ -65,6 +63,9 @@ type Config struct {
 	MaxHeaderList uint32
 	// MaxStreams is how many streams the peer may have open (server). Zero means the default.
 	MaxStreams uint32
+	// MaxSendStreams is how many streams a client opens at a time, where the peer allows as many. Zero means as many as the
+	// peer allows. Until the peer's SETTINGS have come it is one.
+	MaxSendStreams uint32
 	// SettingsTimeout is how long the peer may take to send its SETTINGS. Zero means the default.
 	SettingsTimeout time.Duration
 	// KeepaliveInterval is how long nothing may be read before a PING asks whether the peer lives, and KeepaliveTimeout how

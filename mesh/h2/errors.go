@@ -8,7 +8,8 @@ import (
 // StreamError is the end of one stream by RST_STREAM.
 type StreamError struct {
 	Code   ErrCode
-	Remote bool // the peer reset the stream; otherwise this side did
+	Remote bool   // the peer reset the stream; otherwise this side did
+	Reason string // may be empty
 }
 
 func (e *StreamError) Error() string {
@@ -16,7 +17,18 @@ func (e *StreamError) Error() string {
 	if e.Remote {
 		by = "the peer"
 	}
-	return fmt.Sprintf("stream reset by %s: %v", by, e.Code)
+	if e.Reason == "" {
+		return fmt.Sprintf("stream reset by %s: %v", by, e.Code)
+	}
+	return fmt.Sprintf("stream reset by %s: %v: %s", by, e.Code, e.Reason)
+}
+
+// Unwrap returns ErrUnprocessed if the peer refused the stream.
+func (e *StreamError) Unwrap() error {
+	if e.Remote && e.Code == RefusedStream {
+		return ErrUnprocessed
+	}
+	return nil
 }
 
 // ConnError is the end of a connection, as seen by each of its streams.
@@ -45,3 +57,29 @@ var ErrNoStreams = errors.New("h2: all streams are in use")
 
 // ErrDraining is what Open returns once the connection opens no more streams.
 var ErrDraining = errors.New("h2: connection takes no new streams")
+
+// Causes of a ConnError.
+var (
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("closed")
+	// ErrSettingsTimeout: the peer did not send its SETTINGS in time.
+	ErrSettingsTimeout = errors.New("no SETTINGS from the peer in time")
+	// ErrKeepalive: nothing came from the peer for the keepalive time-out, not even the answer to a PING.
+	ErrKeepalive = errors.New("no answer to PING in time")
+	// ErrPeerClosed: the peer closed the connection while streams were open.
+	ErrPeerClosed = errors.New("closed by the peer while streams were open")
+	// ErrTooLarge is what sending a header list returns that is larger than the peer accepts.
+	ErrTooLarge = errors.New("h2: header list is larger than the peer accepts")
+	// ErrWriteAfterEnd is what writing returns after CloseWrite.
+	ErrWriteAfterEnd = errors.New("h2: write after the end of the stream")
+)
+
+// violation is what a peer did against the protocol or the limits, for which the connection ends.
+type violation struct {
+	code   ErrCode
+	reason string
+}
+
+func (v *violation) Error() string { return fmt.Sprintf("%v: %s", v.code, v.reason) }
+
+func violated(code ErrCode, reason string) error { return &violation{code, reason} }

@@ -3,9 +3,16 @@ package hbone
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
+	"github.com/ambit-mesh/ambit/mesh/h2"
 )
 
 // Counters count the payload of a relay while it runs. Sent is what was read from the first connection and written to the
@@ -18,27 +25,17 @@ type Counters struct {
 // DefaultHalfCloseTimeout is how long a relay of which one direction has ended may move no byte in the other.
 const DefaultHalfCloseTimeout = time.Hour
 
+// resetGrace is how long payload that came before a reset may take to be written.
+const resetGrace = time.Second
+
 // ErrHalfCloseTimeout is what a relay returns that was half-closed and then silent for too long.
 var ErrHalfCloseTimeout = errors.New("hbone: half-closed connection was silent for too long")
 
 // Relayer holds the settings of relays. The zero value is ready to use.
 type Relayer struct {
-	// HalfCloseTimeout ends a relay of which one direction has ended and the other moves no byte for this long. Zero means
-	// DefaultHalfCloseTimeout, less than zero: no limit.
+	// HalfCloseTimeout ends a relay of which one direction has ended and the other moves no byte for this long, or up to
+	// twice as long. Zero means DefaultHalfCloseTimeout, less than zero: no limit.
 	HalfCloseTimeout time.Duration
-}
-
-// Relay copies between a TCP connection and a stream, in both directions, until both have ended, and closes both. An end of
-// one direction is passed on as such (FIN as END_STREAM and back), a reset as a reset. It returns nil if both directions
-// ended cleanly, else what ended them: an error of the connection, *h2.StreamError, ErrHalfCloseTimeout, or the cause of the
-// context's end, on which both are reset. counters may be nil.
-func (r Relayer) Relay(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters) error {
-	return errors.ErrUnsupported
-}
-
-// RelayTCP is Relay between two TCP connections.
-func (r Relayer) RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Counters) error {
-	return errors.ErrUnsupported
 }
 
 // Relay is Relayer.Relay with the defaults.
@@ -49,4 +46,294 @@ func Relay(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters
 // RelayTCP is Relayer.RelayTCP with the defaults.
 func RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Counters) error {
 	return Relayer{}.RelayTCP(ctx, a, b, counters)
+}
+
+// Relay copies between a TCP connection and a stream, in both directions, until both have ended, and closes both. An end of
+// one direction is passed on as such (FIN as END_STREAM and back), a reset as a reset; CANCEL and NO_ERROR from the peer are
+// clean ends of both directions. It returns nil if both directions ended cleanly, else what ended them: an error of the
+// connection, *h2.StreamError, *h2.ConnError, ErrHalfCloseTimeout, or the cause of the context's end, on which both are
+// reset. counters may be nil.
+//
+// It runs in one goroutine while the connection takes what comes: the goroutine that reads the tunnel writes to conn.
+func (cfg Relayer) Relay(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
+	if counters == nil {
+		counters = new(Counters)
+	}
+	r := &relay{conn: conn, raw: raw, s: s.s, counters: counters, halfClose: cfg.halfClose()}
+	r.idle.L = &r.mu
+	r.in.init(raw)
+	r.out.try = r.out.tryWrite
+	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
+
+	// Whatever comes is pushed from here on, unless something has come already.
+	if chunk, ok, err := r.s.Next(r); ok || err != nil {
+		r.drainers = 1
+		go r.drain(chunk, err)
+	}
+	r.up()
+	return r.finish()
+}
+
+func (cfg Relayer) halfClose() time.Duration {
+	if cfg.HalfCloseTimeout == 0 {
+		return DefaultHalfCloseTimeout
+	}
+	return cfg.HalfCloseTimeout
+}
+
+// relay is the state of one Relay. It is the stream's sink: payload from the tunnel is written to conn by the goroutine that
+// reads the tunnel, as long as conn takes it at once, and else by drain.
+type relay struct {
+	conn      *net.TCPConn
+	raw       syscall.RawConn
+	s         *h2.Stream
+	counters  *Counters
+	halfClose time.Duration
+	in        source  // of up
+	out       trySink // of whoever calls TryWrite
+
+	mu       sync.Mutex // guards what follows
+	drainers int        // goroutines in drain: one, and perhaps one that is done and about to return
+	idle     sync.Cond  // drainers has become zero
+	late     error      // what End said while there were drainers
+	upDone   bool       // conn has ended, and the stream was told
+	downDone bool       // the stream has ended, and conn was told
+	over     bool       // conn is closed
+	err      error
+	timer    *time.Timer // of halfClose
+	seen     uint64      // the counters' sum when timer last looked
+}
+
+// up copies from conn to the stream until conn ends, and then waits for the end of the other direction or a reset.
+func (r *relay) up() {
+	for {
+		window, err := r.s.WaitWritable()
+		if err == nil {
+			err = r.forward(window)
+		}
+		switch {
+		case err == nil:
+		case err == io.EOF:
+			if err := r.s.CloseWrite(); err != nil {
+				r.fail(err)
+				return
+			}
+			r.ended(&r.upDone)
+			r.fail(r.in.waitReset())
+			return
+		default:
+			r.fail(err)
+			return
+		}
+	}
+}
+
+// forward copies once from conn to the stream, up to limit bytes.
+func (r *relay) forward(limit int) error {
+	buf, n, err := r.in.read(h2.Headroom, limit)
+	if err != nil {
+		return err
+	}
+	k, err := r.s.WriteScratch(buf[:h2.Headroom+n])
+	buffer.Put(buf)
+	r.counters.Sent.Add(uint64(k))
+	return err
+}
+
+// TryWrite implements h2.Sink. A drainer that is about to return does not write any more.
+func (r *relay) TryWrite(p []byte) (int, error) {
+	n, err := r.out.write(r.raw, p)
+	r.counters.Received.Add(uint64(n))
+	if err != nil {
+		r.fail(err)
+	}
+	return n, err
+}
+
+// Behind implements h2.Sink.
+func (r *relay) Behind() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return // nobody wants it any more
+	}
+	r.drainers++
+	go r.drainQueued()
+}
+
+// drainQueued is drain for a goroutine that starts with the queue.
+func (r *relay) drainQueued() {
+	chunk, ok, err := r.s.Next(r)
+	if ok || err != nil {
+		r.drain(chunk, err)
+		return
+	}
+	r.drained(nil)
+}
+
+// drain writes a chunk, if err is nil, and whatever else is queued, and then lets the rest be pushed.
+func (r *relay) drain(chunk h2.Chunk, err error) {
+	for err == nil {
+		n, werr := r.conn.Write(chunk.Bytes())
+		chunk.Release()
+		r.counters.Received.Add(uint64(n))
+		if werr != nil {
+			r.fail(werr)
+			break
+		}
+		var ok bool
+		if chunk, ok, err = r.s.Next(r); !ok && err == nil {
+			break
+		}
+	}
+	r.drained(err)
+}
+
+// drained is the end of drain, because of err or because nothing is queued any more.
+func (r *relay) drained(err error) {
+	if err != nil {
+		r.down(err)
+	}
+	r.mu.Lock()
+	for r.drainers == 1 && r.late != nil {
+		late := r.late
+		r.late = nil
+		r.mu.Unlock()
+		r.down(late)
+		r.mu.Lock()
+	}
+	r.drainers--
+	if r.drainers == 0 {
+		r.idle.Broadcast()
+	}
+	r.mu.Unlock()
+}
+
+// End implements h2.Sink.
+func (r *relay) End(err error) {
+	r.mu.Lock()
+	if r.drainers > 0 {
+		r.late = err
+		if err != io.EOF && !cleanReset(err) {
+			_ = r.conn.SetWriteDeadline(time.Now().Add(resetGrace))
+		}
+		r.mu.Unlock()
+		return
+	}
+	r.mu.Unlock()
+	r.down(err)
+}
+
+// cleanReset tells whether err is a reset with which the peer ends a stream that has nothing more to say.
+func cleanReset(err error) bool {
+	var se *h2.StreamError
+	return errors.As(err, &se) && se.Remote && (se.Code == h2.Cancel || se.Code == h2.NoError)
+}
+
+// down tells conn of the end of the stream.
+func (r *relay) down(err error) {
+	if err != io.EOF {
+		r.fail(err)
+		return
+	}
+	r.mu.Lock()
+	done := r.downDone || r.over
+	r.mu.Unlock()
+	if done {
+		return
+	}
+	if err := r.conn.CloseWrite(); err != nil {
+		r.fail(err)
+		return
+	}
+	r.ended(&r.downDone)
+}
+
+// ended notes the clean end of one direction. With the second one the connection is closed.
+func (r *relay) ended(direction *bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	*direction = true
+	switch {
+	case r.over:
+	case r.upDone && r.downDone:
+		r.closeLocked()
+	case r.halfClose > 0 && r.timer == nil:
+		r.seen = r.moved()
+		r.timer = time.AfterFunc(r.halfClose, r.checkHalfClosed)
+	}
+}
+
+// moved is the sum of the counters.
+func (r *relay) moved() uint64 { return r.counters.Sent.Load() + r.counters.Received.Load() }
+
+// checkHalfClosed ends a half-closed relay in which nothing has moved since it last looked.
+func (r *relay) checkHalfClosed() {
+	r.mu.Lock()
+	moved := r.moved()
+	idle := moved == r.seen && !r.over
+	r.seen = moved
+	if !idle && !r.over {
+		r.timer.Reset(r.halfClose)
+	}
+	r.mu.Unlock()
+	if idle {
+		r.abort(ErrHalfCloseTimeout)
+	}
+}
+
+// closeLocked closes conn, once.
+func (r *relay) closeLocked() {
+	r.over = true
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	_ = r.conn.Close()
+}
+
+// fail ends both directions because of an error of either side, and passes it on to the other.
+func (r *relay) fail(err error) {
+	switch {
+	case err == nil:
+	case cleanReset(err):
+		r.mu.Lock()
+		if !r.over {
+			r.closeLocked()
+		}
+		r.mu.Unlock()
+	default:
+		r.abort(err)
+	}
+}
+
+// abort resets both sides.
+func (r *relay) abort(err error) {
+	r.mu.Lock()
+	if r.over {
+		r.mu.Unlock()
+		return
+	}
+	r.err = err
+	_ = r.conn.SetLinger(0)
+	r.closeLocked()
+	r.mu.Unlock()
+	r.s.Reset(h2.ConnectError)
+}
+
+// finish closes both sides, whatever their state, and returns what ended the relay.
+func (r *relay) finish() error {
+	r.s.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over {
+		r.closeLocked()
+	}
+	for r.drainers > 0 {
+		r.idle.Wait()
+	}
+	return r.err
 }

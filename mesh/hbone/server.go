@@ -5,13 +5,33 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/wire"
+)
+
+// Defaults of ServerConfig.
+const (
+	DefaultServerStreams = 200
+	DefaultMaxHandshakes = 256
+)
+
+// slowHandshake is the age from which a handshake makes place for another one.
+const slowHandshake = time.Second
+
+// Pauses of Serve when the process is short of descriptors or memory.
+const (
+	minAcceptPause = 5 * time.Millisecond
+	maxAcceptPause = time.Second
 )
 
 // ErrServerClosed is what Serve returns after Shutdown or Close.
@@ -32,8 +52,8 @@ type ServerConfig struct {
 	// H2 are the settings of the HTTP/2 connections. MaxStreams above holds over its own; OnChange must be nil.
 	H2 h2.Config
 	// Handler serves one CONNECT request, in a goroutine of its own. Exactly one of Accept and Reject must be called before
-	// it returns; the stream is closed, if it was not, when it returns. The context ends with the stream: when the client
-	// resets it or the connection ends.
+	// it returns; the stream is closed, if it was not, when it returns. The context ends when the server is closed, and, as
+	// long as neither was called, when the client resets the stream or the connection ends.
 	Handler func(ctx context.Context, in *Incoming)
 	// Logger gets one line for each connection that fails before its first stream. If nil, nothing is logged.
 	Logger *slog.Logger
@@ -41,27 +61,298 @@ type ServerConfig struct {
 
 // Server takes tunnels. All methods may be called concurrently.
 type Server struct {
-	cfg ServerConfig
+	cfg    ServerConfig
+	ctx    context.Context // of handlers
+	cancel context.CancelFunc
+	slots  chan struct{} // of handshakes
+	wg     sync.WaitGroup
+
+	mu        sync.Mutex // guards what follows; never held across I/O
+	draining  bool
+	closed    bool
+	listeners map[net.Listener]struct{}
+	shaking   []*handshake // oldest first
+	conns     map[*h2.Conn]struct{}
+	changed   sync.Cond // shaking or conns have changed
+}
+
+// handshake is a connection whose TLS handshake is under way.
+type handshake struct {
+	nc    net.Conn
+	since time.Time
 }
 
 // NewServer returns a server that has nothing to serve yet.
-func NewServer(cfg ServerConfig) *Server { return &Server{cfg: cfg} }
+func NewServer(cfg ServerConfig) *Server {
+	if cfg.HandshakeTimeout == 0 {
+		cfg.HandshakeTimeout = DefaultHandshakeTimeout
+	}
+	if cfg.MaxHandshakes == 0 {
+		cfg.MaxHandshakes = DefaultMaxHandshakes
+	}
+	if cfg.MaxStreams == 0 {
+		cfg.MaxStreams = DefaultServerStreams
+	}
+	cfg.H2.MaxStreams = uint32(cfg.MaxStreams)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		cfg:       cfg,
+		slots:     make(chan struct{}, cfg.MaxHandshakes),
+		listeners: make(map[net.Listener]struct{}),
+		conns:     make(map[*h2.Conn]struct{}),
+	}
+	s.changed.L = &s.mu
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
 
 // Serve accepts connections and serves each in its own goroutine. It owns ln and closes it. It returns the context's error
 // or ErrServerClosed once it accepts no more; connections go on until Shutdown or Close.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error { return errors.ErrUnsupported }
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	defer ln.Close()
+	s.mu.Lock()
+	if s.draining || s.closed {
+		s.mu.Unlock()
+		return ErrServerClosed
+	}
+	s.listeners[ln] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.listeners, ln)
+		s.mu.Unlock()
+	}()
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+
+	pause := minAcceptPause
+	for {
+		nc, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = minAcceptPause
+			if !s.start(ctx, nc) {
+				_ = nc.Close()
+				return ErrServerClosed
+			}
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case s.stopped():
+			return ErrServerClosed
+		case errors.Is(err, syscall.ECONNABORTED):
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS),
+			errors.Is(err, syscall.ENOMEM):
+			s.cfg.Logger.Warn("cannot accept tunnel connections for now", "error", err, "pause", pause)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			case <-s.ctx.Done():
+			}
+			pause = min(2*pause, maxAcceptPause)
+		default:
+			return fmt.Errorf("accept tunnel connections: %w", err)
+		}
+	}
+}
+
+func (s *Server) stopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.draining || s.closed
+}
+
+// start waits for a place among the handshakes and then serves the connection in a goroutine. It returns false if the
+// server is closed.
+func (s *Server) start(ctx context.Context, nc net.Conn) bool {
+	for {
+		var oldest time.Duration
+		select {
+		case s.slots <- struct{}{}:
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.closed {
+				<-s.slots
+				return false
+			}
+			h := &handshake{nc, time.Now()}
+			s.shaking = append(s.shaking, h)
+			s.wg.Go(func() { s.serve(ctx, h, false) })
+			return true
+		default:
+			oldest = s.evictHandshake()
+		}
+		// All places are taken by handshakes that are not old.
+		timer := time.NewTimer(oldest)
+		select {
+		case s.slots <- struct{}{}:
+			<-s.slots
+		case <-timer.C:
+		case <-s.ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// evictHandshake ends the oldest handshake if it is slow, and returns how long until there is something to do.
+func (s *Server) evictHandshake() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.shaking) == 0 {
+		return time.Millisecond
+	}
+	h := s.shaking[0]
+	if wait := slowHandshake - time.Since(h.since); wait > 0 {
+		return wait
+	}
+	_ = h.nc.Close()
+	s.shaking = slices.Delete(s.shaking, 0, 1)
+	return time.Millisecond
+}
 
 // ServeConn serves one connection, which it owns and closes, and returns when it has ended and its handlers have returned.
 // The end of the context cuts it.
-func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error { return errors.ErrUnsupported }
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
+	s.mu.Lock()
+	if s.closed || s.draining {
+		s.mu.Unlock()
+		_ = nc.Close()
+		return ErrServerClosed
+	}
+	h := &handshake{nc, time.Now()}
+	s.shaking = append(s.shaking, h)
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() }) // while waiting for a slot
+	s.slots <- struct{}{}
+	stop()
+	return s.serve(ctx, h, true)
+}
+
+// serve does the handshake, for which it has a slot, and serves the connection. The end of the context cuts the connection
+// if cut is set, and the handshake in any case.
+func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
+	c, err := s.accept(ctx, h)
+	<-s.slots
+	s.mu.Lock()
+	s.shaking = slices.DeleteFunc(s.shaking, func(o *handshake) bool { return o == h })
+	if err == nil {
+		s.conns[c] = struct{}{}
+	}
+	draining, closed := s.draining, s.closed
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	if err != nil {
+		s.cfg.Logger.Debug("tunnel connection refused", "peer", h.nc.RemoteAddr(), "error", err)
+		return err
+	}
+	switch {
+	case closed:
+		c.Close()
+	case draining:
+		c.Shutdown()
+	}
+	if cut {
+		defer context.AfterFunc(ctx, c.Close)()
+	}
+	err = c.Run()
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	return err
+}
+
+// accept does a handshake and returns the connection, ready to run.
+func (s *Server) accept(ctx context.Context, h *handshake) (*h2.Conn, error) {
+	ctx, cancel := withTimeout(ctx, s.cfg.HandshakeTimeout)
+	defer cancel()
+	w, err := wire.Server(ctx, h.nc, s.cfg.TLS)
+	if err != nil {
+		return nil, fmt.Errorf("tls handshake: %w", err)
+	}
+	state := w.ConnectionState()
+	cs := &connState{local: addrPort(w.LocalAddr()), remote: addrPort(w.RemoteAddr())}
+	switch {
+	case state.NegotiatedProtocol != alpn:
+		err = fmt.Errorf("the client speaks protocol %q, not %q", state.NegotiatedProtocol, alpn)
+	case len(state.PeerCertificates) == 0:
+		err = errors.New("the client showed no certificate")
+	default:
+		cs.cert = state.PeerCertificates[0]
+		cs.peer, err = identity.FromCertificate(cs.cert)
+	}
+	if err != nil {
+		w.Abort()
+		w.Release()
+		return nil, err
+	}
+	return h2.NewServer(w, s.cfg.H2, func(st *h2.Stream) { s.handle(cs, st) }), nil
+}
+
+// connState is what the streams of a connection have in common.
+type connState struct {
+	cert          *x509.Certificate // the client's
+	peer          identity.Identity // in cert
+	local, remote netip.AddrPort
+}
 
 // Shutdown closes the listeners, tells every client to open no more streams on its connection (GOAWAY in two steps: streams
 // that were on their way are served), and waits until all streams have ended. It returns the context's error if the context
 // ends first; then connections still go on, until Close.
-func (s *Server) Shutdown(ctx context.Context) error { return nil }
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining = true
+	for ln := range s.listeners {
+		_ = ln.Close()
+	}
+	conns := make([]*h2.Conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.Shutdown()
+	}
+	defer context.AfterFunc(ctx, func() {
+		s.mu.Lock()
+		s.changed.Broadcast()
+		s.mu.Unlock()
+	})()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.conns) > 0 || len(s.shaking) > 0 {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("shut down tunnel server: %d connections left: %w", len(s.conns)+len(s.shaking), err)
+		}
+		s.changed.Wait()
+	}
+	return nil
+}
 
 // Close ends all listeners and connections at once and waits for the handlers.
-func (s *Server) Close() error { return nil }
+func (s *Server) Close() error {
+	s.cancel()
+	s.mu.Lock()
+	s.draining, s.closed = true, true
+	for ln := range s.listeners {
+		_ = ln.Close()
+	}
+	for _, h := range s.shaking {
+		_ = h.nc.Close()
+	}
+	conns := make([]*h2.Conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+	s.wg.Wait()
+	return nil
+}
 
 // ServerStats counts what a server holds.
 type ServerStats struct {
@@ -71,38 +362,12 @@ type ServerStats struct {
 }
 
 // Stats returns a snapshot.
-func (s *Server) Stats() ServerStats { return ServerStats{} }
-
-// Header is a header field of a response.
-type Header struct{ Name, Value string }
-
-// Incoming is a request to open a tunnel.
-type Incoming struct {
-	peer      identity.Identity
-	authority string
+func (s *Server) Stats() ServerStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := ServerStats{Handshakes: len(s.shaking), Connections: len(s.conns)}
+	for c := range s.conns {
+		st.Streams += c.Streams()
+	}
+	return st
 }
-
-// Peer returns the identity that the client proved in the TLS handshake.
-func (in *Incoming) Peer() identity.Identity { return in.peer }
-
-// PeerCertificate returns the client's leaf certificate. It must not be changed.
-func (in *Incoming) PeerCertificate() *x509.Certificate { return nil }
-
-// Authority returns what the client wants to reach: host:port or ip:port, syntactically valid (see ParseAuthority).
-func (in *Incoming) Authority() string { return in.authority }
-
-// Header returns the value of a request header (name in lower case), or "". Several fields of one name are joined by commas.
-func (in *Incoming) Header(name string) string { return "" }
-
-// LocalAddr and RemoteAddr are the addresses of the connection beneath; zero where it has no IP addresses.
-func (in *Incoming) LocalAddr() netip.AddrPort { return netip.AddrPort{} }
-
-// RemoteAddr: see LocalAddr.
-func (in *Incoming) RemoteAddr() netip.AddrPort { return netip.AddrPort{} }
-
-// Accept answers 200, with extra headers, and returns the stream.
-func (in *Incoming) Accept(extra ...Header) (*Stream, error) { return nil, errors.ErrUnsupported }
-
-// Reject answers another status (400 to 599) and ends the stream. The reason goes to the client in the header
-// x-ambit-reason, so it must not hold secrets.
-func (in *Incoming) Reject(status int, reason string) error { return errors.ErrUnsupported }

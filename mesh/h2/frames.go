@@ -1,0 +1,210 @@
+package h2
+
+import (
+	"fmt"
+	"math"
+
+	"golang.org/x/net/http2"
+)
+
+// onFrame handles a frame that is not DATA. Its header has not been taken.
+func (c *Conn) onFrame(h http2.FrameHeader) error {
+	r := &c.rd
+	switch h.Type {
+	case http2.FrameHeaders:
+		return c.onHeaders(h)
+	case http2.FrameSettings, http2.FramePing, http2.FrameGoAway, http2.FrameWindowUpdate, http2.FrameRSTStream:
+		if h.Length > maxControlFrame {
+			return violated(FrameSizeError, fmt.Sprintf("a %v frame is too large", h.Type))
+		}
+	case http2.FramePushPromise:
+		return violated(ProtocolError, "PUSH_PROMISE, which is off")
+	case http2.FrameContinuation:
+		return violated(ProtocolError, "CONTINUATION without HEADERS")
+	default: // PRIORITY, and types that we do not know, are ignored (RFC 9113 sections 5.3.2 and 5.5)
+		if err := r.wasted("PRIORITY or unknown frames"); err != nil {
+			return err
+		}
+		return r.skip(Headroom + int(h.Length))
+	}
+	f, err := r.framer.ReadFrame()
+	if err != nil {
+		return frameError(err)
+	}
+	switch f := f.(type) {
+	case *http2.SettingsFrame:
+		return c.onSettings(f)
+	case *http2.PingFrame:
+		c.onPing(f)
+	case *http2.GoAwayFrame:
+		c.onGoAway(f)
+	case *http2.WindowUpdateFrame:
+		return c.onWindowUpdate(f)
+	case *http2.RSTStreamFrame:
+		return c.onReset(f)
+	}
+	return nil
+}
+
+// frameError makes the Framer's errors ours.
+func frameError(err error) error {
+	switch err := err.(type) {
+	case http2.ConnectionError:
+		return violated(ErrCode(err), "malformed frame")
+	case http2.StreamError:
+		return violated(err.Code, "malformed frame on a stream")
+	}
+	if err == http2.ErrFrameTooLarge {
+		return violated(FrameSizeError, "a frame is too large")
+	}
+	return err
+}
+
+// onSettings applies the peer's SETTINGS and acknowledges them.
+func (c *Conn) onSettings(f *http2.SettingsFrame) error {
+	if f.IsAck() {
+		return nil
+	}
+	if c.peer.seen {
+		if err := c.rd.wasted("SETTINGS"); err != nil {
+			return err
+		}
+	}
+	c.mu.Lock()
+	err := f.ForeachSetting(c.applySettingLocked)
+	if err == nil {
+		if !c.peer.seen && c.settings != nil {
+			c.settings.Stop()
+		}
+		c.peer.seen = true
+		c.mustFrame(c.send.framer.WriteSettingsAck())
+		c.kickAsyncLocked(false)
+	}
+	c.mu.Unlock()
+	c.changed()
+	return err
+}
+
+func (c *Conn) applySettingLocked(s http2.Setting) error {
+	if err := s.Valid(); err != nil {
+		return frameError(err)
+	}
+	switch s.ID {
+	case http2.SettingHeaderTableSize:
+		c.send.enc.SetMaxDynamicTableSizeLimit(min(s.Val, 4096))
+	case http2.SettingMaxConcurrentStreams:
+		c.peer.maxStreams = s.Val
+	case http2.SettingMaxFrameSize:
+		c.peer.maxFrame = s.Val
+	case http2.SettingMaxHeaderListSize:
+		c.peer.maxHeaderList = s.Val
+	case http2.SettingInitialWindowSize:
+		delta := int64(s.Val) - c.peer.window
+		c.peer.window = int64(s.Val)
+		for _, st := range c.streams {
+			st.sendWindow += delta
+			if st.sendWindow > math.MaxInt32 {
+				return violated(FlowControlError, "SETTINGS make a stream's window too large")
+			}
+			if delta > 0 {
+				st.wcond.Broadcast()
+			}
+		}
+	}
+	return nil
+}
+
+// onPing answers, or notes an answer.
+func (c *Conn) onPing(f *http2.PingFrame) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !f.IsAck():
+		c.mustFrame(c.send.framer.WritePing(true, f.Data))
+		c.kickAsyncLocked(false)
+	case f.Data == keepalivePing:
+		c.keepaliveAnsweredLocked()
+	case f.Data == shutdownPing:
+		c.secondGoAwayLocked()
+	}
+}
+
+// onWindowUpdate lets writers go on.
+func (c *Conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
+	c.mu.Lock()
+	if f.StreamID == 0 {
+		defer c.mu.Unlock()
+		c.send.window += int64(f.Increment)
+		if c.send.window > math.MaxInt32 {
+			return violated(FlowControlError, "the connection's window is too large")
+		}
+		c.wakeWindowLocked()
+		return nil
+	}
+	s := c.streams[f.StreamID]
+	if s == nil {
+		defer c.mu.Unlock()
+		if c.idleLocked(f.StreamID) {
+			return violated(ProtocolError, "WINDOW_UPDATE on a stream that was never opened")
+		}
+		return nil
+	}
+	s.sendWindow += int64(f.Increment)
+	overflow := s.sendWindow > math.MaxInt32
+	s.wcond.Broadcast()
+	c.mu.Unlock()
+	if overflow {
+		s.reset(FlowControlError, false, "the stream's window is too large")
+	}
+	return nil
+}
+
+// onReset ends a stream that the peer has reset.
+func (c *Conn) onReset(f *http2.RSTStreamFrame) error {
+	c.mu.Lock()
+	s := c.streams[f.StreamID]
+	if s == nil {
+		defer c.mu.Unlock()
+		if c.idleLocked(f.StreamID) {
+			return violated(ProtocolError, "RST_STREAM on a stream that was never opened")
+		}
+		return c.rd.wasted("RST_STREAM of streams that have ended")
+	}
+	unanswered := c.server && !s.answered
+	err := &StreamError{Code: f.ErrCode, Remote: true}
+	s.werr = err
+	s.wcond.Broadcast()
+	c.removeLocked(s)
+	c.mu.Unlock()
+	s.endRead(err)
+	c.changed()
+	if unanswered {
+		return c.rd.wasted("streams that were reset at once")
+	}
+	return nil
+}
+
+// onGoAway notes that the peer takes no more streams, and ends those that it has not looked at.
+func (c *Conn) onGoAway(f *http2.GoAwayFrame) {
+	var unprocessed []*Stream
+	err := &StreamError{Code: RefusedStream, Remote: true, Reason: "the peer is shutting down"}
+	c.mu.Lock()
+	c.shutdown.peerBegun = true
+	c.shutdown.peerCode = f.ErrCode
+	for id, s := range c.streams {
+		if c.isOwn(id) && id > f.LastStreamID {
+			s.werr = err
+			s.wcond.Broadcast()
+			unprocessed = append(unprocessed, s)
+		}
+	}
+	for _, s := range unprocessed {
+		c.removeLocked(s)
+	}
+	c.finishIfIdleLocked()
+	c.mu.Unlock()
+	for _, s := range unprocessed {
+		s.endRead(err)
+	}
+	c.changed()
+}

@@ -1,0 +1,384 @@
+package h2
+
+import (
+	"encoding/binary"
+	"io"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
+)
+
+// reader is the state of the one goroutine that reads a connection. The payload of DATA frames is handed on from where it
+// was read to; all other frames go through the Framer.
+type reader struct {
+	c      *Conn
+	buf    []byte // pooled; nil while nothing is in it
+	r, w   int    // buf[r:w] is not parsed yet
+	framer *http2.Framer
+	dec    *hpack.Decoder
+	fields fieldCollector
+
+	have gathered
+
+	useless      int // frames that brought nothing since uselessSince
+	uselessSince time.Time
+}
+
+// gathered is payload in buf[from:to] that is still to be handed to the stream.
+type gathered struct {
+	s        *Stream
+	from, to int
+	end      bool // END_STREAM comes after it
+}
+
+const (
+	// maxUseless is how many frames in uselessTime may bring nothing: empty DATA, SETTINGS, PRIORITY, unknown types, streams
+	// that were refused or reset before they were answered. PINGs are never among them: some peers send many.
+	maxUseless  = 10_000
+	uselessTime = 10 * time.Second
+
+	// maxControlFrame bounds SETTINGS, GOAWAY and what else has a length of its own.
+	maxControlFrame = 16 << 10
+
+	// mergeLimit is the payload of a frame up to which it is moved next to that of the frame before, to be written in one go.
+	mergeLimit = 16 << 10
+)
+
+func (r *reader) init(c *Conn) {
+	r.c = c
+	r.framer = http2.NewFramer(nil, r)
+	r.framer.SetMaxReadFrameSize(1<<24 - 1) // header checks the size before the Framer sees it
+	r.fields.limit = uint64(c.cfg.MaxHeaderList)
+	r.dec = hpack.NewDecoder(4096, r.fields.add)
+	r.dec.SetMaxStringLength(hardHeaderFactor * int(c.cfg.MaxHeaderList))
+}
+
+// Read is for the Framer.
+func (r *reader) Read(p []byte) (int, error) {
+	if err := r.need(1); err != nil {
+		return 0, err
+	}
+	n := copy(p, r.buf[r.r:r.w])
+	r.r += n
+	return n, nil
+}
+
+// need reads until buf[r:w] has n bytes. Before it waits it hands over what was gathered, and gives an empty buffer back.
+func (r *reader) need(n int) error {
+	for r.w-r.r < n {
+		r.handOver()
+		t := r.c.t
+		if r.r == r.w {
+			r.release()
+			if err := t.WaitReadable(); err != nil {
+				return err
+			}
+			r.buf = buffer.Get(max(t.Buffered(), n))
+		} else if len(r.buf)-r.r < n || len(r.buf) == r.w {
+			r.w = copy(r.buf, r.buf[r.r:r.w])
+			r.r = 0
+		}
+		for {
+			k, err := t.Read(r.buf[r.w:])
+			r.w += k
+			if k > 0 {
+				r.c.heard.Store(true)
+			} else if err == nil {
+				err = io.ErrNoProgress
+			}
+			if err != nil && r.w-r.r < n {
+				return err
+			}
+			if err != nil || r.w == len(r.buf) || t.Buffered() == 0 {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// release gives the buffer back. Nothing must be in it.
+func (r *reader) release() {
+	buffer.Put(r.buf)
+	r.buf, r.r, r.w = nil, 0, 0
+}
+
+// wasted counts a frame that brought nothing, and says when there are too many.
+func (r *reader) wasted(what string) error {
+	r.useless++
+	if r.useless < maxUseless {
+		return nil
+	}
+	now := time.Now()
+	if now.Sub(r.uselessSince) < uselessTime {
+		return violated(EnhanceYourCalm, "too many frames without use: "+what)
+	}
+	r.useless, r.uselessSince = 0, now
+	return nil
+}
+
+// readLoop reads frames until the connection ends, and returns why.
+func (c *Conn) readLoop() error {
+	r := &c.rd
+	r.uselessSince = time.Now()
+	if c.server {
+		if err := r.readPreface(); err != nil {
+			return err
+		}
+	}
+	for {
+		h, err := r.header()
+		if err != nil {
+			return err
+		}
+		if !c.peer.seen && h.Type != http2.FrameSettings {
+			return violated(ProtocolError, "the first frame is not SETTINGS")
+		}
+		if h.Type == http2.FrameData {
+			r.r += Headroom
+			err = c.onData(h)
+		} else {
+			r.handOver()
+			err = c.onFrame(h)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readPreface reads what a client sends first.
+func (r *reader) readPreface() error {
+	for i := range len(preface) {
+		if err := r.need(1); err != nil {
+			return err
+		}
+		if r.buf[r.r] != preface[i] {
+			return violated(ProtocolError, "the client does not speak HTTP/2")
+		}
+		r.r++
+	}
+	return nil
+}
+
+// header returns the next frame's header without taking it.
+func (r *reader) header() (http2.FrameHeader, error) {
+	if err := r.need(Headroom); err != nil {
+		return http2.FrameHeader{}, err
+	}
+	b := r.buf[r.r:]
+	h := http2.FrameHeader{
+		Length:   binary.BigEndian.Uint32(b) >> 8,
+		Type:     http2.FrameType(b[3]),
+		Flags:    http2.Flags(b[4]),
+		StreamID: binary.BigEndian.Uint32(b[5:]) & (1<<31 - 1),
+	}
+	if h.Length > r.c.cfg.MaxFrameSize {
+		return h, violated(FrameSizeError, "a frame is larger than the limit")
+	}
+	return h, nil
+}
+
+// skip reads n bytes and forgets them.
+func (r *reader) skip(n int) error {
+	for n > 0 {
+		if err := r.need(1); err != nil {
+			return err
+		}
+		k := min(n, r.w-r.r)
+		r.r += k
+		n -= k
+	}
+	return nil
+}
+
+// onData handles a DATA frame, of which the header has been taken.
+func (c *Conn) onData(h http2.FrameHeader) error {
+	r := &c.rd
+	if h.StreamID == 0 {
+		return violated(ProtocolError, "DATA on stream 0")
+	}
+	left, pad, overhead := int(h.Length), 0, 0
+	if h.Flags.Has(http2.FlagDataPadded) {
+		if left == 0 {
+			return violated(FrameSizeError, "padded DATA without a pad length")
+		}
+		if err := r.need(1); err != nil {
+			return err
+		}
+		pad = int(r.buf[r.r])
+		r.r++
+		left--
+		overhead = pad + 1
+		if pad > left {
+			return violated(ProtocolError, "padding is longer than the frame")
+		}
+	}
+	end := h.Flags.Has(http2.FlagDataEndStream)
+	if left == pad && !end {
+		if err := r.wasted("empty DATA"); err != nil {
+			return err
+		}
+	}
+	s, err := c.admitData(h.StreamID, int(h.Length), end)
+	if err != nil {
+		return err
+	}
+	if s == nil {
+		return r.skip(left)
+	}
+	if err := r.payload(s, left-pad, end); err != nil {
+		return err
+	}
+	if overhead > 0 {
+		s.rmu.Lock()
+		s.creditLocked(overhead)
+		s.rmu.Unlock()
+	}
+	return r.skip(pad)
+}
+
+// admitData accounts for a DATA frame and returns its stream, nil if the payload is for nobody.
+func (c *Conn) admitData(id uint32, length int, end bool) (*Stream, error) {
+	c.mu.Lock()
+	c.recv.open -= int64(length)
+	if c.recv.open < 0 {
+		c.mu.Unlock()
+		return nil, violated(FlowControlError, "more DATA than the connection's window allows")
+	}
+	if c.grantLocked() {
+		c.kickAsyncLocked(false)
+	}
+	s := c.streams[id]
+	if s == nil {
+		idle := c.idleLocked(id)
+		c.mu.Unlock()
+		if idle {
+			return nil, violated(ProtocolError, "DATA on a stream that was never opened")
+		}
+		return nil, nil
+	}
+	early := !c.server && !s.headed
+	late := s.remoteEnd
+	removed := false
+	if end && !late && !early {
+		s.remoteEnd = true
+		if s.localEnd {
+			c.removeLocked(s)
+			removed = true
+		}
+	}
+	c.mu.Unlock()
+	if removed {
+		defer c.changed()
+	}
+	if early {
+		s.reset(ProtocolError, false, "DATA before the header")
+		return nil, nil
+	}
+	if late {
+		s.reset(StreamClosed, false, "DATA after the end")
+		return nil, nil
+	}
+	s.rmu.Lock()
+	s.recvOpen -= int64(length)
+	overrun := s.recvOpen < 0
+	s.rmu.Unlock()
+	if overrun {
+		s.reset(FlowControlError, false, "more DATA than the stream's window allows")
+		return nil, nil
+	}
+	return s, nil
+}
+
+// idleLocked tells whether the stream was never opened.
+func (c *Conn) idleLocked(id uint32) bool {
+	if c.isOwn(id) {
+		return id >= c.nextID
+	}
+	return id > c.lastID
+}
+
+// grantLocked gives the peer window on the connection again once it is worth a frame, and returns whether it did.
+func (c *Conn) grantLocked() bool {
+	target := min(int64(c.cfg.ConnWindow), int64(c.cfg.MaxBuffered)-c.recv.buffered)
+	grant := target - c.recv.open
+	if grant <= 0 || grant < min(int64(c.cfg.ConnWindow)/4, target/2) {
+		return false
+	}
+	c.recv.open += grant
+	c.mustFrame(c.send.framer.WriteWindowUpdate(0, uint32(grant)))
+	return true
+}
+
+// payload gathers n bytes of a stream's payload as they come, and hands them over when there is no more for the moment.
+func (r *reader) payload(s *Stream, n int, end bool) error {
+	if n == 0 && end {
+		if r.have.s != s {
+			r.handOver()
+			r.have = gathered{s: s, from: r.r, to: r.r}
+		}
+		r.have.end = true
+		r.handOver()
+		return nil
+	}
+	for n > 0 {
+		if err := r.need(1); err != nil {
+			return err
+		}
+		k := min(n, r.w-r.r)
+		r.gather(s, k)
+		n -= k
+	}
+	if end {
+		r.have.end = true
+		r.handOver()
+	}
+	return nil
+}
+
+// gather takes k bytes of payload.
+func (r *reader) gather(s *Stream, k int) {
+	h := &r.have
+	switch {
+	case h.s == s && h.to == r.r:
+	case h.s == s && k <= mergeLimit:
+		copy(r.buf[h.to:], r.buf[r.r:r.r+k])
+	default:
+		r.handOver()
+		*h = gathered{s: s, from: r.r, to: r.r}
+	}
+	h.to += k
+	r.r += k
+}
+
+// handOver gives what was gathered to its stream. If the stream keeps it and it is large, the buffer goes with it.
+func (r *reader) handOver() {
+	h := r.have
+	if h.s == nil {
+		return
+	}
+	r.have = gathered{}
+	h.s.take(r, h)
+}
+
+// donate returns buf[from:to] as a chunk of its own, which the caller owns: the buffer itself if that is sparing, or a copy.
+func (r *reader) donate(from, to int) chunk {
+	n, rest := to-from, r.w-r.r
+	if n < len(r.buf)/4 || n < rest {
+		b := buffer.Get(n)
+		return chunk{b, 0, copy(b, r.buf[from:to])}
+	}
+	ch := chunk{r.buf, from, to}
+	if rest == 0 {
+		r.buf, r.r, r.w = nil, 0, 0
+		return ch
+	}
+	b := buffer.Get(rest)
+	r.w = copy(b, r.buf[r.r:r.w])
+	r.buf, r.r = b, 0
+	return ch
+}

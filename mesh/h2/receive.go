@@ -1,0 +1,243 @@
+package h2
+
+import (
+	"io"
+	"os"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
+)
+
+// take takes payload from the connection's reader, in whose buffer it is: it goes to the sink or to a reader that waits,
+// and what is left into the queue.
+func (s *Stream) take(r *reader, h gathered) {
+	var p []byte
+	if h.to > h.from {
+		p = r.buf[h.from:h.to]
+	}
+	s.rmu.Lock()
+	if s.discard {
+		s.recvEnd = s.recvEnd || h.end
+		s.rmu.Unlock()
+		return
+	}
+	if s.pushing {
+		s.push(r, h, p)
+		return
+	}
+	if n := len(s.into); n > 0 && len(p) > 0 && len(s.queue) == 0 {
+		s.intoN = copy(s.into, p)
+		s.into = nil
+		s.creditLocked(s.intoN)
+		p = p[s.intoN:]
+	}
+	s.enqueueLocked(r, p, h.to)
+	s.recvEnd = s.recvEnd || h.end
+	s.rcond.Broadcast()
+	s.rmu.Unlock()
+}
+
+// push gives payload to the sink. It is called with rmu and unlocks it.
+func (s *Stream) push(r *reader, h gathered, p []byte) {
+	sink := s.sink
+	var n int
+	var err error
+	if len(p) > 0 {
+		s.rmu.Unlock()
+		n, err = sink.TryWrite(p)
+		s.rmu.Lock()
+		s.creditLocked(n)
+	}
+	s.recvEnd = s.recvEnd || h.end
+	switch {
+	case s.discard:
+		s.rmu.Unlock()
+	case err != nil:
+		s.rmu.Unlock()
+		s.drop(err)
+	case n < len(p):
+		s.pushing = false
+		s.enqueueLocked(r, p[n:], h.to)
+		s.rmu.Unlock()
+		sink.Behind()
+	case h.end:
+		s.pushing = false
+		s.rmu.Unlock()
+		sink.End(io.EOF)
+	default:
+		s.rmu.Unlock()
+	}
+}
+
+// enqueueLocked queues p, which ends at position to of the reader's buffer.
+func (s *Stream) enqueueLocked(r *reader, p []byte, to int) {
+	if len(p) == 0 {
+		return
+	}
+	s.c.mu.Lock()
+	s.c.recv.buffered += int64(len(p))
+	s.c.mu.Unlock()
+	from := to - len(p)
+	if n := len(s.queue); n > 0 {
+		last := &s.queue[n-1]
+		k := copy(last.buf[last.w:], p)
+		last.w += k
+		from += k
+	}
+	if from < to {
+		s.queue = append(s.queue, r.donate(from, to))
+	}
+}
+
+// dequeueLocked takes the first chunk of the queue.
+func (s *Stream) dequeueLocked() chunk {
+	ch := s.queue[0]
+	s.queue = slices.Delete(s.queue, 0, 1)
+	if len(s.queue) == 0 {
+		s.queue = nil
+	}
+	s.c.unbuffer(ch.w - ch.r)
+	s.creditLocked(ch.w - ch.r)
+	return ch
+}
+
+// unbuffer notes that n bytes do not wait any more.
+func (c *Conn) unbuffer(n int) {
+	if n == 0 {
+		return
+	}
+	c.mu.Lock()
+	c.recv.buffered -= int64(n)
+	if c.ended == nil && c.grantLocked() {
+		c.kickAsyncLocked(false)
+	}
+	c.mu.Unlock()
+}
+
+// creditLocked notes that n bytes were read, and gives the peer window on the stream again once it is worth a frame. rmu
+// must be held.
+func (s *Stream) creditLocked(n int) {
+	s.unreturned += int64(n)
+	if s.unreturned < int64(s.c.cfg.StreamWindow)/2 || s.recvEnd {
+		return
+	}
+	grant := s.unreturned
+	s.unreturned = 0
+	s.recvOpen += grant
+	c := s.c
+	c.mu.Lock()
+	if c.streams[s.id] == s && !s.remoteEnd {
+		c.mustFrame(c.send.framer.WriteWindowUpdate(s.id, uint32(grant)))
+		c.kickAsyncLocked(false)
+	}
+	c.mu.Unlock()
+}
+
+// endRead says that the stream is over, because of err. What is queued can still be read.
+func (s *Stream) endRead(err error) {
+	s.rmu.Lock()
+	if s.discard || s.rerr != nil {
+		s.rmu.Unlock()
+		return
+	}
+	s.rerr = err
+	sink, onReset := s.sink, s.onReset
+	s.pushing, s.onReset = false, nil
+	s.rcond.Broadcast()
+	s.rmu.Unlock()
+	if sink != nil {
+		sink.End(err)
+	}
+	if onReset != nil {
+		onReset()
+	}
+}
+
+// OnReset has f called, once, when the peer resets the stream or the connection ends while the stream is open; at once if
+// that has happened. Nil takes it back. f must not block.
+func (s *Stream) OnReset(f func()) {
+	s.rmu.Lock()
+	gone := s.rerr != nil
+	if !gone {
+		s.onReset = f
+	}
+	s.rmu.Unlock()
+	if gone && f != nil {
+		f()
+	}
+}
+
+// Read is as in io.Reader. It returns io.EOF after the peer's clean end, *StreamError after a reset, *ConnError after the
+// end of the connection; payload that came before is returned first.
+func (s *Stream) Read(p []byte) (int, error) {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for len(s.queue) == 0 {
+		if err := s.readErrLocked(); err != nil {
+			return 0, err
+		}
+		s.into, s.intoN = p, 0
+		s.rcond.Wait()
+		s.into = nil
+		if s.intoN > 0 {
+			return s.intoN, nil
+		}
+	}
+	ch := &s.queue[0]
+	n := copy(p, ch.buf[ch.r:ch.w])
+	if ch.r+n < ch.w {
+		ch.r += n
+		s.c.unbuffer(n)
+		s.creditLocked(n)
+		return n, nil
+	}
+	buffer.Put(s.dequeueLocked().buf)
+	return n, nil
+}
+
+// readErrLocked says why nothing more comes, or that the deadline has passed, or returns nil.
+func (s *Stream) readErrLocked() error {
+	switch {
+	case s.recvEnd && !s.discard: // also if there was an error after it
+		return io.EOF
+	case s.rerr != nil:
+		return s.rerr
+	case s.readDeadline.passed:
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// WaitReadable blocks until Read would not, so that its caller need not hold a buffer while nothing comes.
+func (s *Stream) WaitReadable() error {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	for len(s.queue) == 0 {
+		if err := s.readErrLocked(); err != nil {
+			return err
+		}
+		s.rcond.Wait()
+	}
+	return nil
+}
+
+// Next returns the next payload in the buffer where it is. If there is none, and sink is not nil, pushing to sink begins,
+// and Next returns false. Errors are as in Read; with a nil sink it waits.
+func (s *Stream) Next(sink Sink) (Chunk, bool, error) {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	for len(s.queue) == 0 {
+		if err := s.readErrLocked(); err != nil {
+			return Chunk{}, false, err
+		}
+		if sink != nil {
+			s.sink, s.pushing = sink, true
+			return Chunk{}, false, nil
+		}
+		s.rcond.Wait()
+	}
+	return Chunk{s.dequeueLocked()}, true, nil
+}

@@ -1,0 +1,126 @@
+package hbone
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
+)
+
+// RelayTCP is Relay between two TCP connections.
+func (cfg Relayer) RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Counters) error {
+	if counters == nil {
+		counters = new(Counters)
+	}
+	r := &tcpRelay{counters: counters, halfClose: cfg.halfClose(), a: a, b: b}
+	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
+	var wg sync.WaitGroup
+	wg.Go(func() { r.copy(a, b, &counters.Received) })
+	r.copy(b, a, &counters.Sent)
+	wg.Wait()
+	r.close(nil, false)
+	return r.err
+}
+
+// tcpRelay is the state of one RelayTCP.
+type tcpRelay struct {
+	a, b      *net.TCPConn
+	counters  *Counters
+	halfClose time.Duration
+
+	mu    sync.Mutex // guards what follows
+	ended int        // directions that have ended cleanly
+	over  bool       // both are closed
+	err   error
+	timer *time.Timer
+	seen  uint64
+}
+
+// copy copies from src to dst until src ends, and then ends dst.
+func (r *tcpRelay) copy(dst, src *net.TCPConn, counter *atomic.Uint64) {
+	raw, err := src.SyscallConn()
+	if err != nil {
+		r.abort(fmt.Errorf("relay: %w", err))
+		return
+	}
+	var in source
+	in.init(raw)
+	for {
+		buf, n, err := in.read(0, readSizes[len(readSizes)-1])
+		if err == io.EOF {
+			if err := dst.CloseWrite(); err != nil {
+				r.abort(err)
+				return
+			}
+			r.halfClosed()
+			return
+		}
+		if err != nil {
+			r.abort(err)
+			return
+		}
+		n, err = dst.Write(buf[:n])
+		buffer.Put(buf)
+		counter.Add(uint64(n))
+		if err != nil {
+			r.abort(err)
+			return
+		}
+	}
+}
+
+// halfClosed notes the clean end of one direction.
+func (r *tcpRelay) halfClosed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended++
+	if r.ended == 1 && r.halfClose > 0 && !r.over {
+		r.seen = r.moved()
+		r.timer = time.AfterFunc(r.halfClose, r.checkHalfClosed)
+	}
+}
+
+func (r *tcpRelay) moved() uint64 { return r.counters.Sent.Load() + r.counters.Received.Load() }
+
+// checkHalfClosed ends a half-closed relay in which nothing has moved since it last looked.
+func (r *tcpRelay) checkHalfClosed() {
+	r.mu.Lock()
+	moved := r.moved()
+	idle := moved == r.seen && !r.over
+	r.seen = moved
+	if !idle && !r.over {
+		r.timer.Reset(r.halfClose)
+	}
+	r.mu.Unlock()
+	if idle {
+		r.abort(ErrHalfCloseTimeout)
+	}
+}
+
+// abort resets both sides.
+func (r *tcpRelay) abort(err error) { r.close(err, true) }
+
+// close closes both sides, once.
+func (r *tcpRelay) close(err error, reset bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return
+	}
+	r.over = true
+	r.err = err
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	for _, c := range []*net.TCPConn{r.a, r.b} {
+		if reset {
+			_ = c.SetLinger(0)
+		}
+		_ = c.Close()
+	}
+}
