@@ -3,8 +3,10 @@ package cluster
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -65,16 +67,17 @@ func PeerAuthenticationOf(in *unstructured.Unstructured) *PeerAuthentication {
 	}
 	selector, _, err := unstructured.NestedStringMap(in.Object, "spec", "selector", "matchLabels")
 	if err != nil {
-		p.fail(fmt.Errorf("spec.selector.matchLabels is not a map of strings"))
+		p.fail(errors.New("spec.selector.matchLabels is not a map of strings"))
 	}
 	p.Selector = LabelsOf(selector)
 	var spec securityv1.PeerAuthentication
 	text, err := json.Marshal(in.Object["spec"])
 	if err == nil && string(text) != "null" {
-		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, &spec)
+		err = protojson.Unmarshal(text, &spec) // what it does not know is an error, or a slip in a mode would be none
 	}
 	if err != nil {
-		p.fail(fmt.Errorf("spec: %w", err))
+		// protojson varies its spaces, so that nobody relies on its words; problems are compared all the same.
+		p.fail(errors.New("spec: " + strings.ReplaceAll(err.Error(), "\u00a0", " ")))
 		return p
 	}
 	if len(p.Faults) > 0 {

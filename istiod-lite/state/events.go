@@ -350,6 +350,11 @@ func (s *State) setNamespace(name string, n *cluster.Namespace) {
 	group := s.group(name)
 	old := group.object
 	group.object = n
+	if old == nil && n != nil {
+		s.namespaceObjects++
+	} else if old != nil && n == nil {
+		s.namespaceObjects--
+	}
 	if old == nil || n == nil || old.Distribution != n.Distribution {
 		for k := range group.services {
 			s.dirty.services[k] = struct{}{}

@@ -48,11 +48,13 @@ type State struct {
 	mesh translate.Mesh
 
 	namespaces map[string]*namespace
-	nodes      map[string]*cluster.Node
-	pods       map[cluster.Key]*cluster.Pod
-	services   map[cluster.Key]*cluster.Service
-	slices     map[cluster.Key]*cluster.EndpointSlice
-	policies   map[cluster.Key]*cluster.PeerAuthentication
+	// namespaceObjects counts those that are known themselves.
+	namespaceObjects int
+	nodes            map[string]*cluster.Node
+	pods             map[cluster.Key]*cluster.Pod
+	services         map[cluster.Key]*cluster.Service
+	slices           map[cluster.Key]*cluster.EndpointSlice
+	policies         map[cluster.Key]*cluster.PeerAuthentication
 
 	podsOnNode  map[string]set[cluster.Key]
 	podsAt      map[netip.Addr]set[cluster.Key]  // present pods with addresses of their own
@@ -175,14 +177,8 @@ func (s *State) Problems() []translate.Problem {
 
 // Sizes counts what is known, by kind.
 func (s *State) Sizes() map[cluster.Kind]int {
-	namespaces := 0
-	for _, n := range s.namespaces {
-		if n.object != nil {
-			namespaces++
-		}
-	}
 	return map[cluster.Kind]int{
-		cluster.KindNamespace:          namespaces,
+		cluster.KindNamespace:          s.namespaceObjects,
 		cluster.KindNode:               len(s.nodes),
 		cluster.KindPod:                len(s.pods),
 		cluster.KindService:            len(s.services),

@@ -54,8 +54,11 @@ func Service(m Mesh, in ServiceInput) (*workload.Service, []Problem) {
 		out.Addresses = append(out.Addresses, &workload.NetworkAddress{Network: m.Network, Address: claim.Addr.AsSlice()})
 	}
 	for _, p := range s.Ports {
-		out.Ports = append(out.Ports, &workload.Port{
-			ServicePort: uint32(p.Port), TargetPort: uint32(p.Target), AppProtocol: appProtocol(p)})
+		port := &workload.Port{ServicePort: uint32(p.Port), TargetPort: uint32(p.Target), AppProtocol: appProtocol(p)}
+		if len(s.Selector) == 0 {
+			port.TargetPort = 0 // the slices say which port it is, endpoint by endpoint
+		}
+		out.Ports = append(out.Ports, port)
 	}
 	balancing, fault := loadBalancing(s, in.Namespace)
 	out.LoadBalancing = balancing
@@ -222,7 +225,7 @@ func Settle(claim Claim, all []Claim) (Rival, bool) {
 	case claim.Strength == ClaimLoadBalancer:
 		return Rival{rival.Service, "so neither has it in the mesh and kube-proxy forwards"}, false
 	case compareClaims(*rival, claim) < 0:
-		return Rival{rival.Service, "which is older"}, false
+		return Rival{rival.Service, "which is older or the first by name"}, false
 	}
 	return Rival{}, true
 }

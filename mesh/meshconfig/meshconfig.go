@@ -4,6 +4,7 @@
 package meshconfig
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -60,22 +61,42 @@ func Parse(text []byte) (Settings, error) {
 	}
 	s.TrustDomainAliases = cfg.GetTrustDomainAliases()
 	s.RootNamespace = cfg.GetRootNamespace()
-	if p := cfg.GetOutboundTrafficPolicy(); p != nil && setsMode(object) {
-		s.RegistryOnly = p.GetMode() == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
+	if s.RegistryOnly, err = registryOnly(object); err != nil {
+		return Settings{}, err
 	}
 	s.ExtensionProviders = cfg.GetExtensionProviders()
 	s.DefaultRetry = cfg.GetDefaultHttpRetryPolicy()
 	return s, s.validate()
 }
 
-// setsMode reports whether a mode is given for outbound traffic. The default, ALLOW_ANY, is not the type's zero value.
-func setsMode(text []byte) bool {
-	var cfg struct {
-		A struct{ Mode any } `json:"outboundTrafficPolicy"`
-		B struct{ Mode any } `json:"outbound_traffic_policy"`
+// registryOnly reads the mode of outbound traffic from the text itself: the default, ALLOW_ANY, is not the type's zero value,
+// and a value that is not known must not pass for one.
+func registryOnly(object []byte) (bool, error) {
+	type policy struct {
+		Mode string `json:"mode"`
 	}
-	return json.Unmarshal(text, &cfg) == nil && (cfg.A.Mode != nil || cfg.B.Mode != nil)
+	var cfg struct {
+		JSON  policy `json:"outboundTrafficPolicy"`
+		Proto policy `json:"outbound_traffic_policy"`
+	}
+	if err := json.Unmarshal(object, &cfg); err != nil {
+		return false, fmt.Errorf("parse mesh settings: outboundTrafficPolicy: %w", err)
+	}
+	switch mode := cmp.Or(cfg.JSON.Mode, cfg.Proto.Mode); mode {
+	case "", allowAny, allowAnyDynamicDNS:
+		return false, nil
+	case "REGISTRY_ONLY":
+		return true, nil
+	default:
+		return false, fmt.Errorf("parse mesh settings: outboundTrafficPolicy.mode: %q is none of %s, REGISTRY_ONLY", mode, allowAny)
+	}
 }
+
+// Modes of outboundTrafficPolicy that refuse nothing.
+const (
+	allowAny           = "ALLOW_ANY"
+	allowAnyDynamicDNS = "ALLOW_ANY_DYNAMIC_DNS"
+)
 
 func (s Settings) validate() error {
 	for _, td := range append([]string{s.TrustDomain}, s.TrustDomainAliases...) {
@@ -128,8 +149,8 @@ func FindUnsupported(text []byte) ([]Unsupported, error) {
 		case !slices.Contains(supported, field.JSONName()):
 			out = append(out, Unsupported{name, "not supported by ambit; ignored"})
 		case field.JSONName() == "outboundTrafficPolicy":
-			if m, ok := value.(map[string]any); ok && m["mode"] == meshv1alpha1.MeshConfig_OutboundTrafficPolicy_ALLOW_ANY_DYNAMIC_DNS.String() {
-				out = append(out, Unsupported{name + ".mode", "ALLOW_ANY_DYNAMIC_DNS is not supported; treated as ALLOW_ANY"})
+			if m, ok := value.(map[string]any); ok && m["mode"] == allowAnyDynamicDNS {
+				out = append(out, Unsupported{name + ".mode", allowAnyDynamicDNS + " is not supported; treated as " + allowAny})
 			}
 		}
 	}

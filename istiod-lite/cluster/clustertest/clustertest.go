@@ -1,0 +1,100 @@
+// Package clustertest reads cluster objects from YAML, for tests whose input is what a user would write.
+package clustertest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// Parse reads the documents of a YAML stream.
+func Parse(text []byte) ([]cluster.Object, error) {
+	var out []cluster.Object
+	dec := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
+	for {
+		var u unstructured.Unstructured
+		if err := dec.Decode(&u.Object); errors.Is(err, io.EOF) {
+			return out, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("parse objects: %w", err)
+		}
+		if len(u.Object) == 0 {
+			continue
+		}
+		o, err := reduce(&u)
+		if err != nil {
+			return nil, fmt.Errorf("parse %s %s/%s: %w", u.GetKind(), u.GetNamespace(), u.GetName(), err)
+		}
+		out = append(out, o)
+	}
+}
+
+func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
+	switch cluster.Kind(u.GetKind()) {
+	case cluster.KindPod:
+		return as(u, &corev1.Pod{}, cluster.PodOf)
+	case cluster.KindService:
+		return as(u, &corev1.Service{}, cluster.ServiceOf)
+	case cluster.KindEndpointSlice:
+		return as(u, &discoveryv1.EndpointSlice{}, cluster.EndpointSliceOf)
+	case cluster.KindNode:
+		return as(u, &corev1.Node{}, cluster.NodeOf)
+	case cluster.KindNamespace:
+		return as(u, &corev1.Namespace{}, cluster.NamespaceOf)
+	case cluster.KindConfigMap:
+		return as(u, &corev1.ConfigMap{}, cluster.ConfigMapOf)
+	case cluster.KindPeerAuthentication:
+		return cluster.PeerAuthenticationOf(u), nil
+	}
+	return nil, errors.New("kind is not known")
+}
+
+func as[O any, N cluster.Object](u *unstructured.Unstructured, typed *O, reduce func(*O) N) (cluster.Object, error) {
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(u.Object, typed, true); err != nil {
+		return nil, err
+	}
+	return reduce(typed), nil
+}
+
+// Snapshot puts objects together. Of objects with the same name the last counts.
+func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot {
+	type id struct {
+		kind cluster.Kind
+		key  cluster.Key
+	}
+	last := map[id]int{}
+	for i, o := range objects {
+		last[id{o.ObjectKind(), o.ObjectKey()}] = i
+	}
+	s := translate.Snapshot{Mesh: mesh}
+	for i, o := range objects {
+		if last[id{o.ObjectKind(), o.ObjectKey()}] != i {
+			continue
+		}
+		switch o := o.(type) {
+		case *cluster.Namespace:
+			s.Namespaces = append(s.Namespaces, o)
+		case *cluster.Node:
+			s.Nodes = append(s.Nodes, o)
+		case *cluster.Pod:
+			s.Pods = append(s.Pods, o)
+		case *cluster.Service:
+			s.Services = append(s.Services, o)
+		case *cluster.EndpointSlice:
+			s.EndpointSlices = append(s.EndpointSlices, o)
+		case *cluster.PeerAuthentication:
+			s.PeerAuthentications = append(s.PeerAuthentications, o)
+		}
+	}
+	return s
+}

@@ -1,0 +1,269 @@
+package state
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
+	"github.com/ambit-mesh/ambit/istiod-lite/resource"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+var mesh = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
+
+// model is what a client knows that takes every change.
+type model map[resource.Name]string
+
+func (m model) apply(t *testing.T, c resource.Change) {
+	t.Helper()
+	seen := map[resource.Name]bool{}
+	for _, r := range c.Upserts {
+		n := resource.Name{Type: r.Type, Name: r.Name}
+		if seen[n] {
+			t.Errorf("%v is named twice in one change", n)
+		}
+		seen[n] = true
+		if m[n] == r.Version {
+			t.Errorf("%v is sent although it did not change", n)
+		}
+		m[n] = r.Version
+	}
+	for _, n := range c.Removed {
+		if seen[n] {
+			t.Errorf("%v is both sent and removed", n)
+		}
+		if _, ok := m[n]; !ok {
+			t.Errorf("%v is removed although it was not there", n)
+		}
+		delete(m, n)
+	}
+}
+
+// want is what translate.All says that a client must know.
+func want(t *testing.T, s translate.Snapshot) (model, []translate.Problem) {
+	t.Helper()
+	cfg := translate.All(s)
+	out := model{}
+	put := func(typ resource.Type, name string, content proto.Message) {
+		r, err := resource.New(typ, name, content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[resource.Name{Type: typ, Name: name}] = r.Version
+	}
+	for name, a := range cfg.Addresses {
+		put(resource.Address, name, a)
+	}
+	for name, a := range cfg.Authorizations {
+		put(resource.Authorization, name, a)
+	}
+	return out, cfg.Problems
+}
+
+// TestStories feeds the objects of translate's stories in random order, flushing at random, and then takes them away again.
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("../translate/testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			archive, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i := slices.IndexFunc(archive.Files, func(f txtar.File) bool { return f.Name == "in.yaml" })
+			objects, err := clustertest.Parse(archive.Files[i].Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for seed := range uint64(20) {
+				rnd := rand.New(rand.NewPCG(seed, 1))
+				rnd.Shuffle(len(objects), func(i, j int) { objects[i], objects[j] = objects[j], objects[i] })
+				s, m := New(mesh), model{}
+				for _, o := range objects {
+					s.Upsert(o)
+					if rnd.IntN(2) == 0 {
+						m.apply(t, s.Flush())
+					}
+				}
+				m.apply(t, s.Flush())
+				check(t, s, m, objects)
+				for _, o := range objects {
+					s.Delete(o.ObjectKind(), o.ObjectKey())
+				}
+				m.apply(t, s.Flush())
+				check(t, s, m, nil)
+				checkEmpty(t, s)
+			}
+		})
+	}
+}
+
+func check(t *testing.T, s *State, m model, objects []cluster.Object) {
+	t.Helper()
+	wanted, problems := want(t, clustertest.Snapshot(s.mesh, objects))
+	if diff := cmp.Diff(wanted, m); diff != "" {
+		t.Fatalf("a client does not know what All says (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(problems, s.Problems()); diff != "" {
+		t.Fatalf("problems (-want +got):\n%s", diff)
+	}
+}
+
+// checkEmpty looks for what is remembered of objects that are gone.
+func checkEmpty(t *testing.T, s *State) {
+	t.Helper()
+	for what, n := range map[string]int{
+		"namespaces": len(s.namespaces), "nodes": len(s.nodes), "pods": len(s.pods), "services": len(s.services),
+		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
+		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
+		"claims": len(s.claims), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
+	} {
+		if n != 0 {
+			t.Errorf("%d entries are left in %s", n, what)
+		}
+	}
+	if n := len(s.made); n > 1 { // the static policy
+		t.Errorf("%d entries are left in made", n)
+	}
+}
+
+// world makes random objects out of few names, so that they collide and refer to each other.
+type world struct{ *rand.Rand }
+
+func pick[T any](w world, from ...T) T { return from[w.IntN(len(from))] }
+
+func (w world) key() cluster.Key {
+	return cluster.Key{Namespace: pick(w, "a", "b", "istio-system"), Name: pick(w, "x", "y", "z", "v", "w")}
+}
+
+func (w world) labels() cluster.Labels {
+	m := map[string]string{}
+	for _, name := range []string{"app", "tier"} {
+		if w.IntN(3) > 0 {
+			m[name] = pick(w, "1", "2")
+		}
+	}
+	return cluster.LabelsOf(m)
+}
+
+func (w world) addr(prefix string) netip.Addr {
+	return netip.MustParseAddr(fmt.Sprintf("%s.%d", prefix, w.IntN(6)))
+}
+
+func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
+
+func (w world) node() string { return pick(w, "n1", "n2", "") }
+
+func (w world) object() cluster.Object {
+	switch w.IntN(12) {
+	case 0:
+		return &cluster.Namespace{Name: pick(w, "a", "b", "istio-system"), Distribution: pick(w, "", "PreferClose", "wrong")}
+	case 1:
+		return &cluster.Node{Name: pick(w, "n1", "n2"), Locality: cluster.Locality{Zone: pick(w, "", "z1", "z2")}, Addrs: []netip.Addr{w.addr("10.3.0")}}
+	case 2, 3:
+		pa := &cluster.PeerAuthentication{Key: w.key(), Created: w.created(), Mode: w.mode()}
+		if w.IntN(2) == 0 {
+			pa.Selector = w.labels()
+		}
+		if w.IntN(2) == 0 {
+			pa.Ports = []cluster.PortMTLS{{Port: 1, Mode: w.mode()}, {Port: 2, Mode: w.mode()}}
+		}
+		return pa
+	case 4, 5:
+		svc := &cluster.Service{
+			Key: w.key(), Created: w.created(), Selector: w.labels(), External: w.IntN(6) == 0,
+			ClusterIPs: []netip.Addr{w.addr("10.2.0")}, Ports: []cluster.ServicePort{{Name: "p", Port: 80, Target: uint16(80 + w.IntN(2))}, {Name: "q", Port: 81, TargetName: "named"}},
+		}
+		if w.IntN(2) == 0 {
+			svc.LoadBalancerIPs = []netip.Addr{w.addr("10.3.0"), w.addr("10.2.0")}
+		}
+		return svc
+	case 6, 7:
+		slice := &cluster.EndpointSlice{Key: w.key(), Service: pick(w, "x", "y", ""), Ports: []cluster.SlicePort{{Name: "p", Port: uint16(7000 + w.IntN(2))}}}
+		for range w.IntN(4) {
+			e := cluster.Endpoint{Addr: w.addr("10.1.0"), Node: w.node(), Ready: w.IntN(2) == 0}
+			if w.IntN(3) == 0 {
+				e.Pod = w.key().Name
+			}
+			slice.Endpoints = append(slice.Endpoints, e)
+		}
+		return slice
+	}
+	p := &cluster.Pod{
+		Key: w.key(), Node: w.node(), ServiceAccount: pick(w, "s", "t"), Labels: w.labels(), Ready: w.IntN(2) == 0,
+		Terminal: w.IntN(8) == 0, HostNetwork: w.IntN(8) == 0, Redirected: w.IntN(2) == 0, Redirection: pick(w, "enabled", "odd"),
+	}
+	for range w.IntN(3) {
+		if a := w.addr("10.1.0"); !slices.Contains(p.IPs, a) {
+			p.IPs = append(p.IPs, a)
+		}
+	}
+	if w.IntN(2) == 0 {
+		p.Ports = []cluster.NamedPort{{Name: "named", Port: 9000}}
+	}
+	return p
+}
+
+func (w world) mode() cluster.MTLSMode {
+	return pick(w, cluster.MTLSUnset, cluster.MTLSDisable, cluster.MTLSPermissive, cluster.MTLSStrict)
+}
+
+// TestIncrementalIsAll lets random things happen to a small crowded cluster, and after each step compares what a client
+// knows that was told the changes only with what follows from the whole.
+func TestIncrementalIsAll(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			w := world{rand.New(rand.NewPCG(seed, 2))}
+			s, m := New(mesh), model{}
+			objects := map[object]cluster.Object{}
+			for range 3000 {
+				switch w.IntN(40) {
+				default:
+					o := w.object()
+					objects[object{o.ObjectKind(), o.ObjectKey()}] = o
+					s.Upsert(o)
+				case 0, 1, 2, 3, 4, 5, 6, 7:
+					for id := range objects {
+						delete(objects, id)
+						s.Delete(id.kind, id.key)
+						break
+					}
+				case 8: // a relist
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindNode, cluster.KindNamespace)
+					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
+					var list []cluster.Object
+					for id, o := range objects {
+						if id.kind == kind {
+							list = append(list, o)
+						}
+					}
+					s.Replace(kind, list)
+				case 9: // new settings
+					changed := s.Mesh()
+					changed.TrustDomain = pick(w, "cluster.local", "other.example")
+					changed.RootNamespace = pick(w, "istio-system", "a")
+					changed.Network = pick(w, "", "net1")
+					s.SetMesh(changed)
+				}
+				if w.IntN(3) == 0 {
+					m.apply(t, s.Flush())
+					check(t, s, m, slices.Collect(maps.Values(objects)))
+				}
+			}
+		})
+	}
+}
