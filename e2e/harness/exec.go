@@ -123,7 +123,7 @@ func (c *Cluster) StartLoad(ctx context.Context, from Pod, request traffic.LoadR
 	go func() {
 		defer close(l.done)
 		l.err = c.Exec(run, from, Streams{Stdin: stdin, Stdout: l.lines, Stderr: &l.stderr}, trafficProgram, traffic.VerbLoad, string(raw))
-		stdin.Close()
+		write.Close()
 	}()
 	var ready traffic.Ready
 	if err := l.next(time.Minute, &ready); err != nil {
@@ -158,8 +158,11 @@ var errEnded = errors.New("no report")
 // Stop ends the load, waits for what is under way, and returns the report. It must be called once.
 func (l *Load) Stop() (traffic.LoadReport, error) {
 	defer func() {
-		l.cancel()
+		// Once the report is there the command ends by itself.
+		timer := time.AfterFunc(5*time.Second, l.cancel)
 		<-l.done
+		timer.Stop()
+		l.cancel()
 	}()
 	var report traffic.LoadReport
 	if _, err := l.stdin.Write([]byte("stop\n")); err != nil {

@@ -57,8 +57,9 @@ func (w *world) meshRules(in commander) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, line := range matching(program+": ", out, "ISTIO", "AMBIT", "ambit", "istio", "15001", "15006", "0x539", "0x111") {
-			if !strings.HasPrefix(line, program+": #") {
+		for _, line := range matching(program+": ", out, "ISTIO", "AMBIT", "istio-inpod", "15001", "15006", "0x539", "0x111") {
+			// kube-proxy's rules carry the names of services, and save prints comments.
+			if !strings.Contains(line, "KUBE-") && !strings.HasPrefix(line, program+": #") {
 				found = append(found, line)
 			}
 		}

@@ -30,19 +30,33 @@ type stage struct {
 
 func TestScenarios(t *testing.T) {
 	c := open(t)
-	install(t, c)
-	for _, stage := range stages() {
-		t.Run(stage.name, func(t *testing.T) {
-			start := time.Now()
-			t.Cleanup(func() { t.Logf("stage %s took %s", stage.name, time.Since(start).Round(time.Second)) })
-			for _, s := range stage.scenarios {
-				t.Run(s.name, func(t *testing.T) {
-					t.Parallel()
-					play(t, c, s)
-				})
-			}
-		})
+	there, err := c.Installed(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
+	if !there {
+		run(t, c, stage{"plain", []scenario{plain()}})
+	}
+	installed := t.Run("install", func(t *testing.T) { install(t, c) })
+	if !installed {
+		t.Fatal("no mesh, no stories")
+	}
+	for _, stage := range stages() {
+		run(t, c, stage)
+	}
+}
+
+func run(t *testing.T, c *harness.Cluster, s stage) {
+	t.Run(s.name, func(t *testing.T) {
+		start := time.Now()
+		t.Cleanup(func() { t.Logf("stage %s took %s", s.name, time.Since(start).Round(time.Second)) })
+		for _, s := range s.scenarios {
+			t.Run(s.name, func(t *testing.T) {
+				t.Parallel()
+				play(t, c, s)
+			})
+		}
+	})
 }
 
 // install puts the mesh into the cluster if there is none, and waits until it is ready.

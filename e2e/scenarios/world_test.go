@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambit-mesh/ambit/deploy/samples/traffic"
@@ -115,9 +116,42 @@ func play(t *testing.T, c *harness.Cluster, s scenario) {
 	for _, ns := range s.enrolled {
 		w.must(t, c.AwaitCaptured(ctx, ns, captured))
 	}
+	for _, ns := range s.namespaces {
+		w.settle(t, ns)
+	}
 	start := time.Now()
 	s.tell(t, w)
 	t.Logf("told in %s", time.Since(start).Round(100*time.Millisecond))
+}
+
+// settle waits until the services of a quartet, if the namespace has one, are known on every node: Kubernetes itself takes a moment
+// from the readiness of a pod to that.
+func (w *world) settle(t *testing.T, ns string) {
+	t.Helper()
+	if _, err := w.Kube.CoreV1().Services(ns).Get(w.ctx, "server", metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		return
+	}
+	var request traffic.DialRequest
+	for _, service := range []string{"server", "server1", "server2"} {
+		for _, ip := range w.clusterIPs(t, ns, service) {
+			request.Attempts = append(request.Attempts, traffic.Attempt{Target: target(ip, traffic.PortEcho), Protocol: traffic.ProtocolEcho})
+		}
+	}
+	until := harness.Until{What: "services of " + ns + " known on every node", Within: converged, InARow: 3}
+	w.must(t, harness.Await(w.ctx, until, func(ctx context.Context) error {
+		for _, client := range []string{"client1", "client2"} {
+			outcomes, err := w.Dial(ctx, harness.Pod{Namespace: ns, Name: client}, request)
+			if err != nil {
+				return err
+			}
+			for _, outcome := range outcomes {
+				if outcome.Kind != "" {
+					return fmt.Errorf("%s -> %s: %s", client, outcome.Target, outcome.Error)
+				}
+			}
+		}
+		return nil
+	}))
 }
 
 // must ends the scenario if a step could not be done.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -108,7 +109,7 @@ func exchange(ctx context.Context, attempt Attempt, label string, outcome *Outco
 	case ProtocolEcho:
 		return echoOnce(conn, payload(label, 0))
 	case ProtocolGreeter:
-		greeting, err := greeter.Converse(conn, Marker+" "+label)
+		greeting, err := greeter.Converse(conn, strings.TrimSpace(Marker+" "+label))
 		outcome.Server.Client = greeting.Client
 		return err
 	}
