@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -39,7 +40,11 @@ func newNamespace() (*Namespace, error) {
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, fmt.Errorf("make network namespace: %w", err)
 	}
-	n := &Namespace{Path: filepath.Join(namespaces, prefix+hex.EncodeToString(id[:]))}
+	owner, err := process(os.Getpid())
+	if err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	n := &Namespace{Path: filepath.Join(namespaces, prefix+owner+"-"+hex.EncodeToString(id[:]))}
 	if err := os.WriteFile(n.Path, nil, 0o444); err != nil {
 		return nil, fmt.Errorf("make network namespace: %w", err)
 	}
@@ -52,7 +57,7 @@ func newNamespace() (*Namespace, error) {
 		}
 		made <- unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), n.Path, "", unix.MS_BIND, "")
 	}()
-	err := <-made
+	err = <-made
 	if err == nil {
 		n.handle, err = ns.GetNS(n.Path)
 	}
@@ -149,8 +154,18 @@ func waitGone(pid int) {
 	}
 }
 
-// Clear removes the namespaces that labs left whose process was cut off. It must not run while another lab of this
-// machine is in use.
+// process names a process by its id and start time, "PID-TICKS", so that a later one with the same id is another.
+func process(pid int) (string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	// Fields count from behind the command name, which may hold blanks: the start time is field 22.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return fmt.Sprintf("%d-%s", pid, fields[19]), nil
+}
+
+// Clear removes the namespaces of labs whose process is gone: it was cut off before it could close them.
 func Clear() error {
 	entries, err := os.ReadDir(namespaces)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -158,9 +173,17 @@ func Clear() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), prefix) {
-			errs = append(errs, (&Namespace{Path: filepath.Join(namespaces, e.Name())}).close())
+		name, ok := strings.CutPrefix(e.Name(), prefix)
+		if !ok {
+			continue
 		}
+		var pid int
+		if _, err := fmt.Sscanf(name, "%d-", &pid); err == nil {
+			if owner, err := process(pid); err == nil && strings.HasPrefix(name, owner+"-") {
+				continue
+			}
+		}
+		errs = append(errs, (&Namespace{Path: filepath.Join(namespaces, e.Name())}).close())
 	}
 	return errors.Join(errs...)
 }
