@@ -10,9 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambit-mesh/ambit/api/build"
+	"github.com/ambit-mesh/ambit/cli/check"
 	"github.com/ambit-mesh/ambit/cli/command"
 	"github.com/ambit-mesh/ambit/cli/console"
 	"github.com/ambit-mesh/ambit/cli/install"
+	"github.com/ambit-mesh/ambit/cli/rollback"
+	"github.com/ambit-mesh/ambit/cli/upgrade"
+	"github.com/ambit-mesh/ambit/cli/versions"
 )
 
 const long = `ambit installs, upgrades, checks and removes the ambit service mesh.
@@ -67,6 +71,10 @@ func New(env *command.Env) *cobra.Command {
 	root.PersistentFlags().StringVarP(&env.MeshNamespace, "mesh-namespace", "i", "", "namespace of the mesh (default the one there is, else istio-system)")
 	root.AddCommand(
 		install.New(env),
+		upgrade.New(env),
+		rollback.New(env),
+		check.New(env),
+		versions.New(env),
 	)
 	return root
 }

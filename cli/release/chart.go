@@ -147,3 +147,9 @@ func readable(err error) error {
 	}
 	return errors.New("values are not valid: " + strings.Join(faults, "; "))
 }
+
+// Overlay returns the values of base with those of over laid upon them; neither is changed. As in Helm, maps merge, and a
+// null in over takes a value away.
+func Overlay(base, over map[string]any) map[string]any {
+	return loader.MergeMaps(base, over)
+}

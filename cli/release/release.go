@@ -141,21 +141,6 @@ func (r *Releases) Upgrade(ctx context.Context, chart *Chart, vals map[string]an
 	return finish(rel, err)
 }
 
-// Rollback applies the manifest of an earlier revision as a new one.
-func (r *Releases) Rollback(to int) error {
-	rollback := action.NewRollback(r.cfg)
-	rollback.Version = to
-	rollback.WaitStrategy = helmkube.HookOnlyStrategy
-	rollback.MaxHistory = maxHistory
-	rollback.ServerSideApply = "true"
-	rollback.ForceConflicts = true
-	rollback.Description = fmt.Sprintf("ambit rollback to revision %d", to)
-	if err := rollback.Run(Name); err != nil {
-		return fmt.Errorf("roll back to revision %d: %w", to, err)
-	}
-	return nil
-}
-
 // Uninstall deletes what the last revision made, and all records. It does not wait until the objects are gone.
 func (r *Releases) Uninstall() error {
 	uninstall := action.NewUninstall(r.cfg)
@@ -195,4 +180,20 @@ func revision(rel *v1.Release) *Revision {
 		rev.Version = rel.Chart.Metadata.AppVersion
 	}
 	return rev
+}
+
+// Stored returns the chart and the values of a recorded revision, with which it can be applied again.
+func (r *Releases) Stored(number int) (*Chart, map[string]any, error) {
+	stored, err := r.cfg.Releases.Get(Name, number)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read revision %d: %w", number, err)
+	}
+	rel, err := asV1(stored)
+	if err != nil {
+		return nil, nil, err
+	}
+	if rel.Chart == nil || rel.Chart.Metadata == nil {
+		return nil, nil, fmt.Errorf("read revision %d: it has no chart", number)
+	}
+	return &Chart{chart: rel.Chart}, rel.Config, nil
 }

@@ -63,13 +63,14 @@ func (w *Waiter) Wait(ctx context.Context, components ...survey.Component) error
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
 	told := map[survey.Component]string{}
-	var last []survey.Part
+	var last []survey.Part // those that were not ready when last seen
 	var lastErr error
+	seen := false
 	for {
 		parts, err := survey.Parts(ctx, w.Client, w.Namespace)
 		if err == nil {
 			parts = slices.DeleteFunc(parts, func(p survey.Part) bool { return !slices.Contains(components, p.Component) })
-			last, lastErr = slices.DeleteFunc(slices.Clone(parts), Ready), nil
+			last, lastErr, seen = slices.DeleteFunc(slices.Clone(parts), Ready), nil, true
 			for _, p := range parts {
 				w.tell(ctx, p, told)
 			}
@@ -81,7 +82,7 @@ func (w *Waiter) Wait(ctx context.Context, components ...survey.Component) error
 		}
 		select {
 		case <-ctx.Done():
-			if lastErr != nil {
+			if !seen {
 				return fmt.Errorf("ask how far the parts are: %w", lastErr)
 			}
 			return w.explain(last, ctx.Err())

@@ -28,8 +28,10 @@ func (p Pod) String() string { return p.Namespace + "/" + p.Name }
 
 // Enrolment is who is in the mesh.
 type Enrolment struct {
-	// Namespaces that are labelled.
-	Namespaces []string
+	// Namespaces that are labelled, and those that are although they are excluded.
+	Namespaces, Excluded []string
+	// Malformed are namespaces and pods whose label has a value that means nothing, in words.
+	Malformed []string
 	// Pods that are wanted or captured, and have not ended.
 	Pods []Pod
 }
@@ -51,12 +53,22 @@ func Enrolled(ctx context.Context, client kubernetes.Interface, namespace string
 	}
 	modes := map[string]string{}
 	for _, ns := range namespaces.Items {
-		modes[ns.Name] = ns.Labels[api.LabelDataplaneMode]
-		if modes[ns.Name] == api.DataplaneModeAmbient && !slices.Contains(excluded, ns.Name) && (namespace == "" || namespace == ns.Name) {
+		mode := ns.Labels[api.LabelDataplaneMode]
+		modes[ns.Name] = mode
+		if namespace != "" && namespace != ns.Name {
+			continue
+		}
+		e.malformed("namespace "+ns.Name, ns.Labels)
+		switch {
+		case mode != api.DataplaneModeAmbient:
+		case slices.Contains(excluded, ns.Name):
+			e.Excluded = append(e.Excluded, ns.Name)
+		default:
 			e.Namespaces = append(e.Namespaces, ns.Name)
 		}
 	}
 	slices.Sort(e.Namespaces)
+	slices.Sort(e.Excluded)
 	options := metav1.ListOptions{Limit: page}
 	for {
 		pods, err := client.CoreV1().Pods(namespace).List(ctx, options)
@@ -72,6 +84,7 @@ func Enrolled(ctx context.Context, client kubernetes.Interface, namespace string
 				Phase:       pod.Status.Phase,
 				Ready:       isReady(pod),
 			}
+			e.malformed("pod "+p.String(), pod.Labels)
 			ended := p.Phase == corev1.PodSucceeded || p.Phase == corev1.PodFailed
 			if !ended && (p.Wanted || p.Redirection != "") {
 				e.Pods = append(e.Pods, p)
@@ -81,6 +94,13 @@ func Enrolled(ctx context.Context, client kubernetes.Interface, namespace string
 			return e, nil
 		}
 		options.Continue = pods.Continue
+	}
+}
+
+func (e *Enrolment) malformed(who string, labels map[string]string) {
+	mode, ok := labels[api.LabelDataplaneMode]
+	if ok && mode != api.DataplaneModeAmbient && mode != api.DataplaneModeNone {
+		e.Malformed = append(e.Malformed, fmt.Sprintf("%s has the label %s=%s, which means nothing", who, api.LabelDataplaneMode, mode))
 	}
 }
 
