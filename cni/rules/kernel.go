@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+
+	"github.com/ambit-mesh/ambit/cni/xtables"
 )
 
 // ErrForeign is returned for a network namespace where another program holds a chain of a name that we use, with
@@ -21,113 +23,89 @@ var ErrForeign = errors.New("chain belongs to another program")
 // Both kinds of iptables (nft and legacy) may be installed. Rules are put with the kind that already holds ours, else
 // with the one that holds anybody's, else with the host's; they are found and removed in both.
 type Kernel struct {
-	backends []*backend
-	host     *backend // what a namespace without any rule gets
+	backends []*xtables.Backend // the host's first
 }
 
 // NewKernel finds the iptables programs of this machine, and which kind the host uses: the one with rules in
 // hostNetNS, or in the caller's own network namespace if that is nil. It is an error if there is no usable one.
 func NewKernel(ctx context.Context, hostNetNS ns.NetNS) (*Kernel, error) {
-	k := &Kernel{}
-	var missing []error
-	for _, kind := range []string{"nft", "legacy"} {
-		b, err := newBackend(kind)
-		if err != nil {
-			missing = append(missing, err)
-			continue
-		}
-		k.backends = append(k.backends, b)
+	backends, err := xtables.Find()
+	if err != nil {
+		return nil, err
 	}
-	if len(k.backends) == 0 {
-		return nil, fmt.Errorf("find iptables: %w", errors.Join(missing...))
-	}
-	k.host = k.backends[0]
-	find := func(ns.NetNS) error {
-		best := 0
-		for _, b := range k.backends {
-			tables, err := b.read(ctx, IPv4)
+	size := map[*xtables.Backend]int{}
+	count := func() error {
+		for _, b := range backends {
+			tables, err := b.Read(ctx, xtables.IPv4)
 			if err != nil {
 				return err
 			}
-			if n := tables.size(); n > best {
-				best, k.host = n, b
-			}
+			size[b] = tables.Size()
 		}
 		return nil
 	}
-	var err error
 	if hostNetNS == nil {
-		err = find(nil)
+		err = count()
 	} else {
-		err = hostNetNS.Do(find)
+		err = inside(hostNetNS, "find the host's kind of iptables", count)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("find the host's kind of iptables: %w", err)
+		return nil, err
 	}
-	return k, nil
+	slices.SortStableFunc(backends, func(a, b *xtables.Backend) int { return size[b] - size[a] })
+	return &Kernel{backends: backends}, nil
 }
 
-// HostBackend names the kind of iptables that the host uses: "nft" or "legacy".
-func (k *Kernel) HostBackend() string { return k.host.kind }
+// Host is the kind of iptables that the host uses.
+func (k *Kernel) Host() *xtables.Backend { return k.backends[0] }
 
 // Fill puts the policy route and the chains in place and hooks those of stage Carry, which changes nothing for any
 // connection. What else is hooked already stays so all the while, also where its chains are rewritten. Connection
 // tracking is on in the namespace once Fill returns.
 func (k *Kernel) Fill(ctx context.Context, netns ns.NetNS, s Set) error {
-	return inside(netns, "fill chains", func() error {
-		for _, f := range s.Families {
-			if f.Family == IPv6 && !hasIPv6() {
-				continue
-			}
-			if err := addRoute(f); err != nil {
+	return k.eachSet(ctx, netns, "fill chains", s, func(f FamilySet, now perBackend) error {
+		if err := now.foreign(); err != nil {
+			return err
+		}
+		if err := addRoute(f); err != nil {
+			return err
+		}
+		b := now.choose(k)
+		for _, c := range f.Chains {
+			if err := b.Write(ctx, f.Family, now[b], c.kernel()); err != nil {
 				return err
 			}
-			now, err := k.read(ctx, f.Family)
-			if err != nil {
-				return err
-			}
-			if err := now.foreign(); err != nil {
-				return err
-			}
-			if err := k.fill(ctx, now.choose(k), now, f); err != nil {
-				return err
+			if c.Stage == Carry {
+				if err := b.Hook(ctx, f.Family, now[b], c.kernel(), false); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
 	})
 }
 
-// Hook lets connections into the chains of stages Guard and Capture, and then takes away what the other kind of iptables may hold of
-// ours. Fill comes before it.
+// Hook lets connections into the chains of stages Guard and Capture, and then takes away what the other kind of iptables
+// may hold of ours. Fill comes before it.
 func (k *Kernel) Hook(ctx context.Context, netns ns.NetNS, s Set) error {
-	return inside(netns, "hook chains", func() error {
-		for _, f := range s.Families {
-			if f.Family == IPv6 && !hasIPv6() {
-				continue
-			}
-			now, err := k.read(ctx, f.Family)
-			if err != nil {
-				return err
-			}
-			chosen := now.choose(k)
-			ipt := chosen.program(f.Family)
-			for _, stage := range []Stage{Guard, Capture} {
-				for _, c := range f.Chains {
-					if c.Stage != stage || len(c.Rules) == 0 || now[chosen].hooked(c.Table, c.Hook, c.Name) {
-						continue
-					}
-					if err := step(ctx, ipt.Insert(c.Table, c.Hook, 1, "-j", c.Name)); err != nil {
-						return err
-					}
-				}
-			}
-			for b, tables := range now {
-				if b == chosen {
+	return k.eachSet(ctx, netns, "hook chains", s, func(f FamilySet, now perBackend) error {
+		chosen := now.choose(k)
+		for _, stage := range []Stage{Guard, Capture} {
+			for _, c := range f.Chains {
+				if c.Stage != stage || len(c.Rules) == 0 {
 					continue
 				}
-				if err := b.strip(ctx, f.Family, tables); err != nil {
+				if err := chosen.Hook(ctx, f.Family, now[chosen], c.kernel(), false); err != nil {
 					return err
 				}
+			}
+		}
+		for b, t := range now {
+			if b == chosen {
+				continue
+			}
+			if err := b.Drop(ctx, f.Family, t, ours(t, Carry)...); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -145,35 +123,65 @@ func (k *Kernel) Apply(ctx context.Context, netns ns.NetNS, s Set) error {
 // Unhook stops the capture of new connections, in whichever kind of iptables it was set up. What carries those that
 // exist stays.
 func (k *Kernel) Unhook(ctx context.Context, netns ns.NetNS) error {
-	return k.eachFamily(ctx, netns, "un-hook chains", func(b *backend, f Family, t tables) error {
-		return b.unhook(ctx, f, t, Capture)
+	return k.eachHolder(ctx, netns, "un-hook chains", func(b *xtables.Backend, f xtables.Family, t xtables.Tables) error {
+		return b.Unhook(ctx, f, t, ours(t, Capture)...)
 	})
 }
 
 // Remove takes away everything that Apply brought, in whichever kind of iptables, and nothing else. Connections that
 // are redirected do not survive it.
 func (k *Kernel) Remove(ctx context.Context, netns ns.NetNS) error {
-	err := k.eachFamily(ctx, netns, "remove chains", func(b *backend, f Family, t tables) error {
-		return b.strip(ctx, f, t)
+	err := k.eachHolder(ctx, netns, "remove chains", func(b *xtables.Backend, f xtables.Family, t xtables.Tables) error {
+		places := ours(t, Carry)
+		if err := b.Drop(ctx, f, t, places...); err != nil {
+			return err
+		}
+		b.Tidy(f, t, places...)
+		return nil
 	})
 	if err != nil {
 		return err
 	}
 	return inside(netns, "remove policy route", func() error {
-		return errors.Join(removeRoute(IPv4), removeRoute(IPv6))
+		for _, f := range xtables.Families() {
+			if err := removeRoute(f); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
-// eachFamily visits every kind of iptables and family that holds something of ours.
-func (k *Kernel) eachFamily(ctx context.Context, netns ns.NetNS, what string, visit func(*backend, Family, tables) error) error {
+// eachSet visits the families of the set that the namespace has, with what is there.
+func (k *Kernel) eachSet(ctx context.Context, netns ns.NetNS, what string, s Set, visit func(FamilySet, perBackend) error) error {
 	return inside(netns, what, func() error {
-		for _, f := range families() {
+		has := xtables.Families()
+		for _, f := range s.Families {
+			if !slices.Contains(has, f.Family) {
+				continue
+			}
+			now, err := k.read(ctx, f.Family)
+			if err != nil {
+				return err
+			}
+			if err := visit(f, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// eachHolder visits every kind of iptables and family that holds something of ours.
+func (k *Kernel) eachHolder(ctx context.Context, netns ns.NetNS, what string, visit func(*xtables.Backend, xtables.Family, xtables.Tables) error) error {
+	return inside(netns, what, func() error {
+		for _, f := range xtables.Families() {
 			now, err := k.read(ctx, f)
 			if err != nil {
 				return err
 			}
 			for _, b := range k.backends {
-				if !now[b].ours() {
+				if len(ours(now[b], Carry)) == 0 {
 					continue
 				}
 				if err := visit(b, f, now[b]); err != nil {
@@ -201,7 +209,7 @@ type State struct {
 func (k *Kernel) Inspect(ctx context.Context, netns ns.NetNS, s Set) (State, error) {
 	var st State
 	err := inside(netns, "inspect", func() error {
-		for _, f := range families() {
+		for _, f := range xtables.Families() {
 			now, err := k.read(ctx, f)
 			if err != nil {
 				return err
@@ -213,8 +221,8 @@ func (k *Kernel) Inspect(ctx context.Context, netns ns.NetNS, s Set) (State, err
 			st.Leftover = st.Leftover || route || rule
 			st.Foreign = st.Foreign || now.foreign() != nil
 			for _, b := range k.backends {
-				st.Leftover = st.Leftover || now[b].ours()
-				st.Captured = st.Captured || now[b].captured()
+				st.Leftover = st.Leftover || len(ours(now[b], Carry)) > 0
+				st.Captured = st.Captured || captured(now[b])
 			}
 			i := slices.IndexFunc(s.Families, func(fs FamilySet) bool { return fs.Family == f })
 			if i < 0 {
@@ -230,42 +238,147 @@ func (k *Kernel) Inspect(ctx context.Context, netns ns.NetNS, s Set) (State, err
 	return st, err
 }
 
-func (f FamilySet) differences(now perBackend, chosen *backend) []string {
+func (f FamilySet) differences(now perBackend, chosen *xtables.Backend) []string {
 	var out []string
 	for _, c := range f.Chains {
 		name := string(f.Family) + ": " + c.Table + " " + c.Name
-		have, there := now[chosen].chain(c.Table, c.Name)
-		hooked := now[chosen].hooked(c.Table, c.Hook, c.Name)
-		switch {
-		case len(c.Rules) == 0 && there:
-			out = append(out, name+" is too much")
-		case len(c.Rules) == 0:
-		case !there:
-			out = append(out, name+" missing")
-		case !slices.Equal(have, c.specs()):
+		if !c.kernel().Right(now[chosen]) {
 			out = append(out, name+" differs")
-		case !hooked:
-			out = append(out, name+" not hooked")
 		}
-		if there := now[chosen].hasChain(c.Table, c.Name+spare); there {
-			out = append(out, name+" half rewritten")
+		if len(c.Rules) > 0 && !now[chosen].Hooked(c.Table, c.Hook, c.Name) {
+			out = append(out, name+" not hooked")
 		}
 	}
 	for b, t := range now {
-		if b != chosen && t.ours() {
-			out = append(out, string(f.Family)+": chains in iptables-"+b.kind+" too")
+		if b != chosen && len(ours(t, Carry)) > 0 {
+			out = append(out, string(f.Family)+": chains in iptables-"+b.Kind+", too")
 		}
 	}
 	slices.Sort(out)
 	return out
 }
 
-func (c Chain) specs() []string {
-	out := make([]string, len(c.Rules))
-	for i, r := range c.Rules {
-		out[i] = strings.Join(r.Spec, " ")
+// perBackend is what each kind of iptables holds in one family.
+type perBackend map[*xtables.Backend]xtables.Tables
+
+func (k *Kernel) read(ctx context.Context, f xtables.Family) (perBackend, error) {
+	out := perBackend{}
+	for _, b := range k.backends {
+		t, err := b.Read(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		out[b] = t
+	}
+	return out, nil
+}
+
+// choose returns the kind in which rules are to be: where we capture, else where something of ours is, else where there
+// is anything, else the host's.
+func (p perBackend) choose(k *Kernel) *xtables.Backend {
+	for _, good := range []func(xtables.Tables) bool{
+		captured,
+		func(t xtables.Tables) bool { return len(ours(t, Carry)) > 0 },
+		func(t xtables.Tables) bool { return t.Size() > 0 },
+	} {
+		for _, b := range k.backends {
+			if good(p[b]) {
+				return b
+			}
+		}
+	}
+	return k.Host()
+}
+
+func (p perBackend) foreign() error {
+	for b, t := range p {
+		for _, c := range chains() {
+			for _, place := range c.kernel().Places() {
+				if owner(t, place) == somebody {
+					return fmt.Errorf("iptables-%s, table %s, chain %s: %w", b.Kind, place.Table, place.Name, ErrForeign)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// chains are all chains that a pod may have, in the order in which they are un-hooked: capture first.
+func chains() []Chain {
+	return slices.Collect(func(yield func(Chain) bool) {
+		for _, c := range slices.Backward(For(Config{}).Families[0].Chains) {
+			if !yield(c) {
+				return
+			}
+		}
+	})
+}
+
+// ours are the places, down to the stage, that hold a chain of ours.
+func ours(t xtables.Tables, down Stage) []xtables.Place {
+	var out []xtables.Place
+	for _, c := range chains() {
+		for _, p := range c.kernel().Places() {
+			if c.Stage >= down && owner(t, p) == mesh {
+				out = append(out, p)
+			}
+		}
 	}
 	return out
+}
+
+// captured says whether a chain of ours redirects.
+func captured(t xtables.Tables) bool {
+	return slices.ContainsFunc(ours(t, Capture), func(p xtables.Place) bool {
+		rules, _ := t.Chain(p.Table, p.Name)
+		return t.Hooked(p.Table, p.Hook, p.Name) && len(rules) > 0
+	})
+}
+
+// Owners of a chain.
+const (
+	nobody = iota // it is not there
+	mesh
+	somebody
+)
+
+// owner says whose the chain in a place is. It is the mesh's if it is empty, or has a rule that only this mesh writes,
+// which the first rule of each of our chains is; with other content it is a sidecar's.
+func owner(t xtables.Tables, p xtables.Place) int {
+	rules, there := t.Chain(p.Table, p.Name)
+	switch {
+	case !there:
+		return nobody
+	case len(rules) == 0:
+		return mesh
+	}
+	for _, r := range rules {
+		for _, m := range marks() {
+			if strings.Contains(" "+r+" ", m) {
+				return mesh
+			}
+		}
+	}
+	return somebody
+}
+
+// marks are words in rules that this mesh writes and nobody else does: its marks with their masks, and the source of
+// probes.
+func marks() []string {
+	var out []string
+	for _, f := range For(Config{IPv6: true}).Families {
+		for _, c := range f.Chains {
+			for _, r := range c.Rules {
+				for word := range strings.FieldsSeq(r.Spec) {
+					if (strings.HasPrefix(word, "0x") && strings.Contains(word, "/")) || word == f.Probe.String() {
+						out = append(out, " "+word+" ")
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // inside runs f on a thread of its own in the network namespace; f starts no goroutines that rely on it.
@@ -274,12 +387,4 @@ func inside(netns ns.NetNS, what string, f func() error) error {
 		return fmt.Errorf("%s in %s: %w", what, netns.Path(), err)
 	}
 	return nil
-}
-
-// step ends a sequence of commands at the first error, or when the context ended.
-func step(ctx context.Context, err error) error {
-	if err != nil {
-		return err
-	}
-	return ctx.Err()
 }

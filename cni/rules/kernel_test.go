@@ -2,6 +2,7 @@ package rules
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 
 	"github.com/ambit-mesh/ambit/cni/netnstest"
+	"github.com/ambit-mesh/ambit/cni/xtables"
 )
 
 // kinds runs a test once for each kind of iptables; k prefers that kind.
@@ -34,8 +36,8 @@ func kernel(t *testing.T, kind string) *Kernel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if k.HostBackend() != kind {
-		t.Fatalf("took the host's kind for %s", k.HostBackend())
+	if k.Host().Kind != kind {
+		t.Fatalf("took the host's kind for %s", k.Host().Kind)
 	}
 	return k
 }
@@ -64,18 +66,18 @@ func TestKernelListsGoldens(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, f := range set.Families {
-					got := map[string]tables{}
+					got := map[string]xtables.Tables{}
 					netnstest.In(t, netns, func() error {
 						now, err := k.read(t.Context(), f.Family)
 						for b, tt := range now {
-							got[b.kind] = tt
+							got[b.Kind] = tt
 						}
 						return err
 					})
 					for _, c := range f.Chains {
-						have, there := got[kind].chain(c.Table, c.Name)
-						if there != (len(c.Rules) > 0) || !slices.Equal(have, c.specs()) {
-							t.Errorf("%s %s %s: kernel lists\n%q, want\n%q", f.Family, c.Table, c.Name, have, c.specs())
+						have, there := got[kind].Chain(c.Table, c.Name)
+						if want := c.kernel().Rules; there != (len(c.Rules) > 0) || !slices.Equal(have, want) {
+							t.Errorf("%s %s %s: kernel lists\n%q, want\n%q", f.Family, c.Table, c.Name, have, want)
 						}
 					}
 				}
@@ -173,7 +175,7 @@ func TestRulesInBothKinds(t *testing.T) {
 	kinds(t, func(t *testing.T, k *Kernel, kind string) {
 		netns, set := netnstest.New(t), For(Config{IPv6: true})
 		for _, b := range k.backends {
-			only := &Kernel{backends: []*backend{b}, host: b}
+			only := &Kernel{backends: []*xtables.Backend{b}}
 			if err := only.Apply(t.Context(), netns, set); err != nil {
 				t.Fatal(err)
 			}
@@ -223,6 +225,9 @@ func TestRewriteNeverUncaptures(t *testing.T) {
 		for commands := 1; ; commands++ {
 			ctx := &cutOff{Context: t.Context(), after: commands}
 			err := k.Apply(ctx, netns, set)
+			if err != nil && !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
 			st, ierr := k.Inspect(t.Context(), netns, set)
 			if ierr != nil || !capturing(t, k, netns) {
 				t.Fatalf("cut off after %d commands, the namespace does not capture: %v\n%s", commands, ierr, listing(t, netns))
@@ -245,11 +250,11 @@ func TestRewriteNeverUncaptures(t *testing.T) {
 func capturing(t *testing.T, k *Kernel, netns ns.NetNS) (yes bool) {
 	t.Helper()
 	netnstest.In(t, netns, func() error {
-		now, err := k.read(t.Context(), IPv4)
+		now, err := k.read(t.Context(), xtables.IPv4)
 		for _, tt := range now {
-			for _, name := range []string{chainOutput, chainOutput + spare} {
-				rules, _ := tt.chain("nat", name)
-				if tt.hooked("nat", "OUTPUT", name) && len(rules) > 0 && strings.HasSuffix(rules[len(rules)-1], "--to-ports 15001") {
+			for _, name := range []string{chainOutput, chainOutput + "_NEW"} {
+				rules, _ := tt.Chain("nat", name)
+				if tt.Hooked("nat", "OUTPUT", name) && len(rules) > 0 && strings.HasSuffix(rules[len(rules)-1], "--to-ports 15001") {
 					yes = true
 				}
 			}

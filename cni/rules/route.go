@@ -12,64 +12,52 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/cni/xtables"
 )
 
-// families are the address families that the calling thread's network namespace has.
-func families() []Family {
-	if hasIPv6() {
-		return []Family{IPv4, IPv6}
-	}
-	return []Family{IPv4}
-}
-
-func hasIPv6() bool {
-	_, err := os.Stat("/proc/thread-self/net/if_inet6")
-	return err == nil
-}
-
 // loopbackHas says whether lo carries addresses of the family, without which it takes no route of it.
-func loopbackHas(f Family) bool {
-	if f == IPv4 {
+func loopbackHas(f xtables.Family) bool {
+	if f == xtables.IPv4 {
 		return true
 	}
 	text, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 	return err == nil && bytes.Equal(bytes.TrimSpace(text), []byte("0"))
 }
 
-func (f Family) netlink() int {
-	if f == IPv6 {
+func netlinkFamily(f xtables.Family) int {
+	if f == xtables.IPv6 {
 		return unix.AF_INET6
 	}
 	return unix.AF_INET
 }
 
-func policyRule(f Family) *netlink.Rule {
+func policyRule(f xtables.Family) *netlink.Rule {
 	mask := uint32(api.ConnmarkMask)
 	r := netlink.NewRule()
-	r.Family, r.Priority, r.Table = f.netlink(), api.RoutePreference, api.RouteTable
+	r.Family, r.Priority, r.Table = netlinkFamily(f), api.RoutePreference, api.RouteTable
 	r.Mark, r.Mask = api.ConnmarkInbound, &mask
 	return r
 }
 
-func localRoute(f Family) (*netlink.Route, error) {
+func localRoute(f xtables.Family) (*netlink.Route, error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return nil, fmt.Errorf("find lo: %w", err)
 	}
 	all := netip.MustParsePrefix("0.0.0.0/0")
-	if f == IPv6 {
+	if f == xtables.IPv6 {
 		all = netip.MustParsePrefix("::/0")
 	}
 	return &netlink.Route{
-		Family: f.netlink(), Table: api.RouteTable, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
+		Family: netlinkFamily(f), Table: api.RouteTable, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
 		LinkIndex: lo.Attrs().Index,
 		Dst:       &net.IPNet{IP: all.Addr().AsSlice(), Mask: net.CIDRMask(0, all.Addr().BitLen())},
 	}, nil
 }
 
 // haveRoute says whether the route and the rule that leads to it are there.
-func haveRoute(f Family) (route, rule bool, err error) {
-	rules, err := netlink.RuleListFiltered(f.netlink(), policyRule(f), netlink.RT_FILTER_MARK|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PRIORITY)
+func haveRoute(f xtables.Family) (route, rule bool, err error) {
+	rules, err := netlink.RuleListFiltered(netlinkFamily(f), policyRule(f), netlink.RT_FILTER_MARK|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PRIORITY)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return false, false, fmt.Errorf("list policy rules: %w", err)
 	}
@@ -77,7 +65,7 @@ func haveRoute(f Family) (route, rule bool, err error) {
 	if err != nil {
 		return false, false, err
 	}
-	routes, err := netlink.RouteListFiltered(f.netlink(), want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_OIF)
+	routes, err := netlink.RouteListFiltered(netlinkFamily(f), want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_OIF)
 	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 		return false, false, fmt.Errorf("list routes of table %d: %w", api.RouteTable, err)
 	}
@@ -106,10 +94,7 @@ func addRoute(f FamilySet) error {
 	return nil
 }
 
-func removeRoute(f Family) error {
-	if f == IPv6 && !hasIPv6() {
-		return nil
-	}
+func removeRoute(f xtables.Family) error {
 	route, rule, err := haveRoute(f)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/cni/xtables"
 )
 
 // Config is what of a pod decides its rules. The zero value captures both directions, IPv4 only.
@@ -17,17 +18,8 @@ type Config struct {
 	IPv6 bool
 }
 
-// Family is an address family that rules exist for.
-type Family string
-
-// The families.
-const (
-	IPv4 Family = "ipv4"
-	IPv6 Family = "ipv6"
-)
-
 // Names of the chains. The first two are those of Istio ambient, so that either agent recognises, repairs and removes
-// the rules of the other. A sidecar uses the name chainOutput too; see tables.holds.
+// the rules of the other. A sidecar uses the name chainOutput too; see owner.
 const (
 	chainPrerouting = "ISTIO_PRERT"
 	chainOutput     = "ISTIO_OUTPUT"
@@ -50,7 +42,7 @@ const (
 // Rule is one rule of a chain.
 type Rule struct {
 	// Spec are iptables' arguments in the order and spelling in which `iptables -S` prints them back.
-	Spec []string
+	Spec string
 	// Why says in plain words what the rule is for.
 	Why string
 }
@@ -65,10 +57,12 @@ type Chain struct {
 
 // FamilySet is the part of a Set that belongs to one address family.
 type FamilySet struct {
-	Family Family
+	Family xtables.Family
 	Chains []Chain
 	// Route is the destination of the local route in api.RouteTable.
 	Route netip.Prefix
+	// Probe is the address from which kubelet's probes come.
+	Probe netip.Prefix
 }
 
 // Set is the desired state of a pod's network namespace. Sets are values: equal Configs give equal Sets.
@@ -78,18 +72,20 @@ type Set struct {
 
 // For returns the rules of a captured pod.
 func For(c Config) Set {
-	s := Set{Families: []FamilySet{forFamily(c, IPv4)}}
+	s := Set{Families: []FamilySet{forFamily(c, xtables.IPv4)}}
 	if c.IPv6 {
-		s.Families = append(s.Families, forFamily(c, IPv6))
+		s.Families = append(s.Families, forFamily(c, xtables.IPv6))
 	}
 	return s
 }
 
-func forFamily(c Config, f Family) FamilySet {
-	loopback, probe, all := "127.0.0.1/32", api.ProbeSourceIPv4.String()+"/32", netip.MustParsePrefix("0.0.0.0/0")
-	if f == IPv6 {
-		loopback, probe, all = "::1/128", api.ProbeSourceIPv6.String()+"/128", netip.MustParsePrefix("::/0")
+func forFamily(c Config, f xtables.Family) FamilySet {
+	loopback, source, all := "127.0.0.1/32", api.ProbeSourceIPv4, netip.MustParsePrefix("0.0.0.0/0")
+	if f == xtables.IPv6 {
+		loopback, source, all = "::1/128", api.ProbeSourceIPv6, netip.MustParsePrefix("::/0")
 	}
+	from := netip.PrefixFrom(source, source.BitLen())
+	probe := from.String()
 	mark := fmt.Sprintf("%#x/%#x", api.MarkProxy, api.MarkProxyMask)
 	connmark := fmt.Sprintf("%#x/%#x", api.ConnmarkInbound, api.ConnmarkMask)
 	inbound := Chain{Table: "nat", Name: chainPrerouting, Hook: "PREROUTING", Stage: Capture}
@@ -102,7 +98,7 @@ func forFamily(c Config, f Family) FamilySet {
 				"plaintext connections to the pod go to the proxy; tunnels go to their own port"),
 		}
 	}
-	return FamilySet{Family: f, Route: all, Chains: []Chain{
+	return FamilySet{Family: f, Route: all, Probe: from, Chains: []Chain{
 		{Table: "mangle", Name: chainPrerouting, Hook: "PREROUTING", Rules: []Rule{
 			rule("-m mark --mark "+mark+" -j CONNMARK --set-xmark "+connmark,
 				"remember connections that the proxy opens to the application under the client's address"),
@@ -131,7 +127,16 @@ func forFamily(c Config, f Family) FamilySet {
 	}}
 }
 
-func rule(spec, why string) Rule { return Rule{Spec: strings.Fields(spec), Why: why} }
+func rule(spec, why string) Rule { return Rule{Spec: spec, Why: why} }
+
+// kernel is the chain without the words.
+func (c Chain) kernel() xtables.Chain {
+	out := xtables.Chain{Table: c.Table, Hook: c.Hook, Name: c.Name}
+	for _, r := range c.Rules {
+		out.Rules = append(out.Rules, r.Spec)
+	}
+	return out
+}
 
 // String prints the set as commands, each with its reason, in the order in which Apply brings them about.
 func (s Set) String() string {
@@ -147,7 +152,7 @@ func (s Set) String() string {
 
 func (f FamilySet) write(b *strings.Builder) {
 	command, ip := "iptables", "ip"
-	if f.Family == IPv6 {
+	if f.Family == xtables.IPv6 {
 		command, ip = "ip6tables", "ip -6"
 	}
 	fmt.Fprintf(b, "%s rule add pref %d fwmark %#x/%#x lookup %d\n", ip, api.RoutePreference,
@@ -159,7 +164,7 @@ func (f FamilySet) write(b *strings.Builder) {
 		}
 		fmt.Fprintf(b, "%s -t %s -N %s\n", command, c.Table, c.Name)
 		for _, r := range c.Rules {
-			fmt.Fprintf(b, "%s -t %s -A %s %s\n    # %s\n", command, c.Table, c.Name, strings.Join(r.Spec, " "), r.Why)
+			fmt.Fprintf(b, "%s -t %s -A %s %s\n    # %s\n", command, c.Table, c.Name, r.Spec, r.Why)
 		}
 	}
 	for _, stage := range []Stage{Carry, Guard, Capture} {
