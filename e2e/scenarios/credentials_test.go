@@ -11,10 +11,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,10 +160,9 @@ func (h *tunnel) close() { h.conn.Close() }
 
 // connect asks for a CONNECT to authority, sends line, and returns the status and what comes back to the end.
 func (h *tunnel) connect(ctx context.Context, authority string, header http.Header, line string) (int, string, error) {
-	body := newLine(line)
 	req := &http.Request{
 		Method: http.MethodConnect, Host: authority, URL: &url.URL{Scheme: "https", Host: authority},
-		Header: header, Body: body, ContentLength: -1, Proto: "HTTP/2.0", ProtoMajor: 2,
+		Header: header, Body: io.NopCloser(strings.NewReader(line)), ContentLength: -1, Proto: "HTTP/2.0", ProtoMajor: 2,
 	}
 	if header == nil {
 		req.Header = http.Header{}
@@ -171,9 +172,8 @@ func (h *tunnel) connect(ctx context.Context, authority string, header http.Head
 		return 0, "", err
 	}
 	defer resp.Body.Close()
-	back := make([]byte, 4096)
-	n, err := readAll(resp.Body, back)
-	return resp.StatusCode, string(back[:n]), err
+	back, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	return resp.StatusCode, string(back), err
 }
 
 // errNoTunnel says how an attempt was refused before there was a status.

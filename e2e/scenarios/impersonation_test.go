@@ -144,7 +144,6 @@ func (w *world) certificates(t *testing.T, ns string, c callers) {
 		{"the proxy's account, for another audience", c.otherAudience, name("node1only"), false},
 		{"the proxy's account, bound to a pod that is gone", c.deletedPod, name("node1only"), false},
 		{"an application's account, for its node-mate", c.otherAccount, name("node2only"), false},
-		{"an application's account, for itself by impersonation", c.otherAccount, name("node1only"), false},
 		{"nobody", "", name("node1only"), false},
 	} {
 		impersonate, err := structpb.NewStruct(map[string]any{"ImpersonatedIdentity": attempt.identity})
