@@ -35,8 +35,8 @@ type Directory struct {
 	byAddr    *xsync.Map[NetworkAddr, *Workload]
 	byPod     *xsync.Map[podKey, *Workload]
 	services  *xsync.Map[ServiceKey, *Service]
-	byVIP     *xsync.Map[NetworkAddr, []*Service] // oldest first
-	byHost    *xsync.Map[string, []*Service]      // oldest first
+	byVIP     *xsync.Map[NetworkAddr, []*Service] // by who had it first
+	byHost    *xsync.Map[string, []*Service]      // the same
 	ranges    rangeIndex
 	endpoints *xsync.Map[ServiceKey, *endpointSet]
 	policies  policyIndex
@@ -157,7 +157,7 @@ func (d *Directory) Service(key ServiceKey) *Service {
 }
 
 // ServiceByAddr returns the service with this virtual address, or nil, for a client in namespace. Of several with the
-// same address, one of that namespace comes first, then the canonical one, then the oldest; a range counts only if no
+// same address, one of that namespace comes first, then the canonical one, then the one that had it first; a range counts only if no
 // service has the address itself, and then one of the client's namespace comes first, then the longest prefix, then the
 // canonical one. Services that the client does not see are left out.
 func (d *Directory) ServiceByAddr(network string, addr netip.Addr, namespace string) *Service {

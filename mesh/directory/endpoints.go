@@ -65,11 +65,7 @@ type class struct {
 func (s *endpointSet) put(w *Workload) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var old *Workload
-	if i, ok := s.all.pos[w.UID]; ok {
-		old = s.all.list.at(i)
-	}
-	s.all.put(w)
+	old := s.all.put(w)
 	s.publishLocked()
 	for _, v := range s.made {
 		v.change(s.service, old, w)
@@ -80,9 +76,7 @@ func (s *endpointSet) put(w *Workload) {
 func (s *endpointSet) remove(uid string) (empty bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i, ok := s.all.pos[uid]; ok {
-		old := s.all.list.at(i)
-		s.all.remove(uid)
+	if old := s.all.remove(uid); old != nil {
 		s.publishLocked()
 		for _, v := range s.made {
 			v.change(s.service, old, nil)

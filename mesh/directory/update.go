@@ -65,6 +65,9 @@ func (d *Directory) decodeAddress(r *discoveryv3.Resource) (*Workload, *Service,
 	}
 	switch t := addr.GetType().(type) {
 	case *workloadpb.Address_Workload:
+		if t.Workload.GetUid() == r.GetName() {
+			t.Workload.Uid = r.GetName() // the same bytes as what the xDS client keeps
+		}
 		w, err := d.decode.workload(t.Workload)
 		if err != nil {
 			return nil, nil, fmt.Errorf("workload: %w", err)

@@ -45,36 +45,68 @@ func (v vec[T]) pop() vec[T] {
 	return vec[T]{v.n - 1, chunks}
 }
 
-// members is a vec of workloads and where each is in it, so that one can be replaced or removed without a search. The vec
-// may be read by others; the rest belongs to whoever changes it.
+// smallMembers is the size up to which members are searched one by one; most services are that small, and a map would
+// cost them more memory than all else.
+const smallMembers = 32
+
+// members is a vec of workloads in which one can be replaced or removed by its uid. The vec may be read by others; the
+// rest belongs to whoever changes it.
 type members struct {
 	list vec[*Workload]
-	pos  map[string]int // by uid
+	pos  map[string]int // where each is, once there are more than smallMembers
 }
 
-func (m *members) put(w *Workload) {
-	if i, ok := m.pos[w.UID]; ok {
+// find returns where the workload with this uid is.
+func (m *members) find(uid string) (int, bool) {
+	if m.pos != nil {
+		i, ok := m.pos[uid]
+		return i, ok
+	}
+	for i := range m.list.n {
+		if m.list.at(i).UID == uid {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// put adds w, or replaces the one with its uid, which it returns.
+func (m *members) put(w *Workload) (old *Workload) {
+	if i, ok := m.find(w.UID); ok {
+		old = m.list.at(i)
 		m.list = m.list.set(i, w)
-		return
+		return old
 	}
-	if m.pos == nil {
-		m.pos = map[string]int{}
-	}
-	m.pos[w.UID] = m.list.n
 	m.list = m.list.push(w)
+	switch {
+	case m.pos != nil:
+		m.pos[w.UID] = m.list.n - 1
+	case m.list.n > smallMembers:
+		m.pos = make(map[string]int, m.list.n)
+		for i := range m.list.n {
+			m.pos[m.list.at(i).UID] = i
+		}
+	}
+	return nil
 }
 
-// remove puts the last one into the place of the one that goes.
-func (m *members) remove(uid string) {
-	i, ok := m.pos[uid]
+// remove takes one out, and returns it; nil if it is not there. The last one gets its place.
+func (m *members) remove(uid string) (old *Workload) {
+	i, ok := m.find(uid)
 	if !ok {
-		return
+		return nil
 	}
+	old = m.list.at(i)
 	delete(m.pos, uid)
 	if last := m.list.n - 1; i != last {
 		w := m.list.at(last)
 		m.list = m.list.set(i, w)
-		m.pos[w.UID] = i
+		if m.pos != nil {
+			m.pos[w.UID] = i
+		}
 	}
-	m.list = m.list.pop()
+	if m.list = m.list.pop(); m.list.n <= smallMembers/2 {
+		m.pos = nil
+	}
+	return old
 }
