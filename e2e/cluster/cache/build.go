@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/image"
@@ -76,8 +78,12 @@ func (c *Cache) buildPart(ctx context.Context, p Part, dir string) error {
 	return nil
 }
 
-// runWithProgress runs the command and says now and then that it still runs.
+// runWithProgress runs the command and says now and then that it still runs. The command ends with this process, lest it
+// goes on writing into a folder that the next one removes.
 func (c *Cache) runWithProgress(cmd *exec.Cmd, name string, begin time.Time) error {
+	runtime.LockOSThread() // a parent's death, to the kernel, is that of the thread that started the child
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return err
 	}

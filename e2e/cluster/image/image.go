@@ -20,6 +20,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
+// nameAnnotation holds an image's whole name for containerd; the standard's own annotation holds only the tag.
+const nameAnnotation = "io.containerd.image.name"
+
 // Definition says what is in an image.
 type Definition struct {
 	Name       string // with registry and tag
@@ -121,7 +124,7 @@ func writeArchive(w io.Writer, name string, img v1.Image, layer []byte) error {
 			MediaType: types.OCIManifestSchema1, Digest: digest, Size: int64(len(manifest)),
 			Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH},
 			Annotations: map[string]string{
-				"io.containerd.image.name":          name, // the whole name, which the standard's annotation does not hold
+				nameAnnotation:                      name,
 				"org.opencontainers.image.ref.name": tag,
 			},
 		}},
@@ -140,6 +143,34 @@ func writeArchive(w io.Writer, name string, img v1.Image, layer []byte) error {
 		t.add("blobs/sha256/"+h.Hex, entry{mode: 0o644, data: blob})
 	}
 	return t.write(w)
+}
+
+// Identify returns the name and the manifest's digest of the only image in an archive that Write wrote. Any other archive is
+// an error.
+func Identify(path string) (name, digest string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", "", err
+	}
+	defer f.Close()
+	tr := tar.NewReader(f)
+	for {
+		h, err := tr.Next()
+		if err != nil {
+			return "", "", fmt.Errorf("identify image %s: %w", path, err)
+		}
+		if h.Name != "index.json" {
+			continue
+		}
+		var index v1.IndexManifest
+		if err := json.NewDecoder(tr).Decode(&index); err != nil {
+			return "", "", fmt.Errorf("identify image %s: %w", path, err)
+		}
+		if len(index.Manifests) != 1 || index.Manifests[0].Annotations[nameAnnotation] == "" {
+			return "", "", fmt.Errorf("identify image %s: not one image with its whole name", path)
+		}
+		return index.Manifests[0].Annotations[nameAnnotation], index.Manifests[0].Digest.String(), nil
+	}
 }
 
 // tree is the content of an archive, by slash-separated path without a leading slash.

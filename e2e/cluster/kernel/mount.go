@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,6 +23,35 @@ func Unmount(dir string) error {
 		}
 	}
 	return nil
+}
+
+// Overlay tells whether the file system of dir can carry an overlay, and if not, why. It tries, in a mount namespace that is
+// thrown away.
+func Overlay(dir string) error {
+	tmp, err := os.MkdirTemp(dir, "overlay-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(tmp, name), 0o755); err != nil {
+			return err
+		}
+	}
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		options := fmt.Sprintf("lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", tmp, tmp, tmp)
+		merged := filepath.Join(tmp, "merged")
+		if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+			return fmt.Errorf("no overlay on the file system of %s: %w", dir, err)
+		}
+		return unix.Unmount(merged, unix.MNT_DETACH)
+	})
 }
 
 // mountPoints lists the mount points at dir and below, in the order of mounting. See proc(5) for the format: blanks are

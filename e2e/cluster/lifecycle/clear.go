@@ -27,7 +27,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	r, err := readRecord()
+	r, err := readRecord(c.StateDir())
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/kernel"
@@ -80,8 +82,8 @@ func (c *Cluster) Exec(machine string, args []string) error {
 	if err != nil {
 		return err
 	}
-	env := append(os.Environ(), "PATH="+s.Programs+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"CONTAINERD_NAMESPACE=k8s.io")
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PATH=") })
+	env = append(env, "PATH="+s.Programs+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "CONTAINERD_NAMESPACE=k8s.io")
 	return unix.Exec(nsenter, Enter(m.Init, args...), env)
 }
 
@@ -107,7 +109,7 @@ func (c *Cluster) Reboot(ctx context.Context, name string) error {
 		return err
 	}
 	defer unlock()
-	r, err := readRecord()
+	r, err := readRecord(c.StateDir())
 	if err != nil {
 		return err
 	}

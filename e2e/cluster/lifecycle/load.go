@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/e2e/cluster/image"
 	"github.com/ambit-mesh/ambit/e2e/cluster/kernel"
 	"github.com/ambit-mesh/ambit/e2e/cluster/plan"
 )
@@ -70,7 +72,8 @@ func (w waiter) loadFirst(ctx context.Context, n plan.Node, archives []string) e
 	init := w.record.Machines[n.Name]
 	logs := []string{initLog(w.plan, n.Name), w.log(n.Name, "containerd")}
 	err := w.until(ctx, "containerd on "+n.Name, apiTimeout, logs, func(ctx context.Context) error {
-		return ctr(ctx, w.plan, init, "version")
+		_, err := ctr(ctx, w.plan, init, "version")
+		return err
 	})
 	if err != nil {
 		return err
@@ -78,25 +81,49 @@ func (w waiter) loadFirst(ctx context.Context, n plan.Node, archives []string) e
 	return importImages(ctx, w.plan, n.Name, init, archives)
 }
 
+// importImages imports those of the archives that the node does not have yet.
 func importImages(ctx context.Context, p plan.Plan, node string, init kernel.Process, archives []string) error {
+	have, err := ctr(ctx, p, init, "--namespace=k8s.io", "images", "list")
+	if err != nil {
+		return fmt.Errorf("list images on %s: %w", node, err)
+	}
 	for _, archive := range archives {
+		if name, digest, err := image.Identify(archive); err == nil && listed(have, name, digest) {
+			continue
+		}
 		limited, cancel := context.WithTimeout(ctx, loadTimeout)
-		err := ctr(limited, p, init, "--namespace=k8s.io", "images", "import", archive)
+		out, err := ctr(limited, p, init, "--namespace=k8s.io", "images", "import", archive)
 		cancel()
 		if err != nil {
 			return fmt.Errorf("load %s on %s: %w", archive, node, err)
+		}
+		// What is for another platform is passed over without an error.
+		if strings.TrimSpace(out) == "" {
+			return fmt.Errorf("load %s on %s: nothing was imported: the archive holds no image for linux/%s (its config must say so)", archive, node, runtime.GOARCH)
 		}
 	}
 	return nil
 }
 
-// ctr runs containerd's own client inside a node.
-func ctr(ctx context.Context, p plan.Plan, init kernel.Process, args ...string) error {
+// listed tells whether the listing of images (name, type, digest, ... per line) holds the image.
+func listed(listing, name, digest string) bool {
+	for line := range strings.Lines(listing) {
+		fields := strings.Fields(line)
+		if len(fields) > 2 && fields[0] == name && fields[2] == digest {
+			return true
+		}
+	}
+	return false
+}
+
+// ctr runs containerd's own client inside a node and returns what it prints.
+func ctr(ctx context.Context, p plan.Plan, init kernel.Process, args ...string) (string, error) {
 	line := Enter(init, append([]string{filepath.Join(p.BinDir, "ctr")}, args...)...)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
 	}
-	return nil
+	return stdout.String(), nil
 }

@@ -8,12 +8,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/kernel"
 )
 
-// recordPath is where every clone of the repository finds which cluster is on this machine. It is away after a boot, as
-// is the cluster.
+// recordPath is where every clone of the repository finds which cluster is on this machine. A copy is in the cluster's own
+// folder, since /run may be emptied when the machine boots.
 const recordPath = "/run/ambit-cluster.json"
 
 // record says whose cluster is on this machine. It is written before the first thing that it names is made.
@@ -22,15 +23,20 @@ type record struct {
 	StateDir   string                    `json:"stateDir"`
 	Recipe     string                    `json:"recipe"`
 	ProxyMode  string                    `json:"proxyMode"`
-	Ready      bool                      `json:"ready"` // it came up; without it the run was cut off
+	BootID     string                    `json:"bootID"` // of the machine: processes and settings are of this boot
+	Ready      bool                      `json:"ready"`  // it came up; without it the run was cut off
 	Machines   map[string]kernel.Process `json:"machines"`
 	MadeDirs   []string                  `json:"madeDirs"` // mount points that were not there before, outermost first
 	Sysctls    map[string]string         `json:"sysctls"`  // machine-wide settings that a kubelet changes, as they were
 }
 
-// readRecord returns nil if there is none. One that cannot be read was written by nobody who finished.
-func readRecord() (*record, error) {
+// readRecord returns the record of the machine's cluster or, when there is none, what a cluster in stateDir left from before
+// the machine's last boot; nil if there is neither.
+func readRecord(stateDir string) (*record, error) {
 	data, err := os.ReadFile(recordPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		data, err = os.ReadFile(recordCopy(stateDir))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -41,14 +47,33 @@ func readRecord() (*record, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, fmt.Errorf("read the machine's cluster record %s (remove it if it is not from ambit): %w", recordPath, err)
 	}
+	if boot, err := bootID(); err != nil || boot != r.BootID {
+		r.Ready, r.Machines, r.Sysctls = false, nil, nil
+	}
 	return &r, nil
 }
 
+// write replaces the record and its copy.
 func (r *record) write() error {
-	if err := writeJSON(recordPath, r); err != nil {
+	err := writeJSON(recordPath, r)
+	if err == nil {
+		err = os.MkdirAll(r.StateDir, 0o755)
+	}
+	if err == nil {
+		err = writeJSON(recordCopy(r.StateDir), r)
+	}
+	if err != nil {
 		return fmt.Errorf("write the machine's cluster record: %w", err)
 	}
 	return nil
+}
+
+func recordCopy(stateDir string) string { return filepath.Join(stateDir, "record.json") }
+
+// bootID names this boot of the machine (random(4)).
+func bootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(data)), err
 }
 
 // alive tells whether every machine of the cluster runs.

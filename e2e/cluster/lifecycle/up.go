@@ -37,7 +37,7 @@ func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
 		return err
 	}
 	defer unlock()
-	r, err := readRecord()
+	r, err := readRecord(c.StateDir())
 	if err != nil {
 		return err
 	}
@@ -112,9 +112,14 @@ func (c *Cluster) start(ctx context.Context, o UpOptions, programs cache.Entry) 
 	if err != nil {
 		return err
 	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
 	r := &record{
-		Repository: c.Repository, StateDir: c.StateDir(), Recipe: programs.Key, ProxyMode: o.ProxyMode,
-		Machines: map[string]kernel.Process{}, MadeDirs: missingDirs(plan.MountPoints()), Sysctls: readSysctls(),
+		Repository: c.Repository, StateDir: c.StateDir(), Recipe: programs.Key, ProxyMode: o.ProxyMode, BootID: boot,
+		Machines: map[string]kernel.Process{}, Sysctls: readSysctls(),
+		MadeDirs: missingDirs(append(plan.MountPoints(), kernel.NetNSDir)),
 	}
 	if err := r.write(); err != nil {
 		return err
@@ -194,8 +199,9 @@ func (c *Cluster) plan(o UpOptions, programs cache.Entry, h kernel.Hierarchies) 
 	options := plan.Options{
 		StateDir: c.StateDir(), BinDir: programs.Bin(), Link: link, IPv6: noIPv6 == nil, CgroupV2: h.V2(), ProxyMode: o.ProxyMode,
 	}
-	if err := os.MkdirAll(c.StateDir(), 0o755); err != nil {
-		return p, nil, err
+	if err := kernel.Overlay(c.StateDir()); err != nil {
+		c.notef("note: images are copied for every container, which is slow: %v", err)
+		options.CopyImages = true
 	}
 	return plan.New(options), noIPv6, writeJSON(optionsFile(c.StateDir()), options)
 }

@@ -77,7 +77,10 @@ func (p Plan) ControlPlaneSpec(cgroups []string) boot.Spec {
 				"--enable-aggregator-routing=true"),
 			service("kube-controller-manager", api,
 				"--kubeconfig="+secret("controller-manager.conf"), "--use-service-account-credentials=true",
-				"--leader-elect=false", "--allocate-node-cidrs=false", "--cluster-cidr="+join(p.PodRanges),
+				"--leader-elect=false", "--allocate-node-cidrs=false",
+				// Its start is hundreds of small requests, which its own limit of 20 a second would stretch to many seconds.
+				"--kube-api-qps=500", "--kube-api-burst=1000",
+				"--cluster-cidr="+join(p.PodRanges),
 				"--service-cluster-ip-range="+join(p.ServiceRanges),
 				"--root-ca-file="+secret("ca.crt"), "--service-account-private-key-file="+secret("token.key"),
 				"--cluster-signing-cert-file="+secret("ca.crt"), "--cluster-signing-key-file="+secret("ca.key"),

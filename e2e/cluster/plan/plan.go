@@ -38,6 +38,10 @@ type Options struct {
 	Link     netip.Prefix // /24 for the machines; see ChooseLink
 	IPv6     bool
 	CgroupV2 bool
+
+	// CopyImages makes containerd copy an image for every container, for file systems that cannot carry an overlay.
+	CopyImages bool
+
 	// ProxyMode is kube-proxy's: "iptables" (if empty) or "nftables".
 	ProxyMode string
 }
