@@ -20,7 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -128,7 +127,7 @@ type dialer interface {
 // tunnel is an HBONE connection of an HTTP/2 client that is not ours.
 type tunnel struct {
 	conn   net.Conn
-	client *http2.ClientConn
+	client *http.ClientConn
 }
 
 // openTunnel makes the TLS connection; cert may be nil. The server is not verified: it is the one under test. In TLS 1.3 a
@@ -148,7 +147,12 @@ func openTunnel(ctx context.Context, from dialer, addr string, cert *tls.Certifi
 		raw.Close()
 		return nil, fmt.Errorf("TLS: %w", err)
 	}
-	client, err := (&http2.Transport{}).NewClientConn(conn)
+	transport := &http.Transport{
+		DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		Protocols:      new(http.Protocols),
+	}
+	transport.Protocols.SetHTTP2(true)
+	client, err := transport.NewClientConn(ctx, "https", addr)
 	if err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("HTTP/2: %w", err)

@@ -90,16 +90,14 @@ func (w *world) takeAgentAway(t *testing.T, node string) (back func()) {
 	old := agents()
 	end()
 	w.must(t, harness.Await(w.ctx, harness.Until{What: "agent of " + node + " away", Within: rolled}, func(context.Context) error {
-		for _, pod := range agents() {
-			if pod.UID == old[0].UID {
-				return errors.New("the old one is still there")
-			}
-			if !slices.ContainsFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.State.Waiting != nil }) {
-				return errors.New("the new one is not there yet")
-			}
-			return nil
+		now := agents()
+		if len(now) != 1 || now[0].UID == old[0].UID {
+			return fmt.Errorf("%d agents, and the old one may be among them", len(now))
 		}
-		return errors.New("there is none")
+		if !slices.ContainsFunc(now[0].Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.State.Waiting != nil }) {
+			return errors.New("the new one has not failed yet")
+		}
+		return nil
 	}))
 	return restore
 }
