@@ -15,6 +15,7 @@ import (
 	"github.com/ambit-mesh/ambit/cli/console"
 	"github.com/ambit-mesh/ambit/cli/install"
 	"github.com/ambit-mesh/ambit/cli/rollback"
+	"github.com/ambit-mesh/ambit/cli/uninstall"
 	"github.com/ambit-mesh/ambit/cli/upgrade"
 	"github.com/ambit-mesh/ambit/cli/versions"
 )
@@ -73,6 +74,7 @@ func New(env *command.Env) *cobra.Command {
 		install.New(env),
 		upgrade.New(env),
 		rollback.New(env),
+		uninstall.New(env),
 		check.New(env),
 		versions.New(env),
 	)

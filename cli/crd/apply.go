@@ -114,8 +114,8 @@ func established(ctx context.Context, client dynamic.Interface, name string) err
 	return nil
 }
 
-// Purge deletes those of ours that FieldManager applied, with all objects of their kinds, and returns their names and, with
-// the reason, those that it left.
+// Purge deletes those of ours that FieldManager applied, with all objects of their kinds, waits until they are gone, and
+// returns their names and, with the reason, those that it left.
 func Purge(ctx context.Context, client dynamic.Interface, ours []*Definition) ([]Step, error) {
 	theirs, err := Existing(ctx, client, ours)
 	if err != nil {
@@ -137,7 +137,28 @@ func Purge(ctx context.Context, client dynamic.Interface, ours []*Definition) ([
 		}
 		steps = append(steps, Step{Name: our.Name, Action: Delete})
 	}
+	for _, step := range steps {
+		if step.Action == Delete {
+			if err := gone(ctx, client, step.Name); err != nil {
+				return steps, err
+			}
+		}
+	}
 	return steps, nil
+}
+
+func gone(ctx context.Context, client dynamic.Interface, name string) error {
+	err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, establishTimeout, true, func(ctx context.Context) (bool, error) {
+		_, err := client.Resource(resource).Get(ctx, name, metav1.GetOptions{})
+		if errors.IsNotFound(err) {
+			return true, nil
+		}
+		return false, err
+	})
+	if err != nil {
+		return fmt.Errorf("wait until custom resource definition %s and its objects are gone: %w", name, err)
+	}
+	return nil
 }
 
 // appliedByUs tells whether ambit, and nobody else but the API server, applied a definition.

@@ -209,13 +209,19 @@ func ApplyCRDs(ctx context.Context, env *command.Env, cluster *kube.Cluster) err
 	return err
 }
 
+// MadeLabel and MadeValue mark a namespace that install made, so that uninstall may remove it.
+const (
+	MadeLabel = api.LabelManagedBy
+	MadeValue = "ambit-install"
+)
+
 // podSecurity is the label with which a namespace of Kubernetes' pod security admission lets our node parts in.
 const podSecurity = "pod-security.kubernetes.io/enforce"
 
 // ensureNamespace makes the mesh's namespace, with the label that lets the node parts in. One that exists is left as it is.
 func ensureNamespace(ctx context.Context, client kubernetes.Interface, name string) error {
 	_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		Name: name, Labels: map[string]string{podSecurity: "privileged"},
+		Name: name, Labels: map[string]string{podSecurity: "privileged", MadeLabel: MadeValue},
 	}}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create namespace %s: %w", name, err)
