@@ -46,6 +46,9 @@ type Config struct {
 	LogLevel slog.Level
 	// LogFormat is "json" or "text".
 	LogFormat string
+
+	// started, if not nil, is told the listeners once everything is served: a test lets the kernel pick ports.
+	started func(*web, *grpcServers)
 }
 
 // errHelp says that the user asked for help or the version, which was printed.

@@ -100,12 +100,12 @@ type program struct {
 	hub       *xds.Hub
 	authority func() *ca.Authority
 	caMetrics *ca.Metrics
-	status    *status
+	status    *readiness
 }
 
 // serve wires the rooms, and runs them until ctx ends or one of them fails.
 func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
-	p := &program{cfg: cfg, clients: c, log: log, registry: prometheus.NewRegistry(), status: newStatus()}
+	p := &program{cfg: cfg, clients: c, log: log, registry: prometheus.NewRegistry(), status: newReadiness()}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 	p.caMetrics = ca.NewMetrics(p.registry)
 	p.hub = xds.NewHub(xds.NewMetrics(p.registry))
@@ -150,6 +150,9 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	grpc.serve(&rooms, failed)
 	log.Info("serving", "xds", grpc.secure.Addr().String())
 	p.status.set(partCA, "")
+	if cfg.started != nil {
+		cfg.started(web, grpc)
+	}
 
 	election, endElection := context.WithCancel(running)
 	defer endElection()

@@ -25,16 +25,16 @@ const (
 	partDrain = "drain"
 )
 
-// status is what keeps the program from being ready. It is safe for concurrent use.
-type status struct {
+// readiness is what keeps the program from being ready. It is safe for concurrent use.
+type readiness struct {
 	mu    sync.Mutex // guards parts
 	parts map[string]string
 }
 
-func newStatus() *status { return &status{parts: map[string]string{partCA: "not loaded yet"}} }
+func newReadiness() *readiness { return &readiness{parts: map[string]string{partCA: "not loaded yet"}} }
 
 // set says what a part waits for, "" if nothing.
-func (s *status) set(part, waitsFor string) {
+func (s *readiness) set(part, waitsFor string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if waitsFor == "" {
@@ -44,7 +44,7 @@ func (s *status) set(part, waitsFor string) {
 	}
 }
 
-func (s *status) all() map[string]string {
+func (s *readiness) all() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.parts)

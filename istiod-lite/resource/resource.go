@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -37,7 +38,7 @@ var typeNames = [Types]string{"istio.security.Authorization", "istio.workload.Ad
 func (t Type) URL() string { return typePrefix + typeNames[t] }
 
 // String is the short name: what follows the last dot.
-func (t Type) String() string { return typeNames[t][len("istio."):] }
+func (t Type) String() string { return typeNames[t][strings.LastIndexByte(typeNames[t], '.')+1:] }
 
 // TypeOf returns the type with that URL.
 func TypeOf(url string) (Type, bool) {
