@@ -161,6 +161,9 @@ func (c *Conn) end(readErr error) error {
 		c.mustFrame(c.send.framer.WriteGoAway(c.lastID, v.code, []byte(v.reason)))
 		c.send.closing = true
 		c.kickLocked()
+		for c.send.writing {
+			c.send.room.Wait()
+		}
 	}
 	if err == nil {
 		c.ended = &ConnError{Err: ErrClosed}
@@ -236,6 +239,7 @@ func (c *Conn) abort(cause error) {
 func (c *Conn) abortLocked(cause error) {
 	if c.ended == nil && c.cause == nil {
 		c.cause = cause
+		c.send.room.Broadcast()
 		c.t.Abort()
 	}
 }
@@ -443,7 +447,7 @@ type sender struct {
 
 	writing bool      // somebody writes to the transport
 	turns   []*Stream // who writes next, in order
-	room    sync.Cond // pend has become empty
+	room    sync.Cond // pend or writing has changed
 
 	window  int64     // bytes of payload that the peer takes on the connection
 	windowq []*Stream // who waits for window, in order

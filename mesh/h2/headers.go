@@ -314,11 +314,7 @@ func (c *Conn) onMoreHeaders(s *Stream, end bool) error {
 		s.headed = final
 	}
 	if end && !late {
-		s.remoteEnd = true
-		if s.localEnd {
-			c.removeLocked(s)
-			removed = true
-		}
+		removed = c.endRemoteLocked(s)
 	}
 	c.mu.Unlock()
 	if late {

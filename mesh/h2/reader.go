@@ -142,7 +142,9 @@ func (c *Conn) readLoop() error {
 			err = c.onData(h)
 		} else {
 			r.handOver()
-			err = c.onFrame(h)
+			if err = c.onFrame(h); err == nil {
+				c.awaitAnswersSent()
+			}
 		}
 		if err != nil {
 			return err
@@ -223,7 +225,7 @@ func (c *Conn) onData(h http2.FrameHeader) error {
 			return err
 		}
 	}
-	s, err := c.admitData(h.StreamID, int(h.Length), end)
+	s, err := c.admitData(h.StreamID, int(h.Length), left-pad, end)
 	if err != nil {
 		return err
 	}
@@ -241,57 +243,63 @@ func (c *Conn) onData(h http2.FrameHeader) error {
 	return r.skip(pad)
 }
 
-// admitData accounts for a DATA frame and returns its stream, nil if the payload is for nobody.
-func (c *Conn) admitData(id uint32, length int, end bool) (*Stream, error) {
+// admitData accounts for a DATA frame and returns its stream, nil if the payload is for nobody. The payload counts as
+// buffered until the stream says otherwise.
+func (c *Conn) admitData(id uint32, length, payload int, end bool) (*Stream, error) {
 	c.mu.Lock()
 	c.recv.open -= int64(length)
 	if c.recv.open < 0 {
 		c.mu.Unlock()
 		return nil, violated(FlowControlError, "more DATA than the connection's window allows")
 	}
+	s := c.streams[id]
+	if s == nil && c.idleLocked(id) {
+		c.mu.Unlock()
+		return nil, violated(ProtocolError, "DATA on a stream that was never opened")
+	}
+	var early, late, removed bool
+	if s != nil {
+		early, late = !c.server && !s.headed, s.remoteEnd
+		if !early && !late {
+			c.recv.buffered += int64(payload)
+			removed = end && c.endRemoteLocked(s)
+		}
+	}
 	if c.grantLocked() {
 		c.kickAsyncLocked(false)
 	}
-	s := c.streams[id]
-	if s == nil {
-		idle := c.idleLocked(id)
-		c.mu.Unlock()
-		if idle {
-			return nil, violated(ProtocolError, "DATA on a stream that was never opened")
-		}
-		return nil, nil
-	}
-	early := !c.server && !s.headed
-	late := s.remoteEnd
-	removed := false
-	if end && !late && !early {
-		s.remoteEnd = true
-		if s.localEnd {
-			c.removeLocked(s)
-			removed = true
-		}
-	}
 	c.mu.Unlock()
-	if removed {
-		defer c.changed()
-	}
-	if early {
+	switch {
+	case s == nil:
+		return nil, nil
+	case early:
 		s.reset(ProtocolError, false, "DATA before the header")
 		return nil, nil
-	}
-	if late {
+	case late:
 		s.reset(StreamClosed, false, "DATA after the end")
 		return nil, nil
+	case removed:
+		c.changed()
 	}
 	s.rmu.Lock()
 	s.recvOpen -= int64(length)
 	overrun := s.recvOpen < 0
 	s.rmu.Unlock()
 	if overrun {
+		c.unbuffer(payload)
 		s.reset(FlowControlError, false, "more DATA than the stream's window allows")
 		return nil, nil
 	}
 	return s, nil
+}
+
+// endRemoteLocked notes that the peer has ended the stream, and tells whether that was the end of it.
+func (c *Conn) endRemoteLocked(s *Stream) bool {
+	s.remoteEnd = true
+	if s.localEnd {
+		c.removeLocked(s)
+	}
+	return s.localEnd
 }
 
 // idleLocked tells whether the stream was never opened.

@@ -19,6 +19,7 @@ func (s *Stream) take(r *reader, h gathered) {
 	if s.discard {
 		s.recvEnd = s.recvEnd || h.end
 		s.rmu.Unlock()
+		s.c.unbuffer(len(p))
 		return
 	}
 	if s.pushing {
@@ -28,7 +29,7 @@ func (s *Stream) take(r *reader, h gathered) {
 	if n := len(s.into); n > 0 && len(p) > 0 && len(s.queue) == 0 {
 		s.intoN = copy(s.into, p)
 		s.into = nil
-		s.creditLocked(s.intoN)
+		s.consumedLocked(s.intoN)
 		p = p[s.intoN:]
 	}
 	s.enqueueLocked(r, p, h.to)
@@ -46,14 +47,16 @@ func (s *Stream) push(r *reader, h gathered, p []byte) {
 		s.rmu.Unlock()
 		n, err = sink.TryWrite(p)
 		s.rmu.Lock()
-		s.creditLocked(n)
+		s.consumedLocked(n)
 	}
 	s.recvEnd = s.recvEnd || h.end
 	switch {
 	case s.discard:
 		s.rmu.Unlock()
+		s.c.unbuffer(len(p) - n)
 	case err != nil:
 		s.rmu.Unlock()
+		s.c.unbuffer(len(p) - n)
 		s.drop(err)
 	case n < len(p):
 		s.pushing = false
@@ -74,9 +77,6 @@ func (s *Stream) enqueueLocked(r *reader, p []byte, to int) {
 	if len(p) == 0 {
 		return
 	}
-	s.c.mu.Lock()
-	s.c.recv.buffered += int64(len(p))
-	s.c.mu.Unlock()
 	from := to - len(p)
 	if n := len(s.queue); n > 0 {
 		last := &s.queue[n-1]
@@ -96,8 +96,7 @@ func (s *Stream) dequeueLocked() chunk {
 	if len(s.queue) == 0 {
 		s.queue = nil
 	}
-	s.c.unbuffer(ch.w - ch.r)
-	s.creditLocked(ch.w - ch.r)
+	s.consumedLocked(ch.w - ch.r)
 	return ch
 }
 
@@ -112,6 +111,12 @@ func (c *Conn) unbuffer(n int) {
 		c.kickAsyncLocked(false)
 	}
 	c.mu.Unlock()
+}
+
+// consumedLocked notes that n bytes of payload were read. rmu must be held.
+func (s *Stream) consumedLocked(n int) {
+	s.c.unbuffer(n)
+	s.creditLocked(n)
 }
 
 // creditLocked notes that n bytes were read, and gives the peer window on the stream again once it is worth a frame. rmu
@@ -190,8 +195,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 	n := copy(p, ch.buf[ch.r:ch.w])
 	if ch.r+n < ch.w {
 		ch.r += n
-		s.c.unbuffer(n)
-		s.creditLocked(n)
+		s.consumedLocked(n)
 		return n, nil
 	}
 	buffer.Put(s.dequeueLocked().buf)

@@ -19,6 +19,9 @@ const (
 	smallWrite = 8 << 10
 	// maxPendingData is how much may be pending when payload is added to it.
 	maxPendingData = 64 << 10
+	// maxPendingAnswers is how much may be pending before the reader waits for it to be sent. It is so far above maxPendingData
+	// that only answers fill it, and only where a peer asks without end and does not read.
+	maxPendingAnswers = 192 << 10
 	// maxQuantum is the payload that a stream sends in one turn; with its header it fills 16 TLS records. While others wait
 	// for window it is fairQuantum.
 	maxQuantum  = 16*tlsRecord - Headroom
@@ -71,6 +74,16 @@ func (c *Conn) waitRoomLocked() error {
 		}
 	}
 	return c.ended
+}
+
+// awaitAnswersSent keeps the reader from reading on while too many answers are pending: a peer that has many questions gets
+// all the answers, and one that does not read them is not read either.
+func (c *Conn) awaitAnswersSent() {
+	c.mu.Lock()
+	for c.send.pendLen > maxPendingAnswers && c.send.writing && c.cause == nil {
+		c.send.room.Wait()
+	}
+	c.mu.Unlock()
 }
 
 // appendHeadersLocked adds a header block: HEADERS, and CONTINUATION where it does not fit into one frame.
@@ -144,8 +157,10 @@ func (c *Conn) passTurnLocked() {
 	sd := &c.send
 	for round := 0; ; round++ {
 		switch {
-		case c.ended != nil:
+		case c.ended != nil || c.cause != nil:
+			c.dropPendingLocked()
 			sd.writing = false
+			sd.room.Broadcast()
 			return
 		case len(sd.turns) > 0:
 			next := sd.turns[0]
@@ -162,6 +177,7 @@ func (c *Conn) passTurnLocked() {
 			c.closeWriteLocked()
 		default:
 			sd.writing = false
+			sd.room.Broadcast()
 			return
 		}
 	}

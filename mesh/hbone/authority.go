@@ -70,7 +70,7 @@ func ParseAuthority(s string) (Authority, error) {
 }
 
 // checkHost returns what is wrong with a host name, or "". Underscores are allowed: Kubernetes does not make such names,
-// but ServiceEntry hosts have them.
+// but ServiceEntry hosts have them. A name whose last label is a number could be taken for an address.
 func checkHost(host string) string {
 	if host == "" {
 		return "no host"
@@ -78,7 +78,9 @@ func checkHost(host string) string {
 	if len(host) > maxHost {
 		return "host is too long"
 	}
+	last := ""
 	for label := range strings.SplitSeq(host, ".") {
+		last = label
 		if label == "" || len(label) > 63 {
 			return "host has an empty or too long label"
 		}
@@ -89,6 +91,9 @@ func checkHost(host string) string {
 				return fmt.Sprintf("host has the character %q", b)
 			}
 		}
+	}
+	if strings.Trim(last, "0123456789") == "" {
+		return "host is neither an IPv4 address nor a name"
 	}
 	return ""
 }
