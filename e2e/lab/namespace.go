@@ -81,7 +81,7 @@ func (n *Namespace) close() error {
 	if n.handle != nil {
 		err = n.handle.Close()
 	}
-	if e := unix.Unmount(n.Path, unix.MNT_DETACH); e != nil && !errors.Is(e, unix.EINVAL) {
+	if e := unix.Unmount(n.Path, unix.MNT_DETACH); e != nil && !errors.Is(e, unix.EINVAL) && !errors.Is(e, unix.ENOENT) {
 		err = errors.Join(err, fmt.Errorf("unmount %s: %w", n.Path, e))
 	}
 	if e := os.Remove(n.Path); e != nil && !errors.Is(e, fs.ErrNotExist) {
