@@ -351,6 +351,7 @@ func (r *run) hold(ctx context.Context, addr string, ready func()) (Result, erro
 // Forward is a plain TCP proxy: it accepts on the traffic ports of its namespace and passes bytes on to the same port of
 // the host, through user space.
 func Forward(ctx context.Context, host string) error {
+	buffers := &sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
 	for _, port := range []int{portSink, portSource, portEcho, portOnce} {
 		to := net.JoinHostPort(host, strconv.Itoa(port))
 		ln, err := net.Listen("tcp", ":"+strconv.Itoa(port))
@@ -358,25 +359,27 @@ func Forward(ctx context.Context, host string) error {
 			return fmt.Errorf("forward: %w", err)
 		}
 		defer ln.Close()
-		go accept(ln, func(down net.Conn) error { return forward(down, to) })
+		go accept(ln, func(down net.Conn) error { return forward(down, to, buffers) })
 	}
 	<-ctx.Done()
 	return nil
 }
 
-func forward(down net.Conn, to string) error {
+func forward(down net.Conn, to string, buffers *sync.Pool) error {
 	up, err := net.Dial("tcp", to)
 	if err != nil {
 		return err
 	}
 	defer up.Close()
 	done := make(chan error, 1)
-	go func() { done <- pass(up, down) }()
-	err = pass(down, up)
+	go func() { done <- pass(up, down, buffers) }()
+	err = pass(down, up, buffers)
 	return errors.Join(err, <-done)
 }
 
-func pass(to, from net.Conn) error {
-	_, err := io.CopyBuffer(writer{to}, reader{from}, make([]byte, chunk))
+func pass(to, from net.Conn, buffers *sync.Pool) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	_, err := io.CopyBuffer(writer{to}, reader{from}, *buf)
 	return errors.Join(err, to.(*net.TCPConn).CloseWrite())
 }
