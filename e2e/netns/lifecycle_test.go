@@ -133,6 +133,13 @@ func TestReplaceProxy(t *testing.T) {
 	})
 	w.expect(client, addr(server, false, 8080), client.IPv4)
 	w.logged(newer, "inbound", client.Identity())
+	const enough = 600
+	w.eventually("connections are opened after the takeover", func() error {
+		if n := l.tried.Load(); n < enough {
+			return fmt.Errorf("%d of %d", n, enough)
+		}
+		return nil
+	})
 	if err := kept.works(); err != nil {
 		t.Errorf("connection of the time before: %v", err)
 	}

@@ -29,14 +29,15 @@ type listener struct {
 }
 
 // Accept returns the next connection; after drain those that are left in the queue, and then net.ErrClosed.
-func (l *listener) Accept() (net.Conn, error) {
+func (l *listener) Accept() (net.Conn, error) { return l.acceptWith(l.acceptOnce) }
+
+func (l *listener) acceptWith(accept func() (net.Conn, error)) (net.Conn, error) {
 	for pause := acceptPauseFirst; ; pause = min(2*pause, acceptPauseMax) {
-		c, err := l.acceptOnce()
+		c, err := accept()
 		if err == nil || !outOfResources(err) {
 			return c, err
 		}
-		l.logger.Error("cannot accept connections; trying again", "port", l.Addr().(*net.TCPAddr).Port, "error", err,
-			"retry_in", pause)
+		l.logger.Error("cannot accept connections; trying again", "error", err, "retry_in", pause)
 		select {
 		case <-time.After(pause):
 		case <-l.ctx.Done():

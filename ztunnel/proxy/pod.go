@@ -144,7 +144,7 @@ func (p *Pod) listen(port uint16) (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on port %d of the pod: %w", port, err)
 	}
-	return &listener{TCPListener: tcp, ctx: p.ctx, logger: p.logger}, nil
+	return &listener{TCPListener: tcp, ctx: p.ctx, logger: p.logger.With("port", port)}, nil
 }
 
 // openCapture opens the ports that the pod's rules redirect to: both or none.

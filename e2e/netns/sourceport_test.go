@@ -1,0 +1,98 @@
+package netns
+
+import (
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/cni/rules"
+)
+
+// TestSourcePorts holds plain connections of a client to an application while the client opens tunnelled ones to the same
+// port. The node proxy dials the application under the client's address, so both have the same three of four addresses; if
+// it chose a port of a plain one, connection tracking would take the two for one. None may be cut, and none may fail. It
+// takes 20 seconds, and two minutes with AMBIT_SOAK=1.
+func TestSourcePorts(t *testing.T) {
+	const held, perSecond = 1000, 300
+	duration := 20 * time.Second
+	if os.Getenv("AMBIT_SOAK") != "" {
+		duration = 2 * time.Minute
+	} else if testing.Short() {
+		duration = 3 * time.Second
+	}
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client, server := w.pod(n1, "client"), w.pod(n2, "server")
+	w.listen(server, ":8080", echo)
+	set := rules.For(rules.Config{IPv6: true})
+	// Connection tracking is on in both, so that hooking leaves alone what exists.
+	w.must(w.Kernel.Fill(w.ctx, client.Handle(), set))
+	w.must(w.Kernel.Fill(w.ctx, server.Handle(), set))
+	w.must(server.Offer(w.ctx))
+	w.must(client.Offer(w.ctx))
+	w.settle()
+
+	to := addr(server, false, 8080)
+	var plain []*watched
+	hold := func(n int) {
+		for range n {
+			plain = append(plain, &watched{held: w.hold(client, to)})
+		}
+	}
+	hold(held / 2) // to the application itself
+	w.must(w.Kernel.Hook(w.ctx, server.Handle(), set))
+	hold(held / 2) // through the server's proxy, in plain
+	w.must(w.Kernel.Hook(w.ctx, client.Handle(), set))
+	w.Control.SetAddresses(server.Address(true), client.Address(true))
+	w.settle()
+
+	l := startLoad(client, to, perSecond)
+	defer l.end(t)
+	stop := make(chan struct{})
+	var checks sync.WaitGroup
+	for _, p := range plain {
+		checks.Go(func() { p.check(stop) })
+	}
+	<-time.After(duration)
+	close(stop)
+	checks.Wait()
+	cut := 0
+	var first error
+	for _, p := range plain {
+		if p.err != nil {
+			cut++
+			first = p.err
+		}
+	}
+	if cut > 0 {
+		t.Errorf("%d of %d plain connections were cut, one with: %v", cut, held, first)
+	}
+	l.end(t)
+	if n, want := l.tried.Load(), int64(duration.Seconds()*perSecond*8/10); n < want {
+		t.Errorf("only %d connections were opened, want about %d", n, int(duration.Seconds())*perSecond)
+	}
+	w.logged(w.proxies[1], "inbound", client.Identity(), to)
+}
+
+// watched is a held connection and how it ended.
+type watched struct {
+	*held
+	err error
+}
+
+// check exchanges a byte now and then.
+func (p *watched) check(stop <-chan struct{}) {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if p.err = p.works(); p.err != nil {
+			return
+		}
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+	}
+}
