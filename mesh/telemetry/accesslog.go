@@ -5,9 +5,12 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/identity"
 )
 
 // Format is how log lines look.
@@ -18,20 +21,28 @@ const (
 	FormatJSON
 )
 
-// Writer puts log lines out without making their writers wait: what does not fit into its queue is dropped and counted.
-type Writer struct{}
-
-// NewWriter makes a Writer to w with a queue of lines (0: 10,000) and starts its goroutine, which Close ends.
-func NewWriter(w io.Writer, lines int, reg prometheus.Registerer) *Writer { panic("unwritten") }
-
-// Write takes one line. It never blocks and never fails.
-func (w *Writer) Write(p []byte) (int, error) { panic("unwritten") }
-
-// Close puts out what is queued, and returns when that is done.
-func (w *Writer) Close() error { panic("unwritten") }
-
-// NewLogger makes a logger to w, in Istio's field names.
-func NewLogger(w io.Writer, format Format, level slog.Leveler) *slog.Logger { panic("unwritten") }
+// NewLogger makes a logger to w, in Istio's field names: time, level (lower case), scope, message (msg in FormatPlain, which is
+// key=value).
+func NewLogger(w io.Writer, format Format, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) > 0 {
+			return a
+		}
+		switch a.Key {
+		case slog.LevelKey:
+			a.Value = slog.StringValue(strings.ToLower(a.Value.String()))
+		case slog.MessageKey:
+			if format == FormatJSON {
+				a.Key = "message"
+			}
+		}
+		return a
+	}}
+	if format == FormatJSON {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
 
 // Connection is what the access log says of one connection.
 type Connection struct {
@@ -42,7 +53,8 @@ type Connection struct {
 	HBONEAddr string
 	// Inbound: the connection came to a workload of this node; otherwise it came from one.
 	Inbound bool
-	// Sent is from the client to the server, Received the other way, in bytes.
+	// Sent is from the client to the server, Received the other way, in bytes. In the log, bytes_sent is what this node's
+	// workload has sent.
 	Sent, Received uint64
 	Duration       time.Duration
 	// Flag and Err are how it ended; a nil Err is a success.
@@ -50,15 +62,91 @@ type Connection struct {
 	Err  error
 }
 
-// AccessLog writes a line for each connection.
-type AccessLog struct{}
+// AccessLog writes a line for each connection. It is safe for concurrent use.
+type AccessLog struct {
+	log *slog.Logger
+}
 
 // NewAccessLog makes an AccessLog that writes through l, with the attribute scope=access.
-func NewAccessLog(l *slog.Logger) *AccessLog { panic("unwritten") }
+func NewAccessLog(l *slog.Logger) *AccessLog { return &AccessLog{log: l.With("scope", "access")} }
 
 // Opened logs, at debug, that a connection was opened.
-func (a *AccessLog) Opened(ctx context.Context, c *Connection) { panic("unwritten") }
+func (a *AccessLog) Opened(ctx context.Context, c *Connection) {
+	if !a.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, maxAttrs)
+	a.log.LogAttrs(ctx, slog.LevelDebug, "connection opened", c.appendEnds(attrs)...)
+}
 
-// Closed logs the end of a connection: at info without an Err, at error with one, at warn if it was refused at once
-// (FlagDenied).
-func (a *AccessLog) Closed(ctx context.Context, c *Connection) { panic("unwritten") }
+// Closed logs the end of a connection: at info without an Err, at error with one, at warn if it was refused (FlagDenied).
+func (a *AccessLog) Closed(ctx context.Context, c *Connection) {
+	level := slog.LevelInfo
+	switch {
+	case c.Flag == FlagDenied:
+		level = slog.LevelWarn
+	case c.Err != nil:
+		level = slog.LevelError
+	}
+	if !a.log.Enabled(ctx, level) {
+		return
+	}
+	sent, received := c.Sent, c.Received
+	if c.Inbound {
+		sent, received = received, sent
+	}
+	attrs := c.appendEnds(make([]slog.Attr, 0, maxAttrs))
+	attrs = append(attrs,
+		slog.Uint64("bytes_sent", sent),
+		slog.Uint64("bytes_recv", received),
+		slog.String("duration", strconv.FormatInt(c.Duration.Milliseconds(), 10)+"ms"),
+	)
+	if c.Flag != FlagNone {
+		attrs = append(attrs, slog.String("response_flags", c.Flag.String()))
+	}
+	if c.Err != nil {
+		attrs = append(attrs, slog.String("error", c.Err.Error()))
+	}
+	a.log.LogAttrs(ctx, level, "connection complete", attrs...)
+}
+
+// maxAttrs is the most attributes that a line has.
+const maxAttrs = 20
+
+// appendEnds adds what is known of both ends, and leaves out what is not.
+func (c *Connection) appendEnds(attrs []slog.Attr) []slog.Attr {
+	text := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	workload := func(side string, w *directory.Workload, id identity.Identity) {
+		if w != nil {
+			text(side+".workload", w.Name)
+			text(side+".namespace", w.Namespace)
+		}
+		text(side+".identity", id.String())
+		if w != nil {
+			text(side+".cluster", w.ClusterID)
+		}
+	}
+	addr := func(key string, a netip.AddrPort) {
+		if a.IsValid() {
+			attrs = append(attrs, slog.String(key, a.String()))
+		}
+	}
+	addr("src.addr", c.SourceAddr)
+	workload("src", c.Source, c.SourceIdentity)
+	addr("dst.addr", c.DestinationAddr)
+	text("dst.hbone_addr", c.HBONEAddr)
+	if c.Service != nil {
+		text("dst.service", c.Service.Hostname)
+	}
+	workload("dst", c.Destination, c.DestinationIdentity)
+	if c.Inbound {
+		text("direction", "inbound")
+	} else {
+		text("direction", "outbound")
+	}
+	return attrs
+}
