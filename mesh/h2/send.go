@@ -315,6 +315,14 @@ func without(q []*Stream, s *Stream) []*Stream {
 	return q
 }
 
+// Writable tells whether WaitWritable would return at once.
+func (s *Stream) Writable() bool {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return s.writeErrLocked() != nil || s.sendWindow > 0 && c.send.window > 0 && len(c.send.windowq) == 0
+}
+
 // WaitWritable blocks until a write would find the peer's windows open, so that its caller need not hold payload meanwhile,
 // and returns how much a write could send at once.
 func (s *Stream) WaitWritable() (int, error) {

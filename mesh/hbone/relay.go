@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +26,9 @@ type Counters struct {
 // DefaultHalfCloseTimeout is how long a relay of which one direction has ended may move no byte in the other.
 const DefaultHalfCloseTimeout = time.Hour
 
+// stallCheck is how often a relay whose peer takes nothing looks whether its connection was reset.
+const stallCheck = 10 * time.Second
+
 // resetGrace is how long payload that came before a reset may take to be written.
 const resetGrace = time.Second
 
@@ -36,6 +40,8 @@ type Relayer struct {
 	// HalfCloseTimeout ends a relay of which one direction has ended and the other moves no byte for this long, or up to
 	// twice as long. Zero means DefaultHalfCloseTimeout, less than zero: no limit.
 	HalfCloseTimeout time.Duration
+
+	stallCheck time.Duration // for tests; zero means the constant
 }
 
 // Relay is Relayer.Relay with the defaults.
@@ -63,7 +69,10 @@ func (cfg Relayer) Relay(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 	if counters == nil {
 		counters = new(Counters)
 	}
-	r := &relay{conn: conn, raw: raw, s: s.s, counters: counters, halfClose: cfg.halfClose()}
+	r := &relay{conn: conn, raw: raw, s: s.s, counters: counters, halfClose: cfg.halfClose(), stallCheck: cfg.stallCheck}
+	if r.stallCheck == 0 {
+		r.stallCheck = stallCheck
+	}
 	r.idle.L = &r.mu
 	r.in.init(raw)
 	r.out.try = r.out.tryWrite
@@ -96,13 +105,15 @@ type relay struct {
 	in        source  // of up
 	out       trySink // of whoever calls TryWrite
 
+	stallCheck time.Duration
+
 	mu       sync.Mutex // guards what follows
 	drainers int        // goroutines in drain: one, and perhaps one that is done and about to return
 	idle     sync.Cond  // drainers has become zero
 	late     error      // what End said while there were drainers
 	upDone   bool       // conn has ended, and the stream was told
 	downDone bool       // the stream has ended, and conn was told
-	over     bool       // conn is closed
+	over     bool       // whoever set it closes conn
 	err      error
 	timer    *time.Timer // of halfClose
 	seen     uint64      // the counters' sum when timer last looked
@@ -110,26 +121,47 @@ type relay struct {
 
 // up copies from conn to the stream until conn ends, and then waits for the end of the other direction or a reset.
 func (r *relay) up() {
-	for {
-		window, err := r.s.WaitWritable()
-		if err == nil {
+	var err error
+	for err == nil {
+		var window int
+		if window, err = r.waitWritable(); err == nil {
 			err = r.forward(window)
 		}
-		switch {
-		case err == nil:
-		case err == io.EOF:
-			if err := r.s.CloseWrite(); err != nil {
-				r.fail(err)
-				return
-			}
+	}
+	if err == io.EOF {
+		if err = r.s.CloseWrite(); err == nil {
 			r.ended(&r.upDone)
-			r.fail(r.in.waitReset())
-			return
-		default:
-			r.fail(err)
-			return
 		}
 	}
+	if err == nil || toldByEnd(err) {
+		err = r.in.waitReset()
+	}
+	r.fail(err)
+}
+
+// waitWritable waits for the peer's window. While it is closed nobody reads conn, so a look now and then tells whether it was
+// reset.
+func (r *relay) waitWritable() (int, error) {
+	if r.s.Writable() {
+		return r.s.WaitWritable()
+	}
+	defer r.s.SetWriteDeadline(time.Time{})
+	for {
+		_ = r.s.SetWriteDeadline(time.Now().Add(r.stallCheck))
+		n, err := r.s.WaitWritable()
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		if err := r.in.checkReset(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// toldByEnd tells whether an error of the stream also comes to End or from Next, after what came before it.
+func toldByEnd(err error) bool {
+	var se *h2.StreamError
+	return errors.As(err, &se) && se.Remote || errors.As(err, new(*h2.ConnError))
 }
 
 // forward copies once from conn to the stream, up to limit bytes.
@@ -261,7 +293,7 @@ func (r *relay) ended(direction *bool) {
 	switch {
 	case r.over:
 	case r.upDone && r.downDone:
-		r.closeLocked()
+		_ = r.conn.Close() // wakes up
 	case r.halfClose > 0 && r.timer == nil:
 		r.seen = r.moved()
 		r.timer = time.AfterFunc(r.halfClose, r.checkHalfClosed)
@@ -286,13 +318,19 @@ func (r *relay) checkHalfClosed() {
 	}
 }
 
-// closeLocked closes conn, once.
-func (r *relay) closeLocked() {
+// close marks the relay as over, because of err, and returns whether it was not yet. The caller must then close conn.
+func (r *relay) close(err error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return false
+	}
 	r.over = true
+	r.err = err
 	if r.timer != nil {
 		r.timer.Stop()
 	}
-	_ = r.conn.Close()
+	return true
 }
 
 // fail ends both directions because of an error of either side, and passes it on to the other.
@@ -300,11 +338,9 @@ func (r *relay) fail(err error) {
 	switch {
 	case err == nil:
 	case cleanReset(err):
-		r.mu.Lock()
-		if !r.over {
-			r.closeLocked()
+		if r.close(nil) {
+			_ = r.conn.Close()
 		}
-		r.mu.Unlock()
 	default:
 		r.abort(err)
 	}
@@ -312,26 +348,21 @@ func (r *relay) fail(err error) {
 
 // abort resets both sides.
 func (r *relay) abort(err error) {
-	r.mu.Lock()
-	if r.over {
-		r.mu.Unlock()
+	if !r.close(err) {
 		return
 	}
-	r.err = err
-	_ = r.conn.SetLinger(0)
-	r.closeLocked()
-	r.mu.Unlock()
 	r.s.Reset(h2.ConnectError)
+	_ = r.conn.SetLinger(0)
+	_ = r.conn.Close()
 }
 
 // finish closes both sides, whatever their state, and returns what ended the relay.
 func (r *relay) finish() error {
 	r.s.Close()
+	r.close(nil)
+	_ = r.conn.Close()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.over {
-		r.closeLocked()
-	}
 	for r.drainers > 0 {
 		r.idle.Wait()
 	}

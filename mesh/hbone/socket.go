@@ -91,28 +91,41 @@ func (s *source) adapt(n int) {
 	}
 }
 
-// waitReset blocks, after the end of the connection's input, until the connection is reset, and returns that error, or until
-// it is closed here, and returns nil.
+// waitReset blocks, when no more is read from the connection, until it is reset, and returns that error, or until it is
+// closed here, and returns nil.
 func (s *source) waitReset() error {
-	s.err = nil
+	var reset error
 	err := s.raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		for {
-			_, err := syscall.Read(int(fd), b[:])
-			if err == syscall.EINTR {
-				continue
-			}
-			if err != nil && err != syscall.EAGAIN {
-				s.err = os.NewSyscallError("read", err)
-				return true
-			}
-			return false
-		}
+		reset = socketError(fd)
+		return reset != nil
 	})
-	if s.err != nil || errors.Is(err, net.ErrClosed) {
-		return s.err
+	if reset == nil && !errors.Is(err, net.ErrClosed) {
+		return err
 	}
-	return err
+	return reset
+}
+
+// checkReset returns an error if the connection was reset.
+func (s *source) checkReset() error {
+	var reset error
+	if err := s.raw.Control(func(fd uintptr) { reset = socketError(fd) }); err != nil {
+		return err
+	}
+	return reset
+}
+
+// socketError returns the error that a socket has, and takes it from it. Reading would not tell after a FIN.
+func socketError(fd uintptr) error {
+	no, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
+	switch {
+	case err != nil:
+		return os.NewSyscallError("getsockopt", err)
+	case no == 0:
+		return nil
+	case no == int(syscall.EPIPE): // what a reset after a FIN is to Linux
+		return syscall.ECONNRESET
+	}
+	return syscall.Errno(no)
 }
 
 // trySink writes to a TCP connection without waiting.

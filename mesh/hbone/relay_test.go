@@ -1,0 +1,419 @@
+package hbone
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/h2"
+)
+
+// chain is what a connection through two node proxies looks like: app - relay - tunnel - relay - app.
+type chain struct {
+	client, server             *net.TCPConn // the two applications' ends
+	clientCounters             Counters     // of the relay at the client
+	serverCounters             Counters
+	clientRelayed, serverEnded chan error // what the relays returned
+	tunnel                     *Stream    // the client's end of the tunnel
+}
+
+// newChain builds one. The relays' contexts are ctx.
+func newChain(t *testing.T, ctx context.Context, relayer Relayer) *chain {
+	t.Helper()
+	c := &chain{clientRelayed: make(chan error, 1), serverEnded: make(chan error, 1)}
+	var proxySide *net.TCPConn
+	proxySide, c.server = tcpPair(t)
+	w := newWorld(t, func(hctx context.Context, in *Incoming) {
+		s, err := in.Accept()
+		if err != nil {
+			t.Errorf("accept: %v", err)
+			return
+		}
+		c.serverEnded <- relayer.Relay(ctx, proxySide, s, &c.serverCounters)
+	}, nil)
+	p := w.pool(nil)
+	c.tunnel = w.mustOpen(p)
+	var proxied *net.TCPConn
+	c.client, proxied = tcpPair(t)
+	go func() { c.clientRelayed <- relayer.Relay(ctx, proxied, c.tunnel, &c.clientCounters) }()
+	for _, end := range []*net.TCPConn{c.client, c.server} {
+		_ = end.SetDeadline(time.Now().Add(patience))
+	}
+	return c
+}
+
+// relayed waits for both relays and returns what they returned.
+func (c *chain) relayed(t *testing.T) (client, server error) {
+	t.Helper()
+	deadline := time.After(patience)
+	for range 2 {
+		select {
+		case client = <-c.clientRelayed:
+		case server = <-c.serverEnded:
+		case <-deadline:
+			t.Fatal("the relays have not returned")
+		}
+	}
+	return client, server
+}
+
+// wantClean wants that both relays end without an error.
+func (c *chain) wantClean(t *testing.T) {
+	t.Helper()
+	if client, server := c.relayed(t); client != nil || server != nil {
+		t.Errorf("relays: %v; %v", client, server)
+	}
+}
+
+func TestRelayHalfCloseByTheClient(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	exchangeBetween(t, c.client, c.server, "request")
+	_ = c.client.CloseWrite()
+	if rest, err := io.ReadAll(c.server); len(rest) != 0 || err != nil {
+		t.Errorf("server reads %q, %v", rest, err)
+	}
+	exchangeBetween(t, c.server, c.client, "late response")
+	_ = c.server.CloseWrite()
+	if rest, err := io.ReadAll(c.client); len(rest) != 0 || err != nil {
+		t.Errorf("client reads %q, %v", rest, err)
+	}
+	c.wantClean(t)
+	if sent, received := c.clientCounters.Sent.Load(), c.clientCounters.Received.Load(); sent != 7 || received != 13 {
+		t.Errorf("client's relay counted %d, %d", sent, received)
+	}
+	if sent, received := c.serverCounters.Sent.Load(), c.serverCounters.Received.Load(); sent != 13 || received != 7 {
+		t.Errorf("server's relay counted %d, %d", sent, received)
+	}
+}
+
+func TestRelayHalfCloseByTheServer(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	exchangeBetween(t, c.server, c.client, "banner: the server speaks first")
+	_ = c.server.CloseWrite()
+	if rest, err := io.ReadAll(c.client); len(rest) != 0 || err != nil {
+		t.Errorf("client reads %q, %v", rest, err)
+	}
+	exchangeBetween(t, c.client, c.server, "late words")
+	_ = c.client.Close()
+	if rest, err := io.ReadAll(c.server); len(rest) != 0 || err != nil {
+		t.Errorf("server reads %q, %v", rest, err)
+	}
+	c.wantClean(t)
+}
+
+// exchangeBetween writes at one end and reads at the other.
+func exchangeBetween(t *testing.T, from, to net.Conn, word string) {
+	t.Helper()
+	if _, err := io.WriteString(from, word); err != nil {
+		t.Fatalf("write: %v", err)
+	}
+	got := make([]byte, len(word))
+	if _, err := io.ReadFull(to, got); err != nil || string(got) != word {
+		t.Fatalf("read: %q, %v; want %q", got, err, word)
+	}
+}
+
+func TestRelayReset(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ends func(*chain) (who, other *net.TCPConn)
+	}{
+		{"by the client", func(c *chain) (*net.TCPConn, *net.TCPConn) { return c.client, c.server }},
+		{"by the server", func(c *chain) (*net.TCPConn, *net.TCPConn) { return c.server, c.client }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ch := newChain(t, context.Background(), Relayer{})
+			who, other := c.ends(ch)
+			exchangeBetween(t, who, other, "hello")
+			_ = who.SetLinger(0)
+			_ = who.Close()
+			if _, err := other.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the other end reads: %v, want a reset", err)
+			}
+			near, far := ch.relayed(t)
+			if c.name == "by the server" {
+				near, far = far, near
+			}
+			if !errors.Is(near, syscall.ECONNRESET) {
+				t.Errorf("relay near the reset: %v", near)
+			}
+			var se *h2.StreamError
+			if !errors.As(far, &se) || se.Code != h2.ConnectError || !se.Remote {
+				t.Errorf("relay far from the reset: %v", far)
+			}
+		})
+	}
+}
+
+func TestRelayResetAfterHalfClose(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	_ = c.client.CloseWrite()
+	if _, err := c.server.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("server reads: %v", err)
+	}
+	_ = c.client.SetLinger(0)
+	_ = c.client.Close()
+	client, server := c.relayed(t)
+	var se *h2.StreamError
+	if !errors.Is(client, syscall.ECONNRESET) || !errors.As(server, &se) || se.Code != h2.ConnectError {
+		t.Errorf("relays: %v; %v", client, server)
+	}
+	if _, err := c.server.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("server writes: %v, want a reset", err)
+	}
+}
+
+func TestRelayPeerCancelIsCleanEnd(t *testing.T) {
+	// What a peer of another make does whose application's connection broke.
+	for _, code := range []h2.ErrCode{h2.Cancel, h2.NoError} {
+		ended := make(chan struct{})
+		w := newWorld(t, func(_ context.Context, in *Incoming) {
+			s, err := in.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = s.Write([]byte("last words"))
+			s.Reset(code)
+			close(ended)
+		}, nil)
+		p := w.pool(nil)
+		s := w.mustOpen(p)
+		<-ended
+		app, proxied := tcpPair(t)
+		if err := Relay(context.Background(), proxied, s, nil); err != nil {
+			t.Errorf("%v: relay: %v", code, err)
+		}
+		if got, err := io.ReadAll(app); err != nil || string(got) != "last words" {
+			t.Errorf("%v: application reads %q, %v", code, got, err)
+		}
+	}
+}
+
+func TestRelayEndsWithContext(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c := newChain(t, ctx, Relayer{})
+	exchangeBetween(t, c.client, c.server, "hello")
+	why := errors.New("closed due to policy change")
+	cancel(why)
+	for _, end := range []*net.TCPConn{c.client, c.server} {
+		if _, err := end.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("application reads: %v, want a reset", err)
+		}
+	}
+	if client, server := c.relayed(t); !errors.Is(client, why) && !errors.Is(server, why) {
+		t.Errorf("relays: %v; %v", client, server)
+	}
+}
+
+func TestRelayHalfCloseTimeout(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{HalfCloseTimeout: 50 * time.Millisecond})
+	<-time.After(150 * time.Millisecond) // not half-closed: no limit
+	_ = c.client.CloseWrite()
+	for range 5 { // half-closed and not silent: no limit
+		<-time.After(30 * time.Millisecond)
+		exchangeBetween(t, c.server, c.client, "tick")
+	}
+	if _, err := io.ReadAll(c.client); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("client reads: %v, want a reset", err)
+	}
+	if client, server := c.relayed(t); !errors.Is(client, ErrHalfCloseTimeout) && !errors.Is(server, ErrHalfCloseTimeout) {
+		t.Errorf("relays: %v; %v", client, server)
+	}
+}
+
+func TestRelayBulkBothWays(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	data := pattern(40 << 20)
+	var wg sync.WaitGroup
+	for _, end := range []*net.TCPConn{c.client, c.server} {
+		wg.Go(func() {
+			if _, err := end.Write(data); err != nil {
+				t.Errorf("write: %v", err)
+			}
+			_ = end.CloseWrite()
+		})
+		wg.Go(func() {
+			got, err := io.ReadAll(end)
+			if err != nil || !bytes.Equal(got, data) {
+				t.Errorf("read %d bytes, %v", len(got), err)
+			}
+		})
+	}
+	wg.Wait()
+	c.wantClean(t)
+	if n := c.clientCounters.Sent.Load(); n != uint64(len(data)) {
+		t.Errorf("counted %d", n)
+	}
+}
+
+func TestRelaySlowReader(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	data := pattern(24 << 20) // more than all windows and socket buffers
+	go func() {
+		_, _ = c.client.Write(data)
+		_ = c.client.CloseWrite()
+	}()
+	last := uint64(0)
+	await(t, "the flow stops", func() bool {
+		<-time.After(100 * time.Millisecond)
+		n := c.clientCounters.Sent.Load()
+		stopped := n > 0 && n == last
+		last = n
+		return stopped
+	})
+	if last == uint64(len(data)) {
+		t.Error("everything was taken while nobody reads")
+	}
+	got, err := io.ReadAll(c.server)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read %d bytes, %v", len(got), err)
+	}
+	_ = c.server.CloseWrite()
+	c.wantClean(t)
+}
+
+func TestRelayResetWhileStalled(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{stallCheck: 10 * time.Millisecond})
+	go func() { _, _ = c.client.Write(make([]byte, 24<<20)) }()
+	last := uint64(0)
+	await(t, "the flow stops", func() bool {
+		<-time.After(100 * time.Millisecond)
+		n := c.clientCounters.Sent.Load()
+		stopped := n > 0 && n == last
+		last = n
+		return stopped
+	})
+	_ = c.client.SetLinger(0)
+	_ = c.client.Close()
+	client, server := c.relayed(t)
+	var se *h2.StreamError
+	if !errors.Is(client, syscall.ECONNRESET) || !errors.As(server, &se) && !errors.Is(server, os.ErrDeadlineExceeded) {
+		t.Errorf("relays: %v; %v", client, server)
+	}
+}
+
+func TestRelayTrickle(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	data := pattern(2000)
+	go func() {
+		for i := range data {
+			if _, err := c.client.Write(data[i : i+1]); err != nil {
+				return
+			}
+		}
+		_ = c.client.CloseWrite()
+	}()
+	got, err := io.ReadAll(c.server)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read %d bytes, %v", len(got), err)
+	}
+	_ = c.server.Close()
+	c.wantClean(t)
+}
+
+func TestIdleRelayHoldsNoBuffer(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	exchangeBetween(t, c.client, c.server, "hello")
+	exchangeBetween(t, c.server, c.client, "hello yourself")
+	noBuffers(t)
+	_ = c.client.Close()
+	_ = c.server.Close()
+	c.relayed(t)
+}
+
+func TestRelayLosesTunnel(t *testing.T) {
+	c := newChain(t, context.Background(), Relayer{})
+	exchangeBetween(t, c.client, c.server, "hello")
+	c.tunnel.s.Conn().Close()
+	for _, end := range []*net.TCPConn{c.client, c.server} {
+		if _, err := end.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("application reads: %v, want a reset", err)
+		}
+	}
+	client, server := c.relayed(t)
+	if !errors.As(client, new(*h2.ConnError)) || !errors.As(server, new(*h2.ConnError)) {
+		t.Errorf("relays: %v; %v", client, server)
+	}
+}
+
+// newTCPChain is app - relay - app.
+func newTCPChain(t *testing.T, ctx context.Context, relayer Relayer) (client, server *net.TCPConn, counters *Counters, done chan error) {
+	t.Helper()
+	client, a := tcpPair(t)
+	b, server := tcpPair(t)
+	counters = new(Counters)
+	done = make(chan error, 1)
+	go func() { done <- relayer.RelayTCP(ctx, a, b, counters) }()
+	for _, end := range []*net.TCPConn{client, server} {
+		_ = end.SetDeadline(time.Now().Add(patience))
+	}
+	return client, server, counters, done
+}
+
+func TestRelayTCP(t *testing.T) {
+	client, server, counters, done := newTCPChain(t, context.Background(), Relayer{})
+	exchangeBetween(t, client, server, "request")
+	exchangeBetween(t, server, client, "response")
+	noBuffers(t)
+	_ = client.CloseWrite()
+	if rest, err := io.ReadAll(server); len(rest) != 0 || err != nil {
+		t.Errorf("server reads %q, %v", rest, err)
+	}
+	data := pattern(5 << 20)
+	go func() {
+		_, _ = server.Write(data)
+		_ = server.Close()
+	}()
+	if got, err := io.ReadAll(client); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("client reads %d bytes, %v", len(got), err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("relay: %v", err)
+	}
+	if s, r := counters.Sent.Load(), counters.Received.Load(); s != 7 || r != uint64(8+len(data)) {
+		t.Errorf("counted %d, %d", s, r)
+	}
+}
+
+func TestRelayTCPReset(t *testing.T) {
+	client, server, _, done := newTCPChain(t, context.Background(), Relayer{})
+	exchangeBetween(t, client, server, "hello")
+	_ = server.SetLinger(0)
+	_ = server.Close()
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("client reads: %v", err)
+	}
+	if err := <-done; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("relay: %v", err)
+	}
+}
+
+func TestRelayTCPTimeoutAndContext(t *testing.T) {
+	client, server, _, done := newTCPChain(t, context.Background(), Relayer{HalfCloseTimeout: 30 * time.Millisecond})
+	_ = client.CloseWrite()
+	if _, err := io.ReadAll(server); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("server reads: %v", err)
+	}
+	if err := <-done; !errors.Is(err, ErrHalfCloseTimeout) {
+		t.Errorf("relay: %v", err)
+	}
+
+	why := errors.New("why not")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	client, server, _, done = newTCPChain(t, ctx, Relayer{})
+	exchangeBetween(t, client, server, "hello")
+	cancel(why)
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("client reads: %v", err)
+	}
+	if err := <-done; !errors.Is(err, why) {
+		t.Errorf("relay: %v", err)
+	}
+}
