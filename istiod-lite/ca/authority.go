@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/identity"
@@ -85,7 +86,7 @@ func NewAuthority(m Material, now time.Time) (*Authority, error) {
 	}
 	for _, c := range append([]*x509.Certificate{a.cert}, chain...) {
 		between.AddCert(c)
-		if block := encode(c); !isSelfSigned(c) && !contains(a.above, block) {
+		if block := encode(c); !isSelfSigned(c) && !slices.Contains(a.above, block) {
 			a.above = append(a.above, block)
 		}
 	}
@@ -95,15 +96,6 @@ func NewAuthority(m Material, now time.Time) (*Authority, error) {
 		return nil, fmt.Errorf("certificate %q is not verified by the roots: %w", a.cert.Subject, err)
 	}
 	return a, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 func isSelfSigned(c *x509.Certificate) bool {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -109,7 +110,7 @@ func (s *Service) authorize(ctx context.Context, caller auth.Caller, impersonate
 	if id.TrustDomain != own.TrustDomain {
 		return refuse("the mesh's trust domain is %s", own.TrustDomain)
 	}
-	if !contains(s.NodeAccounts, caller.Account()) {
+	if !slices.Contains(s.NodeAccounts, caller.Account()) {
 		if id == own {
 			return id, nil
 		}
