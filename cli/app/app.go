@@ -28,7 +28,10 @@ Exit codes: 0 done or healthy; 1 it did not work, or a check failed; 2 the comma
 
 // Run runs one command line and returns its exit code, one of console's.
 func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	env := &command.Env{Console: console.Console{Out: out, Err: errOut}, In: in, Version: build.Version()}
+	return run(ctx, args, &command.Env{Console: console.Console{Out: out, Err: errOut}, In: in, Version: build.Version()})
+}
+
+func run(ctx context.Context, args []string, env *command.Env) int {
 	root := New(env)
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)

@@ -29,6 +29,9 @@ import (
 // defaultTimeout is how long the parts may take to become ready, images pulled included.
 const defaultTimeout = 5 * time.Minute
 
+// besideBundle is the ConfigMap of the trust bundle beside another control plane, which keeps its own in every namespace.
+const besideBundle = "ambit-ca-root-cert"
+
 type options struct {
 	values      release.Values
 	dryRun      bool
@@ -79,6 +82,9 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	vals, err := o.values.Merge()
 	if err != nil {
 		return &console.Error{Code: console.ExitUsage, Err: err}
+	}
+	if _, given := vals["rootCertConfigMap"]; o.beside && !given {
+		vals["rootCertConfigMap"] = besideBundle
 	}
 	namespace := env.InstallNamespace()
 	chart, err := release.Load(env.Version, o.dryRun && o.includeCRDs)

@@ -109,6 +109,7 @@ func (r *Releases) Install(ctx context.Context, chart *Chart, vals map[string]an
 	install.ReleaseName, install.Namespace = Name, r.namespace
 	install.SkipCRDs = true // applied by themselves, see package crd
 	install.Replace = true
+	install.DisableOpenAPIValidation = true // server-side apply refuses unknown fields by itself
 	install.WaitStrategy = helmkube.HookOnlyStrategy
 	install.Description = "ambit install " + chart.Version()
 	rel, err := install.RunWithContext(ctx, chart.chart, vals)
@@ -122,6 +123,7 @@ func (r *Releases) Upgrade(ctx context.Context, chart *Chart, vals map[string]an
 	upgrade.Namespace = r.namespace
 	upgrade.SkipCRDs = true
 	upgrade.ResetValues = true // vals is all of them
+	upgrade.DisableOpenAPIValidation = true
 	upgrade.WaitStrategy = helmkube.HookOnlyStrategy
 	upgrade.MaxHistory = maxHistory
 	upgrade.Description = description

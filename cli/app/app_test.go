@@ -1,0 +1,190 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/ambit-mesh/ambit/cli/command"
+	"github.com/ambit-mesh/ambit/cli/console"
+)
+
+// TestMain makes the test binary the commands that scripts run: ambit, a build that is no release, and two releases.
+func TestMain(m *testing.M) {
+	programs := map[string]func(){}
+	for name, version := range map[string]string{"ambit": "v0.2.0-5-gabcdef0", "ambit-v0.1.0": "v0.1.0", "ambit-v0.2.0": "v0.2.0"} {
+		programs[name] = func() {
+			env := &command.Env{Console: console.Console{Out: os.Stdout, Err: os.Stderr}, In: os.Stdin, Version: version}
+			os.Exit(run(context.Background(), os.Args[1:], env))
+		}
+	}
+	testscript.Main(m, programs)
+}
+
+var update = flag.Bool("update", false, "rewrite what the stories in testdata expect")
+
+type apiKey struct{}
+
+// TestCommands runs the stories in testdata, each with an API server of its own that has two nodes.
+func TestCommands(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		UpdateScripts:       *update,
+		Setup: func(env *testscript.Env) error {
+			api := newFakeAPI(env.T().(testing.TB))
+			if err := api.load(startObjects); err != nil {
+				return err
+			}
+			env.Values[apiKey{}] = api
+			path := filepath.Join(env.WorkDir, "kubeconfig")
+			env.Setenv("KUBECONFIG", path)
+			return os.WriteFile(path, fmt.Appendf(nil, kubeconfig, api.server.URL), 0o600)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"objects": cmdObjects, "stored": cmdStored, "field": cmdField, "agent": cmdAgent, "deny": cmdDeny, "code": cmdCode, "remove": cmdRemove,
+		},
+	})
+}
+
+func fake(ts *testscript.TestScript) *fakeAPI { return ts.Value(apiKey{}).(*fakeAPI) }
+
+// cmdObjects FILE stores the objects of a file.
+func cmdObjects(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(fake(ts).load(ts.ReadFile(args[0])))
+}
+
+// cmdStored PLURAL prints the objects of a kind, one a line, as namespace/name, or "none".
+func cmdStored(ts *testscript.TestScript, _ bool, args []string) {
+	f := fake(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.objects[args[0]]) == 0 {
+		fmt.Fprintln(ts.Stdout(), "none")
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.objects[args[0]])) {
+		fmt.Fprintln(ts.Stdout(), strings.TrimPrefix(name, "/"))
+	}
+}
+
+// cmdField PLURAL NAMESPACE/NAME PATH.. prints a field; a number in the path is the index of a list.
+func cmdField(ts *testscript.TestScript, _ bool, args []string) {
+	f := fake(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	name := args[1]
+	if !strings.Contains(name, "/") {
+		name = "/" + name
+	}
+	var value any = f.objects[args[0]][name]
+	for _, step := range args[2:] {
+		switch v := value.(type) {
+		case object:
+			value = v[step]
+		case []any:
+			var i int
+			fmt.Sscan(step, &i)
+			value = v[i]
+		}
+	}
+	if s, ok := value.(string); ok {
+		fmt.Fprintln(ts.Stdout(), s)
+		return
+	}
+	text, err := json.Marshal(value)
+	ts.Check(err)
+	fmt.Fprintln(ts.Stdout(), string(text))
+}
+
+// cmdAgent NODE REPORT... sets what the agent of a node answers, as "PHASE PODS CONNECTIONS".
+func cmdAgent(ts *testscript.TestScript, _ bool, args []string) {
+	f := fake(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reports[args[0]] = args[1:]
+}
+
+// cmdDeny "VERB RESOURCE"... takes rights away.
+func cmdDeny(ts *testscript.TestScript, _ bool, args []string) {
+	f := fake(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, right := range args {
+		f.denied[right] = true
+	}
+}
+
+// cmdRemove PLURAL NAMESPACE/NAME takes an object away, without what would follow.
+func cmdRemove(ts *testscript.TestScript, _ bool, args []string) {
+	f := fake(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.objects[args[0]], args[1])
+}
+
+// cmdCode N COMMAND... runs a command that must end with exit code N.
+func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	got := "0"
+	if err != nil {
+		_, got, _ = strings.Cut(err.Error(), "exit status ")
+	}
+	if got != args[0] {
+		ts.Fatalf("%s ended with %v, want exit code %s", strings.Join(args[1:], " "), err, args[0])
+	}
+}
+
+const kubeconfig = `apiVersion: v1
+kind: Config
+clusters: [{name: test, cluster: {server: %q}}]
+contexts: [{name: test, context: {cluster: test, user: test}}]
+users: [{name: test, user: {}}]
+current-context: test
+`
+
+const startObjects = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: kube-system}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node1, labels: {kubernetes.io/os: linux}}
+status: {nodeInfo: {kernelVersion: 6.1.0-18-amd64}, conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: node2, labels: {kubernetes.io/os: linux}}
+status: {nodeInfo: {kernelVersion: 6.1.0-18-amd64}, conditions: [{type: Ready, status: "True"}]}
+`
+
+// testBundle stands for a trust bundle; the command compares it and does not read it.
+const testBundle = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
+
+// TestUnreachable: a cluster that does not answer has an exit code of its own.
+func TestUnreachable(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kubeconfig")
+	if err := os.WriteFile(path, fmt.Appendf(nil, kubeconfig, "http://127.0.0.1:1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errOut bytes.Buffer
+	code := Run(t.Context(), []string{"check", "--kubeconfig", path}, strings.NewReader(""), &out, &errOut)
+	if code != console.ExitUnreachable || out.Len() > 0 || !strings.Contains(errOut.String(), "reach the cluster at http://127.0.0.1:1") {
+		t.Errorf("code %d, stdout %q, stderr %q", code, out.String(), errOut.String())
+	}
+}
