@@ -15,9 +15,10 @@ import (
 // End is one end of a pair of virtual Ethernet links.
 type End struct {
 	Name      string
-	NetNS     string         // "" is the caller's own network namespace
-	Master    string         // bridge in the same namespace to attach to, or ""
-	Addresses []netip.Prefix // with the prefix length of the link
+	NetNS     string           // "" is the caller's own network namespace
+	Master    string           // bridge in the same namespace to attach to, or ""
+	Addresses []netip.Prefix   // with the prefix length of the link
+	Hardware  net.HardwareAddr // chosen by the kernel if nil
 }
 
 // Route is a route to a network by way of a neighbour.
@@ -78,6 +79,11 @@ func (e End) configure() error {
 		}
 		if err := netlink.LinkSetMaster(link, master); err != nil {
 			return err
+		}
+	}
+	if e.Hardware != nil {
+		if err := netlink.LinkSetHardwareAddr(link, e.Hardware); err != nil {
+			return fmt.Errorf("address %s: %w", e.Hardware, err)
 		}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {

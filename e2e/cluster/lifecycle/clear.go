@@ -39,9 +39,6 @@ func (c *Cluster) Down(ctx context.Context) error {
 	if err := c.clear(ctx, r); err != nil {
 		return err
 	}
-	if err := os.Remove(c.kubectlLink()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	c.notef("the cluster is down (%s)", since(begin))
 	return nil
 }
@@ -86,17 +83,12 @@ func (c *Cluster) clear(ctx context.Context, r *record) error {
 	if err := h.Remove(ending, plan.Cgroup); err != nil {
 		return fmt.Errorf("clear cgroups: %w", err)
 	}
-	stateDirs := []string{c.StateDir()}
-	if r != nil && r.StateDir != c.StateDir() {
-		stateDirs = append(stateDirs, r.StateDir)
+	if err := c.clearFiles(); err != nil {
+		return err
 	}
-	for _, dir := range stateDirs {
-		// A mount that is still there would have its source emptied along with the folder.
-		if err := kernel.Unmount(dir); err != nil {
-			return fmt.Errorf("clear mounts: %w", err)
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("clear files: %w", err)
+	if r != nil && r.Repository != c.Repository {
+		if err := (&Cluster{Repository: r.Repository}).clearFiles(); err != nil {
+			return err
 		}
 	}
 	if r == nil {
@@ -111,6 +103,21 @@ func (c *Cluster) clear(ctx context.Context, r *record) error {
 	restoreSysctls(r.Sysctls)
 	if err := os.Remove(recordPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("clear record: %w", err)
+	}
+	return nil
+}
+
+// clearFiles removes what a cluster has in its clone of the repository.
+func (c *Cluster) clearFiles() error {
+	// A mount that is still there would have its source emptied along with the folder.
+	if err := kernel.Unmount(c.StateDir()); err != nil {
+		return fmt.Errorf("clear mounts: %w", err)
+	}
+	if err := os.RemoveAll(c.StateDir()); err != nil {
+		return fmt.Errorf("clear files: %w", err)
+	}
+	if err := os.Remove(c.kubectlLink()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("clear files: %w", err)
 	}
 	return nil
 }

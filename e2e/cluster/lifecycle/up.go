@@ -249,7 +249,7 @@ func connectNode(p plan.Plan, n plan.Node) error {
 	if err := kernel.MakeNetNS(n.NetNS); err != nil {
 		return err
 	}
-	uplink := kernel.End{Name: plan.Uplink, NetNS: n.NetNS}
+	uplink := kernel.End{Name: plan.Uplink, NetNS: n.NetNS, Hardware: n.Hardware()}
 	for _, a := range n.Addresses {
 		uplink.Addresses = append(uplink.Addresses, netip.PrefixFrom(a, p.Bits(a)))
 	}

@@ -84,6 +84,7 @@ func (p Plan) ControlPlaneSpec(cgroups []string) boot.Spec {
 				"--service-cluster-ip-range="+join(p.ServiceRanges),
 				"--root-ca-file="+secret("ca.crt"), "--service-account-private-key-file="+secret("token.key"),
 				"--cluster-signing-cert-file="+secret("ca.crt"), "--cluster-signing-key-file="+secret("ca.key"),
+				"--flex-volume-plugin-dir="+filepath.Join(p.Disk(ControlPlane), "volume-plugins"), // it would make the default on the machine
 				"--bind-address=127.0.0.1"),
 			service("kube-scheduler", api,
 				"--kubeconfig="+secret("scheduler.conf"), "--leader-elect=false", "--bind-address=127.0.0.1"),

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 )
@@ -53,6 +54,14 @@ type Node struct {
 	Addresses []netip.Addr   // IPv4 first
 	PodRanges []netip.Prefix // one per family, IPv4 first
 	Zone      string
+}
+
+// Hardware is the address of the node's uplink: as that of a real machine it stays the same over a power cut, so that the
+// other machines find the node again at once. It is a locally administered one (IEEE 802, second-lowest bit of the first
+// octet).
+func (n Node) Hardware() net.HardwareAddr {
+	a := n.Addresses[0].As4()
+	return net.HardwareAddr{0x02, 0x00, a[0], a[1], a[2], a[3]}
 }
 
 // Plan is a whole cluster.
