@@ -86,6 +86,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		w.checkLogs()
 		if t.Failed() {
 			for _, p := range w.proxies {
 				t.Logf("log of the proxy on %s (pid %d):\n%s", p.Node.Name, p.PID(), p.LogTail())
@@ -97,6 +98,21 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	return w
+}
+
+// checkLogs fails the test if a proxy has panicked, or raced (in a binary that was built to tell).
+func (w *world) checkLogs() {
+	for _, p := range w.proxies {
+		body, err := os.ReadFile(p.Log)
+		if err != nil {
+			w.t.Error(err)
+		}
+		for _, bad := range []string{"panic: ", "DATA RACE", "fatal error: "} {
+			if i := strings.Index(string(body), bad); i >= 0 {
+				w.t.Errorf("proxy on %s: %.4000s", p.Node.Name, body[i:])
+			}
+		}
+	}
 }
 
 // in is the world as a subtest uses it.

@@ -3,9 +3,11 @@ package netns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"sync"
 	"syscall"
@@ -233,6 +235,105 @@ func TestNewestListenerTakesAll(t *testing.T) {
 	newest.Close()
 	dial(20)
 	accepted(newer, 20)
+}
+
+func TestListening(t *testing.T) {
+	home := openHome(t)
+	n := newNamespace(t, home)
+	want := func(want bool) {
+		t.Helper()
+		if got, err := n.Listening(15008); err != nil || got != want {
+			t.Errorf("listening: %v, %v; want %v", got, err, want)
+		}
+	}
+	want(false)
+	ln, err := n.ListenTCP(Listener{Shared: true}, 15008)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(true)
+	// An accepted connection, or what it leaves behind, is no listener.
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	c, err := n.DialTCP(ctx, Dialer{}, netip.MustParseAddrPort("127.0.0.1:15008"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	a, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	want(false)
+	a.Close()
+	want(false)
+}
+
+// TestConntrack opens connections in a namespace that tracks them, and looks for them while they live and after.
+func TestConntrack(t *testing.T) {
+	home := openHome(t)
+	n := newNamespace(t, home)
+	if err := n.Do(trackConnections); err != nil {
+		t.Skipf("skipped: cannot turn connection tracking on: %v", err)
+	}
+	ct, err := n.OpenConntrack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ct.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, loopback := range []string{"127.0.0.1", "::1"} {
+		dst := netip.AddrPortFrom(netip.MustParseAddr(loopback), 8080)
+		live := func(src netip.AddrPort, want bool, when string) {
+			t.Helper()
+			got, err := ct.Live(src, dst)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != want {
+				t.Errorf("%s: live = %v, want %v", when, got, want)
+			}
+		}
+		live(netip.AddrPortFrom(dst.Addr(), 20000), false, "a connection that there never was")
+		ln, err := n.ListenTCP(Listener{}, 8080)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := n.DialTCP(ctx, Dialer{}, dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := ln.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := AddrPort(c.LocalAddr())
+		live(src, true, "an open connection")
+		c.CloseWrite()
+		live(src, true, "a half-closed connection")
+		a.Close()
+		c.Read(make([]byte, 1))
+		c.Close()
+		live(src, false, "a closed connection")
+		ln.Close()
+	}
+	ct.Close()
+	if _, err := ct.Live(netip.AddrPort{}, netip.MustParseAddrPort("127.0.0.1:80")); err == nil {
+		t.Error("a look-up after Close gave no error")
+	}
+}
+
+// trackConnections turns connection tracking on in the thread's namespace, by rules that need it.
+func trackConnections() error {
+	for _, program := range []string{"iptables", "ip6tables"} {
+		out, err := exec.Command(program, "-w", "-A", "OUTPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w: %s", program, err, out)
+		}
+	}
+	return nil
 }
 
 func TestConcurrentVisits(t *testing.T) {

@@ -186,6 +186,29 @@ func (n *Namespace) listen(l Listener, network string, addr netip.AddrPort) (*ne
 	return tcp, nil
 }
 
+// Listening tells whether a process listens on a port of the namespace.
+func (n *Namespace) Listening(port uint16) (bool, error) {
+	var fd int
+	err := n.Do(func() error {
+		var err error
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("look for a listener on port %d: %w", port, err)
+	}
+	defer unix.Close(fd)
+	// With SO_REUSEADDR only a listener is in the way of a bind. The socket does not listen, so it takes nothing from anyone.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return false, fmt.Errorf("look for a listener on port %d: %w", port, err)
+	}
+	err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)})
+	if err == nil || errors.Is(err, unix.EADDRINUSE) {
+		return err != nil, nil
+	}
+	return false, fmt.Errorf("look for a listener on port %d: %w", port, err)
+}
+
 // preferNewest makes the kernel give all new connections to the newest socket of a group that shares a port. While an old
 // process waits for its connections to end, the new one takes over; nothing is then left in the old one's accept queue
 // when it closes, which would be reset. The program, shared by the group, names the socket with index 1: indices are given

@@ -55,6 +55,9 @@ func (p *Pod) dialApp(ctx context.Context, client netip.Addr, app netip.AddrPort
 			return nil, fmt.Errorf("connect to %s under the client's address %s: %w", app, client, err)
 		}
 		d.Source = netip.AddrPortFrom(client, port)
+		if p.ports.taken(d.Source, app) {
+			continue
+		}
 		conn, err := p.ns.DialTCP(ctx, d, app)
 		if err == nil {
 			return conn, nil

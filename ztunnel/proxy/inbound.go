@@ -38,6 +38,13 @@ func refuse(status int, flag telemetry.Flag, format string, args ...any) *refusa
 
 // inboundTunnel serves one tunnel request.
 func (p *Pod) inboundTunnel(ctx context.Context, in *hbone.Incoming) {
+	if p.node.full(p.conns.len()) {
+		p.logFull()
+		if err := in.Reject(statusUnavailable, "the pod has too many connections"); err != nil {
+			p.logger.Debug("refuse a tunnel", "error", err)
+		}
+		return
+	}
 	c, ctx := p.conns.open(ctx, telemetry.Connection{
 		Flow: telemetry.Flow{
 			Reporter:       telemetry.ReporterDestination,

@@ -116,21 +116,21 @@ func (p *Pod) serve(l *listener, handle func(context.Context, *net.TCPConn)) {
 			return
 		}
 		conn := c.(*net.TCPConn)
-		if limit := p.node.MaxConnections; limit > 0 && p.conns.len() >= limit {
-			p.refuseFull(conn, limit)
+		if p.node.full(p.conns.len()) {
+			p.logFull()
+			reset(conn)
 			continue
 		}
 		p.work.Go(func() { handle(p.ctx, conn) })
 	}
 }
 
-// refuseFull resets a connection that would be one too many, and says so now and then.
-func (p *Pod) refuseFull(conn *net.TCPConn, limit int) {
+// logFull says now and then that connections are refused since the pod has too many.
+func (p *Pod) logFull() {
 	now := time.Now().Unix()
 	if last := p.fullLogged.Load(); now-last >= 10 && p.fullLogged.CompareAndSwap(last, now) {
-		p.logger.Error("pod has as many connections as one pod may have; new ones are reset", "limit", limit)
+		p.logger.Error("pod has as many connections as one pod may have; new ones are refused", "limit", p.node.MaxConnections)
 	}
-	reset(conn)
 }
 
 // reset closes a connection with a RST.

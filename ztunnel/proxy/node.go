@@ -32,6 +32,15 @@ const (
 	policyTimeout = 5 * time.Second
 )
 
+// Timing of taking a pod over from another process.
+const (
+	// takeoverTimeout is how long the certificate is waited for; the agent waits 5 s for the whole.
+	takeoverTimeout = 3 * time.Second
+	takeoverGlance  = 20 * time.Millisecond
+	// certificateLoan is how long a certificate is kept that was asked for and not used.
+	certificateLoan = 30 * time.Second
+)
+
 // Timing of a pod's end.
 const (
 	// drainMin is how long a deleted pod's tunnel port stays open: peers that have not heard of it yet use it.
@@ -96,6 +105,8 @@ type Node struct {
 	pods map[*Pod]bool
 	used map[identity.Identity]int // by how many pods
 	next chan struct{}             // closed, and made anew, when policies or local workloads change
+	// missed is when a certificate was last waited for in vain.
+	missed time.Time
 
 	changed chan struct{} // the same for Run; capacity 1
 }
@@ -236,6 +247,33 @@ func (n *Node) adopt(p *Pod, id identity.Identity) {
 	}
 }
 
+// awaitCertificate returns once there is a certificate. It waits takeoverTimeout, but after it has waited in vain once, it
+// only looks for a while: the control plane seems to be away, and the caller has other pods to serve.
+func (n *Node) awaitCertificate(id identity.Identity) error {
+	n.mu.Lock()
+	n.useLocked(id)
+	timeout := takeoverTimeout
+	if time.Since(n.missed) < certificateLoan {
+		timeout = takeoverGlance
+	}
+	n.mu.Unlock()
+	// The caller will use it soon, or ask again.
+	time.AfterFunc(certificateLoan, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.disuseLocked(id)
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	_, err := n.Certificates.SVID(ctx, id)
+	if err != nil {
+		n.mu.Lock()
+		n.missed = time.Now()
+		n.mu.Unlock()
+	}
+	return err
+}
+
 func (n *Node) useLocked(id identity.Identity) {
 	n.used[id]++
 	n.Certificates.Prefetch(id)
@@ -246,6 +284,11 @@ func (n *Node) disuseLocked(id identity.Identity) {
 		delete(n.used, id)
 		n.Certificates.Forget(id)
 	}
+}
+
+// full tells whether a pod with so many connections may have no more.
+func (n *Node) full(connections int) bool {
+	return n.MaxConnections > 0 && connections >= n.MaxConnections
 }
 
 // dialer is what all connections to upstreams have in common.

@@ -85,7 +85,6 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		pod:        pod,
 		ns:         ns,
 		logger:     n.Logger.With("pod", pod.String(), "uid", pod.UID),
-		ports:      newSourcePorts(ns),
 		conns:      table{conns: map[*conn]bool{}},
 		fallbackID: identity.Identity{TrustDomain: n.TrustDomain, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount},
 		commands:   make(chan command),
@@ -93,6 +92,9 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		done:       make(chan struct{}),
 	}
 	p.id.Store(&p.fallbackID)
+	if err := p.awaitTakeover(); err != nil {
+		return nil, err
+	}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	var err error
 	if p.tunnels, err = p.listen(api.PortHBONE); err == nil {
@@ -105,6 +107,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		}
 		return nil, err
 	}
+	p.ports = newSourcePorts(ns, p.logger)
 	p.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return p.ns.DialTCP(ctx, n.dialer(), addr)
@@ -131,6 +134,22 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	p.serveCapture()
 	go p.run() // Done says when it has ended
 	return p, nil
+}
+
+// awaitTakeover gets the pod's certificate before the pod is taken over from another process, which serves it meanwhile.
+// Where nobody serves the pod there is nothing to wait for.
+func (p *Pod) awaitTakeover() error {
+	if !p.node.PortReuse {
+		return nil
+	}
+	taken, err := p.ns.Listening(api.PortHBONE)
+	if err != nil || !taken {
+		return err
+	}
+	if err := p.node.awaitCertificate(p.identity()); err != nil {
+		return fmt.Errorf("left to the proxy that serves it: %w: %w", errNoCertificate, err)
+	}
+	return nil
 }
 
 // listen opens one port in the pod.
@@ -253,6 +272,7 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 	p.cancel(cause)
 	p.server.Close()
 	p.pool.Close()
+	p.ports.close()
 	p.node.leave(p)
 }
 

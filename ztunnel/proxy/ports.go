@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -49,10 +50,36 @@ type sourcePorts struct {
 	set  portSet
 
 	counters [portCounters]atomic.Uint32
+
+	// track looks for live connections of a client that uses ports outside the kernel's usual range; nil if the kernel cannot
+	// be asked.
+	track *netns.Conntrack
 }
 
-func newSourcePorts(ns *netns.Namespace) *sourcePorts {
-	return &sourcePorts{ns: ns, seed: maphash.MakeSeed()}
+func newSourcePorts(ns *netns.Namespace, logger *slog.Logger) *sourcePorts {
+	s := &sourcePorts{ns: ns, seed: maphash.MakeSeed()}
+	var err error
+	if s.track, err = ns.OpenConntrack(); err != nil {
+		logger.Warn("cannot look into the pod's connection tracking; a client with an unusual ip_local_port_range may be hit", "error", err)
+	}
+	return s
+}
+
+func (s *sourcePorts) close() {
+	if s.track != nil {
+		s.track.Close()
+	}
+}
+
+// taken tells whether connection tracking knows a live connection from the client's port to the application: one that the
+// client opened itself, since the kernel tells of ours by an error of bind or connect. If it cannot be asked, the port
+// counts as free: it is outside the range that clients use by default.
+func (s *sourcePorts) taken(src, app netip.AddrPort) bool {
+	if s.track == nil {
+		return false
+	}
+	live, err := s.track.Live(src, app)
+	return err == nil && live
 }
 
 // usable returns the ports, which are read anew now and then: a privileged pod may change its settings.
