@@ -39,6 +39,9 @@ type Config struct {
 	PlaintextAddr string
 	// TrustedNodeAccounts are the service accounts of node proxies, "namespace/name".
 	TrustedNodeAccounts []string
+	// RootCertConfigMap is the name of the config map that holds the trust bundle in every namespace. Another mesh's control
+	// plane in the same cluster must have another.
+	RootCertConfigMap string
 	// DrainDelay is how long, after a signal to stop, everything is still served while readiness already says no, so that
 	// clients that reconnect reach another replica.
 	DrainDelay time.Duration
@@ -69,6 +72,7 @@ func parseConfig(args []string, stderr io.Writer) (Config, error) {
 	fs.StringVar(&c.DebugAddr, "debug-addr", fmt.Sprintf("127.0.0.1:%d", api.PortControlPlaneDebug), "loopback address of /debug; empty: none")
 	fs.StringVar(&c.PlaintextAddr, "plaintext-addr", "", "loopback address of xDS without TLS and authentication; empty: none")
 	fs.StringVar(&accounts, "trusted-node-accounts", api.DefaultNamespace+"/"+api.NodeProxy, "service accounts of node proxies: namespace/name,...")
+	fs.StringVar(&c.RootCertConfigMap, "root-cert-configmap", api.RootCertConfigMap, "config map for the trust bundle, in every namespace")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", 5*time.Second, "how long to serve on after a signal to stop, not ready any more")
 	fs.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "json", "json or text")
@@ -117,6 +121,9 @@ func (c Config) validate() error {
 		if ns, name, ok := strings.Cut(a, "/"); !ok || ns == "" || name == "" || strings.Contains(name, "/") {
 			return fmt.Errorf("--trusted-node-accounts: %q is not of the form namespace/name", a)
 		}
+	}
+	if errs := validation.IsDNS1123Subdomain(c.RootCertConfigMap); len(errs) > 0 {
+		return fmt.Errorf("--root-cert-configmap %q: %s", c.RootCertConfigMap, errs[0])
 	}
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		return fmt.Errorf("--log-format %q: must be json or text", c.LogFormat)

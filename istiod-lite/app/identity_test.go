@@ -28,9 +28,12 @@ import (
 )
 
 // cast is a cluster of two nodes with callers of all kinds, and their tokens.
-func cast(t *testing.T) (*fakeAPI, *replica) {
+func cast(t *testing.T, change ...func(*fakeAPI)) (*fakeAPI, *replica) {
 	t.Helper()
 	a := newAPI(t, namespaceObject("shop"))
+	for _, f := range change {
+		f(a)
+	}
 	a.createPod(a.ztunnel("node1"))
 	a.createPod(a.ztunnel("node2"))
 	web, other := pod("shop", "web", "web", "node1", "10.0.0.1"), pod("shop", "other", "other", "node2", "10.0.0.2")
@@ -159,10 +162,7 @@ func checkChain(t *testing.T, r *replica, chain []string, id string) {
 
 // A fresh pod's proxy asks before the watch has told of the pod, and so does a fresh proxy itself.
 func TestFreshPod(t *testing.T) {
-	a, r := cast(t)
-	a.awaitWatch(1, "pods")
-	// From here on the watch sees nothing, as if it were far behind.
-	a.stopWatches()
+	a, r := cast(t, func(a *fakeAPI) { a.deaf.Store(true) })
 	fresh := pod("shop", "fresh", "fresh", "node1", "10.0.0.9")
 	a.createPod(fresh)
 	proxy := a.ztunnel("node3")

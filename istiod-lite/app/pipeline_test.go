@@ -77,7 +77,7 @@ type fakeAPI struct {
 	dynamic *dynamicfake.FakeDynamicClient
 
 	noPeerAuthentications atomic.Bool // as before their definition is there
-	deaf                  atomic.Bool // watches tell nothing
+	deaf                  atomic.Bool // watches from now on tell nothing, as if they were far behind
 	watches               sync.Map    // resource -> *atomic.Int32
 
 	mu     sync.Mutex
@@ -113,15 +113,15 @@ func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
 		return true, w, err
 	})
 	a.core.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		if a.deaf.Load() {
+			return true, watch.NewFake(), nil
+		}
 		w, err := a.core.Tracker().Watch(action.GetResource(), action.GetNamespace())
 		a.watching(action.GetResource().Resource)
-		return true, watch.Filter(w, func(e watch.Event) (watch.Event, bool) { return e, !a.deaf.Load() }), err
+		return true, w, err
 	})
 	return a
 }
-
-// stopWatches makes watches tell nothing from now on.
-func (a *fakeAPI) stopWatches() { a.deaf.Store(true) }
 
 func (a *fakeAPI) watching(resource string) {
 	n, _ := a.watches.LoadOrStore(resource, &atomic.Int32{})

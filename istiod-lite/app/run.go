@@ -173,7 +173,9 @@ func (p *program) write(ctx context.Context, failed chan<- error) {
 		Client: p.clients.core.CoordinationV1(), Namespace: p.cfg.Namespace, Name: api.ControlPlaneDeployment + "-leader",
 		Identity: p.cfg.PodName + "_" + string(uuid.NewUUID()), Log: p.log.With("room", "leader"),
 	}
-	writer := &roots.Writer{Client: p.clients.core, Bundle: func() string { return p.authority().Roots() }, Log: p.log.With("room", "roots")}
+	writer := &roots.Writer{
+		Client: p.clients.core, Name: p.cfg.RootCertConfigMap, Bundle: func() string { return p.authority().Roots() }, Log: p.log.With("room", "roots"),
+	}
 	if err := election.Run(ctx, writer.Run); err != nil {
 		failed <- err
 	}

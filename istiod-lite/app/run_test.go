@@ -186,12 +186,13 @@ func TestTwoReplicas(t *testing.T) {
 
 func TestTrustBundleIsKept(t *testing.T) {
 	a := newAPI(t, namespaceObject("shop"))
-	r := a.start()
+	const name = "beside-ca-root-cert" // not the default, so that another mesh can have that
+	r := a.start(func(c *Config) { c.RootCertConfigMap = name })
 	r.awaitReady()
 	maps := a.core.CoreV1().ConfigMaps
 	right := func(ns string) func() bool {
 		return func() bool {
-			cm, err := maps(ns).Get(t.Context(), api.RootCertConfigMap, metav1.GetOptions{})
+			cm, err := maps(ns).Get(t.Context(), name, metav1.GetOptions{})
 			return err == nil && strings.Contains(cm.Data[api.RootCertKey], "BEGIN CERTIFICATE")
 		}
 	}
@@ -201,7 +202,7 @@ func TestTrustBundleIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the bundle in a new namespace", right("later"))
-	cm, err := maps("shop").Get(t.Context(), api.RootCertConfigMap, metav1.GetOptions{})
+	cm, err := maps("shop").Get(t.Context(), name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,13 +211,16 @@ func TestTrustBundleIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the bundle repaired", right("shop"))
-	if cm, _ = maps("shop").Get(t.Context(), api.RootCertConfigMap, metav1.GetOptions{}); cm.Data["other"] != "stays" {
+	if cm, _ = maps("shop").Get(t.Context(), name, metav1.GetOptions{}); cm.Data["other"] != "stays" {
 		t.Errorf("a key that is not ours was lost: %v", cm.Data)
 	}
-	if err := maps("later").Delete(t.Context(), api.RootCertConfigMap, metav1.DeleteOptions{}); err != nil {
+	if err := maps("later").Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "the bundle made anew", right("later"))
+	if _, err := maps("shop").Get(t.Context(), api.RootCertConfigMap, metav1.GetOptions{}); err == nil {
+		t.Error("the other mesh's config map was written")
+	}
 }
 
 // The plain address serves xDS and nothing else.
@@ -265,6 +269,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--log-level=loud"}, "--log-level"},
 		{[]string{"--log-format=xml"}, "--log-format"},
 		{[]string{"--drain-delay=-1s"}, "--drain-delay"},
+		{[]string{"--root-cert-configmap=A_B"}, "--root-cert-configmap"},
 		{[]string{"--nonsense"}, "nonsense"},
 		{[]string{"serve"}, `unexpected argument "serve"`},
 		{[]string{"--kubeconfig=/does/not/exist"}, "/does/not/exist"},

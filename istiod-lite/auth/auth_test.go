@@ -26,7 +26,9 @@ type stage struct {
 	now     time.Time
 }
 
-func (s *stage) Pod(context.Context, cluster.Key, string) (*cluster.Pod, error) { return s.pod, s.podErr }
+func (s *stage) Pod(context.Context, cluster.Key, string) (*cluster.Pod, error) {
+	return s.pod, s.podErr
+}
 
 func (s *stage) review(_ context.Context, token string, audiences []string) (authenticationv1.TokenReviewStatus, error) {
 	s.reviews++

@@ -24,6 +24,8 @@ import (
 // Writer writes the bundle. All fields are required.
 type Writer struct {
 	Client kubernetes.Interface
+	// Name is that of the config map.
+	Name string
 	// Bundle returns the trust bundle in force, PEM.
 	Bundle func() string
 	Log    *slog.Logger
@@ -41,7 +43,7 @@ func (w *Writer) Run(ctx context.Context) {
 	defer context.AfterFunc(ctx, queue.ShutDown)()
 	namespaces := informer(w.Client, w.Client.CoreV1().Namespaces(), "", &corev1.Namespace{}, trimNamespace)
 	maps := informer(w.Client, w.Client.CoreV1().ConfigMaps(metav1.NamespaceAll),
-		fields.OneTermEqualSelector(metav1.ObjectNameField, api.RootCertConfigMap).String(), &corev1.ConfigMap{}, trimConfigMap)
+		fields.OneTermEqualSelector(metav1.ObjectNameField, w.Name).String(), &corev1.ConfigMap{}, trimConfigMap)
 	namespaces.AddEventHandler(handler(func(o metav1.Object) { queue.Add(o.GetName()) }))
 	maps.AddEventHandler(handler(func(o metav1.Object) { queue.Add(o.GetNamespace()) }))
 
@@ -83,31 +85,31 @@ func (w *Writer) reconcile(ctx context.Context, name string, namespaces, maps ca
 		return nil
 	}
 	bundle, client := w.Bundle(), w.Client.CoreV1().ConfigMaps(name)
-	o, exists, err = maps.GetByKey(name + "/" + api.RootCertConfigMap)
+	o, exists, err = maps.GetByKey(name + "/" + w.Name)
 	if err != nil {
 		return err
 	}
 	if !exists {
 		_, err := client.Create(ctx, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: api.RootCertConfigMap, Labels: map[string]string{api.LabelPartOf: api.PartOf}},
+			ObjectMeta: metav1.ObjectMeta{Name: w.Name, Labels: map[string]string{api.LabelPartOf: api.PartOf}},
 			Data:       map[string]string{api.RootCertKey: bundle},
 		}, metav1.CreateOptions{})
 		switch {
 		case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause), apierrors.IsNotFound(err):
 			return nil // the namespace is going; the watch will tell
 		case err != nil:
-			return fmt.Errorf("create %s: %w", api.RootCertConfigMap, err)
+			return fmt.Errorf("create %s: %w", w.Name, err)
 		}
 		return nil
 	}
 	if o.(*corev1.ConfigMap).Data[api.RootCertKey] == bundle {
 		return nil
 	}
-	current, err := client.Get(ctx, api.RootCertConfigMap, metav1.GetOptions{})
+	current, err := client.Get(ctx, w.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil // the watch will tell
 	} else if err != nil {
-		return fmt.Errorf("read %s: %w", api.RootCertConfigMap, err)
+		return fmt.Errorf("read %s: %w", w.Name, err)
 	}
 	if current.Data[api.RootCertKey] == bundle {
 		return nil
@@ -117,7 +119,7 @@ func (w *Writer) reconcile(ctx context.Context, name string, namespaces, maps ca
 	}
 	current.Data[api.RootCertKey] = bundle
 	if _, err := client.Update(ctx, current, metav1.UpdateOptions{}); err != nil {
-		return fmt.Errorf("update %s: %w", api.RootCertConfigMap, err)
+		return fmt.Errorf("update %s: %w", w.Name, err)
 	}
 	return nil
 }

@@ -123,21 +123,28 @@ func (s *State) setPod(key cluster.Key, p *cluster.Pod) {
 		return
 	}
 	s.dirty.pods[key] = struct{}{}
-	if old != nil {
-		drop(s.podsOnNode, old.Node, key)
-		s.unplacePod(old)
-	}
 	if p == nil {
 		delete(s.pods, key)
 		delete(s.group(key.Namespace).pods, key)
 		s.ungroup(key.Namespace)
 	} else {
 		s.pods[key] = p
-		s.group(key.Namespace).pods[key] = struct{}{}
-		add(s.podsOnNode, p.Node, key)
-		s.placePod(p)
+		if old == nil {
+			s.group(key.Namespace).pods[key] = struct{}{}
+		}
+	}
+	// Most changes of a pod change neither its node nor its place.
+	if old == nil || p == nil || old.Node != p.Node {
+		if old != nil {
+			drop(s.podsOnNode, old.Node, key)
+		}
+		if p != nil {
+			add(s.podsOnNode, p.Node, key)
+		}
 	}
 	if !samePlace(old, p) {
+		s.unplacePod(old)
+		s.placePod(p)
 		s.touchSlicesOf(old)
 		s.touchSlicesOf(p)
 	}
