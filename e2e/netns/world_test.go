@@ -29,12 +29,12 @@ const (
 	ioTimeout = 15 * time.Second
 )
 
-// binary is the ztunnel under test.
-var binary string
+// binaries are the ztunnels under test: proxies of one world take them in turn.
+var binaries []string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
-// run builds the binary, unless AMBIT_ZTUNNEL names one: any that speaks the same wires.
+// run builds the binary, unless AMBIT_ZTUNNEL names one, or several with commas between: any that speak the same wires.
 func run(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		return m.Run() // each test says why it is skipped
@@ -45,9 +45,11 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = os.Getenv("AMBIT_ZTUNNEL")
-	if binary == "" {
-		binary = filepath.Join(dir, "ztunnel")
+	if given := os.Getenv("AMBIT_ZTUNNEL"); given != "" {
+		binaries = strings.Split(given, ",")
+	} else {
+		binary := filepath.Join(dir, "ztunnel")
+		binaries = []string{binary}
 		cmd := exec.Command("go", "build", "-o", binary, "github.com/ambit-mesh/ambit/ztunnel/cmd/ztunnel")
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {
@@ -158,7 +160,7 @@ func (w *world) start(n *lab.Node, env ...string) *lab.Proxy {
 // launch starts a proxy on a node.
 func (w *world) launch(n *lab.Node, env ...string) *lab.Proxy {
 	w.t.Helper()
-	p, err := n.StartProxy(binary, env...)
+	p, err := n.StartProxy(binaries[len(w.proxies)%len(binaries)], env...)
 	w.must(err)
 	w.proxies = append(w.proxies, p)
 	return p

@@ -1,0 +1,168 @@
+package netns
+
+import (
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/ambit-mesh/ambit/e2e/lab"
+)
+
+// get asks a proxy's own port and wants success.
+func (w *world) get(p *lab.Proxy, port int, path string) string {
+	w.t.Helper()
+	code, body, err := p.Get(w.ctx, port, path)
+	w.must(err)
+	if code != http.StatusOK {
+		w.t.Fatalf("port %d, %s: status %d: %s", port, path, code, body)
+	}
+	return body
+}
+
+// TestMetrics looks for the series of one tunnelled connection on both sides.
+func TestMetrics(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	s := w.serve("web", 1, true, server)
+	w.settle()
+	w.expect(client, s.at(false, 80), client.IPv4)
+	w.refused(client, addr(server, false, 9999))
+	for i, reporter := range []string{"source", "destination"} {
+		p := w.proxies[i]
+		labels := []string{
+			`reporter="` + reporter + `"`, `source_principal="` + client.Identity() + `"`, `destination_principal="` + server.Identity() + `"`,
+			`source_workload="client"`, `destination_workload="server"`, `connection_security_policy="mutual_tls"`,
+		}
+		for name, least := range map[string]float64{
+			"istio_tcp_connections_opened_total": 1, "istio_tcp_connections_closed_total": 1, "istio_tcp_connections_failed_total": 1,
+			"istio_tcp_sent_bytes_total": 5, "istio_tcp_received_bytes_total": 5,
+		} {
+			w.eventually(name+" of the "+reporter, func() error {
+				for _, path := range []string{"/metrics", "/stats/prometheus"} {
+					got := sum(w.get(p, 15020, path), name, labels)
+					if got < least {
+						return fmt.Errorf("%s: %v, want at least %v", path, got, least)
+					}
+				}
+				return nil
+			})
+		}
+		metrics := w.get(p, 15020, "/metrics")
+		for _, name := range []string{"istio_build", "workload_manager_active_proxy_count", "istio_xds_message_total"} {
+			if sum(metrics, name, nil) == 0 {
+				t.Errorf("no %s in the metrics of %s", name, p.Node.Name)
+			}
+		}
+	}
+	if got := sum(w.get(w.proxies[1], 15020, "/metrics"), "istio_tcp_connections_opened_total", []string{`destination_service="` + s.host + `"`}); got < 1 {
+		t.Errorf("connections through the service that its server's proxy counted: %v", got)
+	}
+}
+
+// sum adds the samples of a metric that have all of the labels.
+func sum(metrics, name string, labels []string) float64 {
+	sample := regexp.MustCompile(`(?m)^` + name + `(?:\{(.*)\})? ([0-9.e+]+)`)
+	total := 0.0
+samples:
+	for _, m := range sample.FindAllStringSubmatch(metrics, -1) {
+		for _, l := range labels {
+			if !strings.Contains(m[1], l) {
+				continue samples
+			}
+		}
+		var v float64
+		fmt.Sscan(m[2], &v)
+		total += v
+	}
+	return total
+}
+
+// TestConfigDump reads the keys that istioctl reads.
+func TestConfigDump(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	s := w.serve("web", 1, true, server)
+	w.Control.SetAuthorizations(deny("some", client, 1))
+	w.settle()
+	w.hold(client, s.at(false, 80))
+	for i, p := range w.proxies {
+		pod := []*lab.Pod{client, server}[i]
+		d := w.dump(p)
+		for _, key := range []string{"workloads", "services", "policies", "certificates", "workloadState", "version", "config"} {
+			if d[key] == nil {
+				t.Errorf("%s: no key %s", p.Node.Name, key)
+			}
+		}
+		cert := find(d["certificates"], "identity", pod.Identity())
+		if cert == nil || cert["state"] != "Available" || len(cert["certChain"].([]any)) == 0 || len(cert["rootCerts"].([]any)) == 0 {
+			t.Errorf("%s: certificate of its pod: %v", p.Node.Name, cert)
+		}
+		if wl := find(d["workloads"], "name", "server"); wl == nil || wl["protocol"] != "HBONE" || wl["node"] != "node2" {
+			t.Errorf("%s: workload: %v", p.Node.Name, wl)
+		}
+		if svc := find(d["services"], "hostname", s.host); svc == nil {
+			t.Errorf("%s: no service", p.Node.Name)
+		}
+		if policy := find(d["policies"], "name", "some"); policy == nil || policy["action"] != "Deny" {
+			t.Errorf("%s: policy: %v", p.Node.Name, policy)
+		}
+		state, _ := d["workloadState"].(map[string]any)[pod.UID].(map[string]any)
+		if state["state"] != "Up" {
+			t.Errorf("%s: state of its pod: %v", p.Node.Name, state)
+		}
+		direction := []string{"outbound", "inbound"}[i]
+		conns, _ := state["connections"].(map[string]any)[direction].([]any)
+		if len(conns) != 1 {
+			t.Errorf("%s: %s connections: %v", p.Node.Name, direction, conns)
+		} else if c := conns[0].(map[string]any); c["protocol"] != "HBONE" || !strings.HasPrefix(c["src"].(string), client.IPv4.String()) {
+			t.Errorf("%s: connection: %v", p.Node.Name, c)
+		}
+		if body := w.get(p, 15000, "/connections"); !strings.Contains(body, client.Identity()) {
+			t.Errorf("%s: /connections: %s", p.Node.Name, body)
+		}
+	}
+}
+
+// find returns the object of a list in which key has the value.
+func find(list any, key string, value any) map[string]any {
+	all, _ := list.([]any)
+	for _, e := range all {
+		if m, ok := e.(map[string]any); ok && m[key] == value {
+			return m
+		}
+	}
+	return nil
+}
+
+func TestLogLevel(t *testing.T) {
+	w := newWorld(t)
+	w.node("node1")
+	p := w.proxies[0]
+	if body := w.get(p, 15000, "/logging"); !strings.Contains(body, "info") {
+		t.Errorf("level at the start: %s", body)
+	}
+	for _, step := range []struct {
+		query string
+		code  int
+		want  string
+	}{
+		{"?level=debug", http.StatusOK, "debug"},
+		{"?level=loud", http.StatusBadRequest, "loud"},
+		{"?level=ztunnel=warn", http.StatusOK, "warn"},
+		{"?reset", http.StatusOK, "info"},
+	} {
+		code, body, err := p.Post(w.ctx, 15000, "/logging"+step.query)
+		if err != nil || code != step.code || !strings.Contains(body, step.want) {
+			t.Errorf("POST /logging%s: %d %s, %v", step.query, code, body, err)
+		}
+	}
+	for _, path := range []string{"/", "/debug/pprof/heap", "/debug/pprof/goroutine?debug=1"} {
+		w.get(p, 15000, path)
+	}
+}
