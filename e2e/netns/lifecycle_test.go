@@ -106,52 +106,64 @@ func (l *load) end(t *testing.T) {
 	t.Logf("%d new connections", l.tried.Load())
 }
 
-// TestReplaceProxy runs the upgrade of a node's proxy under load: the new one takes over, the old one drains and ends.
+// TestReplaceProxy upgrades a node's proxy several times under load: the new one takes over, the old one drains and ends.
+// The load comes for the node's pod in tunnels and in plain, and from it.
 func TestReplaceProxy(t *testing.T) {
+	const rolls, perSecond, perRoll = 4, 100, 200
 	w := newWorld(t)
 	n1, n2 := w.node("node1"), w.node("node2")
-	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	client, server, plain := w.captured(n1, "client"), w.captured(n2, "server"), w.pod(n1, "plain")
 	w.listen(server, ":8080", echo)
+	w.listen(plain, ":8080", echo)
 	w.settle()
+	to := addr(server, false, 8080)
+	loads := []*load{
+		startLoad(client, to, perSecond), startLoad(plain, to, perSecond), startLoad(server, addr(plain, false, 8080), perSecond),
+	}
+	for _, l := range loads {
+		defer l.end(t)
+	}
 	old := w.proxies[1]
-	kept := w.hold(client, addr(server, false, 8080))
-	l := startLoad(client, addr(server, false, 8080), 200)
-	defer l.end(t)
-
-	// As in Kubernetes, the new pod has a network namespace of its own.
-	host, err := w.AddHost(n2.Name)
-	w.must(err)
-	second := *n2
-	second.Host = host
-	newer := w.start(&second)
-	w.must(old.Signal(syscall.SIGTERM))
-	w.eventually("the old proxy says that it ends", func() error {
-		if code, _, err := old.Get(w.ctx, 15021, "/healthz/ready"); err == nil && code == http.StatusOK {
-			return errors.New("ready")
+	for roll := range rolls {
+		kept := []*held{w.hold(client, to), w.hold(plain, to), w.hold(server, addr(plain, false, 8080))}
+		// As in Kubernetes, the new proxy has a network namespace of its own.
+		host, err := w.AddHost(n2.Name)
+		w.must(err)
+		second := *n2
+		second.Host = host
+		newer := w.start(&second)
+		w.must(old.Signal(syscall.SIGTERM))
+		w.eventually("the old proxy is not ready", func() error {
+			if code, _, err := old.Get(w.ctx, 15021, "/healthz/ready"); err == nil && code == http.StatusOK {
+				return errors.New("ready")
+			}
+			return nil
+		})
+		w.expect(client, to, client.IPv4)
+		w.logged(newer, "inbound", client.Identity())
+		for _, l := range loads {
+			w.eventually("connections are opened after the takeover", func() error {
+				if n, enough := l.tried.Load(), int64((roll+1)*perRoll); n < enough {
+					return fmt.Errorf("%d of %d", n, enough)
+				}
+				return nil
+			})
 		}
-		return nil
-	})
-	w.expect(client, addr(server, false, 8080), client.IPv4)
-	w.logged(newer, "inbound", client.Identity())
-	const enough = 600
-	w.eventually("connections are opened after the takeover", func() error {
-		if n := l.tried.Load(); n < enough {
-			return fmt.Errorf("%d of %d", n, enough)
+		for i, h := range kept {
+			if err := h.works(); err != nil {
+				t.Errorf("connection %d of the time before: %v", i, err)
+			}
+			h.Close()
 		}
-		return nil
-	})
-	if err := kept.works(); err != nil {
-		t.Errorf("connection of the time before: %v", err)
+		// With its last connection gone the old one ends by itself, well before its grace period.
+		ctx, cancel := context.WithTimeout(w.ctx, patience)
+		defer cancel()
+		if err := old.Wait(ctx); err != nil {
+			t.Errorf("old proxy: %v\n%s", err, old.LogTail())
+		}
+		old = newer
 	}
-	l.end(t)
-	kept.Close()
-	// With its last connection gone the old one ends by itself, well before its grace period.
-	ctx, cancel := context.WithTimeout(w.ctx, patience)
-	defer cancel()
-	if err := old.Wait(ctx); err != nil {
-		t.Errorf("old proxy: %v\n%s", err, old.LogTail())
-	}
-	w.expect(client, addr(server, false, 8080), client.IPv4)
+	w.expect(client, to, client.IPv4)
 }
 
 // TestGracePeriodEnds keeps a connection open past a proxy's grace period.
