@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	securityv1alpha1 "istio.io/api/security/v1alpha1"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/auth"
@@ -26,6 +25,8 @@ const (
 	// maxRequest bounds one message from a client. A node proxy that comes back names all that it has: about 80 bytes for
 	// each of at most some 200,000 workloads and services.
 	maxRequest = 64 << 20
+	// maxStreams bounds the calls of one connection; a node proxy makes one stream and a handful of calls.
+	maxStreams = 100
 	// maxConnectionAge is how long a connection lives, give or take a tenth: long enough to cost nothing, short enough
 	// that clients spread over replicas. Streams then have maxConnectionGrace to end.
 	maxConnectionAge   = 30 * time.Minute
@@ -64,11 +65,11 @@ func (p *program) listenGRPC() (*grpcServers, error) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.secured, &xds.Server{
 		Hub: p.hub, Identify: authenticator.Caller, Admit: xds.NodeProxies(p.cfg.TrustedNodeAccounts), Log: p.log.With("room", "xds"),
 	})
-	securityv1alpha1.RegisterIstioCertificateServiceServer(s.secured, &ca.Service{
+	(&ca.Service{
 		Authority: p.authority, Identify: authenticator.CallerByToken, Pods: p.roster,
 		TrustDomain:  func() string { return p.loop.Settings().TrustDomain },
 		NodeAccounts: p.cfg.TrustedNodeAccounts, Metrics: p.caMetrics, Log: p.log.With("room", "ca"), Now: time.Now,
-	})
+	}).Register(s.secured)
 	if s.plain != nil {
 		s.unguarded = newServer()
 		discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.unguarded, &xds.Server{
@@ -84,6 +85,7 @@ func newServer(opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(opts,
 		grpc.ForceServerCodecV2(xds.Codec()),
 		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: maxConnectionGrace, Time: pingAfter, Timeout: pingTimeout,

@@ -68,7 +68,13 @@ const (
 )
 
 func connect(kubeconfig string) (clients, error) {
-	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	var cfg *rest.Config
+	var err error
+	if kubeconfig == "" {
+		cfg, err = rest.InClusterConfig()
+	} else {
+		cfg, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
 	if err != nil {
 		return clients{}, fmt.Errorf("reach the API server: %w", err)
 	}

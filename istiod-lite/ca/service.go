@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	securityv1alpha1 "istio.io/api/security/v1alpha1"
@@ -50,19 +51,42 @@ type Service struct {
 	Log          *slog.Logger
 	// Now is the clock.
 	Now func() time.Time
-
-	securityv1alpha1.UnimplementedIstioCertificateServiceServer
 }
 
-// CreateCertificate certifies the key of a request.
-func (s *Service) CreateCertificate(ctx context.Context, req *securityv1alpha1.IstioCertificateRequest) (*securityv1alpha1.IstioCertificateResponse, error) {
+// Register makes a server serve CreateCertificate. On the wire it is the call that its clients make; here it is a stream of
+// one message each way, so that the caller is known before the request is read: a server that serves xDS beside it takes
+// large messages, and strangers must not fill its memory with them.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	r.RegisterService(&grpc.ServiceDesc{
+		ServiceName: securityv1alpha1.IstioCertificateService_ServiceDesc.ServiceName,
+		HandlerType: (*any)(nil),
+		Streams:     []grpc.StreamDesc{{StreamName: createCertificate, Handler: s.handle}},
+	}, s)
+}
+
+const createCertificate = "CreateCertificate"
+
+func (s *Service) handle(_ any, st grpc.ServerStream) error {
 	s.Metrics.requests.Inc()
-	caller, err := s.Identify(ctx)
+	caller, err := s.Identify(st.Context())
 	if err != nil {
 		s.Metrics.unauthenticated.Inc()
 		s.Log.Warn("certificate refused", "cause", err)
-		return nil, err
+		return err
 	}
+	var req securityv1alpha1.IstioCertificateRequest
+	if err := st.RecvMsg(&req); err != nil {
+		return err
+	}
+	res, err := s.createCertificate(st.Context(), caller, &req)
+	if err != nil {
+		return err
+	}
+	return st.SendMsg(res)
+}
+
+// createCertificate certifies the key of a request.
+func (s *Service) createCertificate(ctx context.Context, caller auth.Caller, req *securityv1alpha1.IstioCertificateRequest) (*securityv1alpha1.IstioCertificateResponse, error) {
 	id, chain, err := s.create(ctx, caller, req)
 	if err != nil {
 		s.Metrics.failures.WithLabelValues(status.Code(err).String()).Inc()

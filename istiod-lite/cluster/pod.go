@@ -3,6 +3,7 @@ package cluster
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -13,6 +14,7 @@ import (
 type Pod struct {
 	Key
 	UID            string
+	Created        time.Time
 	Node           string
 	ServiceAccount string
 	// IPs are all addresses of the pod; none before the network is there.
@@ -51,12 +53,15 @@ func (*Pod) ObjectKind() Kind { return KindPod }
 // ObjectKey is namespace and name.
 func (p *Pod) ObjectKey() Key { return p.Key }
 
-// Present reports whether the pod takes part in the mesh's address space: it has an address that is its own.
+// Present reports whether the pod has an address and has not ended.
 func (p *Pod) Present() bool { return p != nil && !p.Terminal && len(p.IPs) > 0 }
+
+// HasPlace reports whether the pod is found by its addresses: it is present, and they are not its node's.
+func (p *Pod) HasPlace() bool { return p.Present() && !p.HostNetwork }
 
 // Equal reports whether both are the same in every field.
 func (p *Pod) Equal(o *Pod) bool {
-	return p.Key == o.Key && p.UID == o.UID && p.Node == o.Node && p.ServiceAccount == o.ServiceAccount &&
+	return p.Key == o.Key && p.UID == o.UID && p.Created.Equal(o.Created) && p.Node == o.Node && p.ServiceAccount == o.ServiceAccount &&
 		slices.Equal(p.IPs, o.IPs) && p.HostNetwork == o.HostNetwork && p.Ready == o.Ready && p.Deleting == o.Deleting &&
 		p.Terminal == o.Terminal && p.Redirected == o.Redirected && p.Redirection == o.Redirection &&
 		p.Labels.Equal(o.Labels) && p.Controller == o.Controller && slices.Equal(p.Ports, o.Ports) &&
@@ -68,6 +73,7 @@ func PodOf(in *corev1.Pod) *Pod {
 	p := &Pod{
 		Key:            Key{in.Namespace, in.Name},
 		UID:            string(in.UID),
+		Created:        in.CreationTimestamp.Time,
 		Node:           in.Spec.NodeName,
 		ServiceAccount: in.Spec.ServiceAccountName,
 		HostNetwork:    in.Spec.HostNetwork,

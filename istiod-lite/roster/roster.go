@@ -87,7 +87,12 @@ func (r *Roster) Observe(e cluster.Event) {
 }
 
 func (r *Roster) set(key cluster.Key, p *cluster.Pod) {
-	if old := r.pods[key]; old != nil && !old.Terminal {
+	old := r.pods[key]
+	if old != nil && p != nil && accountOf(old) == accountOf(p) && old.Terminal == p.Terminal {
+		r.pods[key] = p
+		return
+	}
+	if old != nil && !old.Terminal {
 		a := accountOf(old)
 		if r.running[a]--; r.running[a] == 0 {
 			delete(r.running, a)

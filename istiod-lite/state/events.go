@@ -148,9 +148,11 @@ func (s *State) setPod(key cluster.Key, p *cluster.Pod) {
 		s.touchSlicesOf(old)
 		s.touchSlicesOf(p)
 	}
+	if !sameClaim(old, p) {
+		s.touchNeighbours(old)
+		s.touchNeighbours(p)
+	}
 }
-
-func hasPlace(p *cluster.Pod) bool { return p.Present() && !p.HostNetwork }
 
 // samePlace reports whether both are found at the same addresses, or neither at any.
 func samePlace(a, b *cluster.Pod) bool {
@@ -160,8 +162,25 @@ func samePlace(a, b *cluster.Pod) bool {
 	return !a.Present() || a.HostNetwork == b.HostNetwork && slices.Equal(a.IPs, b.IPs)
 }
 
+// sameClaim reports whether both have the same right to the same addresses.
+func sameClaim(a, b *cluster.Pod) bool {
+	return samePlace(a, b) && (!a.HasPlace() || a.Deleting == b.Deleting && a.Created.Equal(b.Created))
+}
+
+// touchNeighbours marks the pods that have, or had, an address with p in common.
+func (s *State) touchNeighbours(p *cluster.Pod) {
+	if !p.HasPlace() {
+		return
+	}
+	for _, ip := range p.IPs {
+		for k := range s.podsAt[ip] {
+			s.dirty.pods[k] = struct{}{}
+		}
+	}
+}
+
 func (s *State) placePod(p *cluster.Pod) {
-	if hasPlace(p) {
+	if p.HasPlace() {
 		for _, ip := range p.IPs {
 			add(s.podsAt, ip, p.Key)
 		}
@@ -169,7 +188,7 @@ func (s *State) placePod(p *cluster.Pod) {
 }
 
 func (s *State) unplacePod(p *cluster.Pod) {
-	if hasPlace(p) {
+	if p.HasPlace() {
 		for _, ip := range p.IPs {
 			drop(s.podsAt, ip, p.Key)
 		}

@@ -33,12 +33,26 @@ func (c *collector) pod(k cluster.Key) {
 		Node:     s.nodes[p.Node],
 		Services: s.attachments(p),
 		Policies: s.policiesOf(p),
+		Others:   s.others(p),
 	})
 	if w == nil {
 		c.one(object{cluster.KindPod, k}, name, nil, problems)
 		return
 	}
 	c.one(object{cluster.KindPod, k}, name, address(w), problems)
+}
+
+// others lists the pods that have an address of p too.
+func (s *State) others(p *cluster.Pod) []*cluster.Pod {
+	var out []*cluster.Pod
+	for _, ip := range p.IPs {
+		for k := range s.podsAt[ip] {
+			if k != p.Key {
+				out = append(out, s.pods[k])
+			}
+		}
+	}
+	return out
 }
 
 func address(w *workload.Workload) *workload.Address {

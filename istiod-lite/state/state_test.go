@@ -204,7 +204,7 @@ func (w world) object() cluster.Object {
 	}
 	p := &cluster.Pod{
 		Key: w.key(), Node: w.node(), ServiceAccount: pick(w, "s", "t"), Labels: w.labels(), Ready: w.IntN(2) == 0,
-		Terminal: w.IntN(8) == 0, HostNetwork: w.IntN(8) == 0, Redirected: w.IntN(2) == 0, Redirection: pick(w, "enabled", "odd"),
+		Terminal: w.IntN(8) == 0, Deleting: w.IntN(4) == 0, Created: w.created(), HostNetwork: w.IntN(8) == 0, Redirected: w.IntN(2) == 0, Redirection: pick(w, "enabled", "odd"),
 	}
 	for range w.IntN(3) {
 		if a := w.addr("10.1.0"); !slices.Contains(p.IPs, a) {
@@ -230,7 +230,7 @@ func TestIncrementalIsAll(t *testing.T) {
 			w := world{rand.New(rand.NewPCG(seed, 2))}
 			s, m := New(mesh), model{}
 			objects := map[object]cluster.Object{}
-			for range 3000 {
+			for range 1500 {
 				switch w.IntN(40) {
 				default:
 					o := w.object()

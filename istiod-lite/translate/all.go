@@ -98,7 +98,7 @@ func Backs(p *cluster.Pod, slice *cluster.EndpointSlice, e cluster.Endpoint) boo
 	if e.Pod != "" {
 		return p.Key == cluster.Key{Namespace: slice.Namespace, Name: e.Pod}
 	}
-	return !p.HostNetwork && slices.Contains(p.IPs, e.Addr)
+	return p.HasPlace() && slices.Contains(p.IPs, e.Addr)
 }
 
 // Selects reports whether a service's selector picks a pod. A service without one picks none.
@@ -151,7 +151,7 @@ func (s Snapshot) serviceInput(svc *cluster.Service) ServiceInput {
 }
 
 func (s Snapshot) podInput(p *cluster.Pod) PodInput {
-	in := PodInput{Pod: p, Node: s.node(p.Node)}
+	in := PodInput{Pod: p, Node: s.node(p.Node), Others: s.Pods}
 	for _, svc := range s.Services {
 		if Selects(svc, p) {
 			in.Services = append(in.Services, Attachment{Service: svc})

@@ -40,6 +40,36 @@ type PodInput struct {
 	Services []Attachment
 	// Policies are the "namespace/name" of authorisations that select the pod.
 	Policies []string
+	// Others are pods that have one of its addresses too.
+	Others []*cluster.Pod
+}
+
+// owned are the addresses that are the pod's and nobody else's. An address may be given to a new pod before the old one is
+// gone from the API server: it is the one's that is not ending, else the younger one's.
+func (in PodInput) owned() []netip.Addr {
+	if !in.Pod.HasPlace() {
+		return in.Pod.IPs
+	}
+	var out []netip.Addr
+	for _, addr := range in.Pod.IPs {
+		if !slices.ContainsFunc(in.Others, func(o *cluster.Pod) bool {
+			return o.HasPlace() && slices.Contains(o.IPs, addr) && succeeds(o, in.Pod)
+		}) {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
+// succeeds reports whether a has the address that both claim.
+func succeeds(a, b *cluster.Pod) bool {
+	if a.Key == b.Key {
+		return false
+	}
+	if a.Deleting != b.Deleting {
+		return b.Deleting
+	}
+	return cmp.Or(b.Created.Compare(a.Created), a.Key.Compare(b.Key)) < 0
 }
 
 // PodUID is the key of a pod's workload.
@@ -47,18 +77,23 @@ func PodUID(m Mesh, pod cluster.Key) string {
 	return m.ClusterID + "//Pod/" + pod.Namespace + "/" + pod.Name
 }
 
-// Pod translates a pod. The result is nil while the pod has no address, and after it has ended.
+// Pod translates a pod. The result is nil while the pod has no address, and after it has ended or another pod has its
+// addresses.
 func Pod(m Mesh, in PodInput) (*workload.Workload, []Problem) {
 	p := in.Pod
 	problems := Faults(p, p.Faults)
 	if !p.Present() {
 		return nil, problems
 	}
+	ips := in.owned()
+	if len(ips) == 0 {
+		return nil, problems
+	}
 	w := &workload.Workload{
 		Uid:                   PodUID(m, p.Key),
 		Name:                  p.Name,
 		Namespace:             p.Namespace,
-		Addresses:             addresses(p.IPs),
+		Addresses:             addresses(ips),
 		Network:               m.Network,
 		TrustDomain:           m.trustDomain(),
 		ServiceAccount:        unless(p.ServiceAccount, "default"),
