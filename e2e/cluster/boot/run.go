@@ -24,6 +24,10 @@ const (
 	// restartAfter is how long a service that ended stays down.
 	restartAfter = 500 * time.Millisecond
 
+	// openFiles is how many files services and pods may have open where the machine allows it: what Linux distributions give
+	// container runtimes.
+	openFiles = 1 << 20
+
 	// askEvery is how often an address of Service.After is tried.
 	askEvery = 50 * time.Millisecond
 )
@@ -47,6 +51,9 @@ func Run(ctx context.Context, s Spec, log io.Writer) error {
 	if err := mountAll(s); err != nil {
 		return err
 	}
+	if err := raiseOpenFiles(); err != nil {
+		return fmt.Errorf("raise the limit of open files: %w", err)
+	}
 	fmt.Fprintf(log, "%s: %s is up, %d services\n", now(), s.Hostname, len(s.Services))
 
 	r := &reaper{ended: map[int]chan string{}}
@@ -60,6 +67,19 @@ func Run(ctx context.Context, s Spec, log io.Writer) error {
 }
 
 func now() string { return time.Now().UTC().Format(time.RFC3339Nano) }
+
+// raiseOpenFiles raises the limit as far as this process may: what started it may have been a user's shell.
+func raiseOpenFiles() error {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	if limit.Max < openFiles && syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: openFiles, Max: openFiles}) == nil {
+		return nil
+	}
+	// By package syscall: only what it sets is passed on to children.
+	return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max})
+}
 
 // mountAll gives the machine its own view of the file system.
 func mountAll(s Spec) error {

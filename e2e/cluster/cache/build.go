@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -42,10 +43,7 @@ func (c *Cache) buildPart(ctx context.Context, p Part, dir string) error {
 	for _, name := range slices.Sorted(maps.Keys(p.Set)) {
 		ldflags += " -X " + name + "=" + p.Set[name]
 	}
-	args := []string{"build", "-trimpath", "-ldflags", ldflags, "-o", bin + "/"}
-	if p.Tags != "" {
-		args = append(args, "-tags", p.Tags)
-	}
+	args := []string{"build", "-trimpath", "-ldflags", ldflags, "-tags", strings.TrimSpace(PartsTag + " " + p.Tags), "-o", bin + "/"}
 	cmd := exec.CommandContext(ctx, "go", append(args, p.Packages...)...)
 	cmd.Dir = c.Module
 	cgo := "CGO_ENABLED=0"

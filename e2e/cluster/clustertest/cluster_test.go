@@ -1,6 +1,7 @@
 package clustertest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,9 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/cache"
 	"github.com/ambit-mesh/ambit/e2e/cluster/image"
@@ -402,22 +405,68 @@ func TestUpIsCutOff(t *testing.T) {
 	}
 }
 
-// killMachines ends the inits that an `up` which was cut off left, by what their command line says.
-func killMachines(t *testing.T) {
+// machines lists the PIDs of the inits that run.
+func machines(t *testing.T) (pids []int) {
 	t.Helper()
 	for _, p := range processes(t) {
 		dir, target, _ := strings.Cut(p, " ")
 		if filepath.Base(target) != "nodeinit" {
 			continue
 		}
-		var pid int
-		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err != nil {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
 			t.Fatal(err)
 		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// killMachines ends the inits that an `up` which was cut off left.
+func killMachines(t *testing.T) {
+	t.Helper()
+	for _, pid := range machines(t) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestUpFails ends a machine while the cluster comes up: `up` says so at once, with the log, and does not wait for its limits.
+func TestUpFails(t *testing.T) {
+	c := thisClone(t)
+	before := look(t, c)
+	c.must(t, coldLimit, "up") // so that the programs are there
+	c.must(t, upLimit, "down")
+	ctx, cancel := context.WithTimeout(t.Context(), upLimit)
+	defer cancel()
+	var output bytes.Buffer
+	cmd := c.command(ctx, "up")
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "three machines", func(context.Context) error {
+		if n := len(machines(t)); n != 3 {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+	begin := time.Now()
+	killMachines(t)
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Fatalf("up: %v, want exit code 1\n%s", err, &output)
+	}
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("it took %s to notice", took)
+	}
+	if text := output.String(); !strings.Contains(text, "has ended") || !strings.Contains(text, "init.log") || !strings.Contains(text, " is up, ") {
+		t.Errorf("the failure is not explained with its log:\n%s", text)
+	}
+	c.must(t, upLimit, "down")
+	checkClean(t, before, c)
 }
 
 // TestManyTimes brings clusters up and down in a row; only with AMBIT_SOAK=1.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -122,22 +123,34 @@ func (c *Cluster) clearFiles() error {
 	return nil
 }
 
-// kubeletSysctls are settings of the whole machine that a kubelet changes (kubelet, container manager: "kernel tunables").
-func kubeletSysctls() []string {
-	return []string{
-		"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-		"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+// sysctls are settings of the whole machine that a cluster changes: by a kubelet (container manager, "kernel tunables"),
+// or here, by what a machine with many pods needs. They are put back.
+func sysctls() map[string]int {
+	return map[string]int{
+		"vm/overcommit_memory": 0, "vm/panic_on_oom": 0, "kernel/panic": 0, "kernel/panic_on_oops": 0, // zero: the kubelet's choice
+		"kernel/keys/root_maxkeys": 0, "kernel/keys/root_maxbytes": 0,
+		"fs/inotify/max_user_instances": 2048, // two kubelets and containerds share it with all that watch files
+		"fs/inotify/max_user_watches":   524288,
 	}
 }
 
 func readSysctls() map[string]string {
 	out := map[string]string{}
-	for _, name := range kubeletSysctls() {
+	for name := range sysctls() {
 		if value, err := os.ReadFile("/proc/sys/" + name); err == nil {
 			out[name] = strings.TrimSpace(string(value))
 		}
 	}
 	return out
+}
+
+// raiseSysctls sets what is lower than a cluster needs. A machine that forbids it may do without.
+func raiseSysctls(have map[string]string) {
+	for name, want := range sysctls() {
+		if value, err := strconv.Atoi(have[name]); err == nil && value < want {
+			_ = os.WriteFile("/proc/sys/"+name, []byte(strconv.Itoa(want)), 0)
+		}
+	}
 }
 
 // restoreSysctls sets what can be set: a machine that forbids it did not let the kubelet change it either.

@@ -129,6 +129,7 @@ func (c *Cluster) start(ctx context.Context, o UpOptions, programs cache.Entry) 
 			return fmt.Errorf("make mount point: %w", err)
 		}
 	}
+	raiseSysctls(r.Sysctls)
 	loadModules(ctx)
 	p, noIPv6, err := c.plan(o, programs, h)
 	if err != nil {

@@ -1,3 +1,5 @@
+//go:build ambit_parts
+
 // Command coredns is CoreDNS with the plugins that a cluster's DNS needs, and no others.
 package main
 

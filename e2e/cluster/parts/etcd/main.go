@@ -1,3 +1,5 @@
+//go:build ambit_parts
+
 // Command etcd is the etcd server, as its own module ships it.
 package main
 

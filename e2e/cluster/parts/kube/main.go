@@ -1,3 +1,5 @@
+//go:build ambit_parts
+
 // Command kube is every Kubernetes program that the cluster runs, in one binary: linking happens once instead of six
 // times. The name it is called by, or else its first argument, says which program it is.
 package main
