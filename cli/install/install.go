@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/ambit-mesh/ambit/api"
@@ -28,6 +29,9 @@ import (
 
 // defaultTimeout is how long the parts may take to become ready, images pulled included.
 const defaultTimeout = 5 * time.Minute
+
+// applyTimeout bounds applying, which takes seconds unless an earlier mesh's namespace has to go first.
+const applyTimeout = 3 * time.Minute
 
 // besideBundle is the ConfigMap of the trust bundle beside another control plane, which keeps its own in every namespace.
 const besideBundle = "ambit-ca-root-cert"
@@ -67,7 +71,7 @@ func New(env *command.Env) *cobra.Command {
 	flags.BoolVar(&o.skipCRDs, "skip-crds", false, "leave the custom resource definitions to others")
 	flags.BoolVar(&o.beside, "beside", false, "stand beside another mesh, in a namespace of its own")
 	flags.BoolVar(&o.noWait, "no-wait", false, "do not wait until the parts are ready")
-	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "how long to wait")
+	flags.DurationVar(&o.timeout, "timeout", defaultTimeout, "how long the parts may take to become ready")
 	return cmd
 }
 
@@ -107,9 +111,9 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	if err := refuseOthers(ctx, cluster.Kubernetes, namespace, vals, o.beside); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	applyCtx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
-	if err := apply(ctx, env, cluster, chart, namespace, vals, o.skipCRDs); err != nil {
+	if err := apply(applyCtx, env, cluster, chart, namespace, vals, o.skipCRDs); err != nil {
 		return err
 	}
 	if o.noWait {
@@ -118,7 +122,9 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	}
 	env.Notef("Waiting until the parts are ready")
 	waiter := &rollout.Waiter{Client: cluster.Kubernetes, Namespace: namespace, Note: env.Notef}
-	if err := waiter.Wait(ctx, survey.Components...); err != nil {
+	waitCtx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	if err := waiter.Wait(waitCtx, survey.Components...); err != nil {
 		return explain(env, err, namespace)
 	}
 	env.Printf("ambit %s is installed in namespace %s.", chart.Version(), namespace)
@@ -226,11 +232,38 @@ const podSecurity = "pod-security.kubernetes.io/enforce"
 
 // ensureNamespace makes the mesh's namespace, with the label that lets the node parts in. One that exists is left as it is.
 func ensureNamespace(ctx context.Context, client kubernetes.Interface, name string) error {
-	_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+	ns, err := client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	if err == nil && ns.DeletionTimestamp == nil {
+		return nil
+	}
+	if err == nil { // an earlier mesh's, on its way out
+		if err := AwaitNoNamespace(ctx, client, name); err != nil {
+			return err
+		}
+	}
+	_, err = client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 		Name: name, Labels: map[string]string{podSecurity: "privileged", MadeLabel: MadeValue},
 	}}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create namespace %s: %w", name, err)
+	}
+	return nil
+}
+
+// namespaceTimeout is how long Kubernetes may take to empty a namespace.
+const namespaceTimeout = time.Minute
+
+// AwaitNoNamespace waits until a namespace that is being deleted is gone.
+func AwaitNoNamespace(ctx context.Context, client kubernetes.Interface, name string) error {
+	err := wait.PollUntilContextTimeout(ctx, 250*time.Millisecond, namespaceTimeout, true, func(ctx context.Context) (bool, error) {
+		_, err := client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return true, nil
+		}
+		return false, err
+	})
+	if err != nil {
+		return fmt.Errorf("wait until namespace %s is gone: %w", name, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package rollout
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -137,6 +138,9 @@ func (w *Waiter) troubles(ctx context.Context, p survey.Part, events bool) []str
 			if trouble == "" {
 				trouble = "running, but not ready"
 			}
+			if line := w.lastLogLine(ctx, pod); line != "" {
+				trouble += "; its last words: " + line
+			}
 		}
 		if trouble != "" {
 			where := pod.Spec.NodeName
@@ -192,6 +196,32 @@ func (w *Waiter) lastWarning(ctx context.Context, pod *corev1.Pod) string {
 	}
 	last := slices.MaxFunc(events.Items, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
 	return last.Reason + ": " + firstLine(last.Message)
+}
+
+// maxLine bounds what is shown of a pod's log line, in bytes.
+const maxLine = 300
+
+// lastLogLine returns the last line that a pod logged; of a structured one the message and the cause.
+func (w *Waiter) lastLogLine(ctx context.Context, pod *corev1.Pod) string {
+	if pod.Status.Phase != corev1.PodRunning {
+		return ""
+	}
+	text, err := w.Client.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{TailLines: new(int64(1))}).DoRaw(ctx)
+	if err != nil {
+		return ""
+	}
+	line := firstLine(string(text))
+	var fields map[string]any
+	if json.Unmarshal([]byte(line), &fields) == nil {
+		var words []string
+		for _, key := range []string{"message", "msg", "error", "err", "cause"} {
+			if s, ok := fields[key].(string); ok {
+				words = append(words, s)
+			}
+		}
+		line = strings.Join(words, ": ")
+	}
+	return line[:min(len(line), maxLine)]
 }
 
 func firstLine(s string) string {

@@ -13,6 +13,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
@@ -66,11 +67,19 @@ func TestWaitEnds(t *testing.T) {
 			return metav1.ObjectMeta{Namespace: "mesh", Name: name, Labels: map[string]string{"app": "ztunnel"}}
 		}
 		ready := corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
-		client := fake.NewClientset(daemonSet(2, 1),
+		client := fake.NewClientset(daemonSet(2, 1), // the client's log is "fake logs"
 			&corev1.Pod{ObjectMeta: meta("a"), Spec: corev1.PodSpec{NodeName: "node1"}, Status: ready},
 			&corev1.Pod{ObjectMeta: meta("b"), Spec: corev1.PodSpec{NodeName: "node2"}},
-			&corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "mesh", Name: "e"}, InvolvedObject: corev1.ObjectReference{Name: "b"},
-				Type: corev1.EventTypeWarning, Reason: "FailedMount", Message: "configmap \"istio-ca-root-cert\" not found\nand more"})
+			&corev1.Pod{ObjectMeta: meta("c"), Spec: corev1.PodSpec{NodeName: "node3"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}})
+		// The fake client knows no field selectors.
+		client.PrependReactor("list", "events", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			about := fields.Set{"involvedObject.name": "b", "type": corev1.EventTypeWarning}
+			events := &corev1.EventList{}
+			if a.(clienttesting.ListAction).GetListRestrictions().Fields.Matches(about) {
+				events.Items = []corev1.Event{{Reason: "FailedMount", Message: "configmap \"istio-ca-root-cert\" not found\nand more"}}
+			}
+			return true, events, nil
+		})
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		err := (&Waiter{Client: client, Namespace: "mesh", Note: func(string, ...any) {}}).Wait(ctx, survey.NodeProxy)
@@ -81,7 +90,8 @@ func TestWaitEnds(t *testing.T) {
 		if want := "not ready in time: node proxy (DaemonSet mesh/ztunnel: 1 of 2 ready)"; err.Error() != want {
 			t.Errorf("got %q, want %q", err, want)
 		}
-		want := []string{`b on node2: FailedMount: configmap "istio-ca-root-cert" not found`}
+		want := []string{`b on node2: FailedMount: configmap "istio-ca-root-cert" not found`,
+			"c on node3: running, but not ready; its last words: fake logs"}
 		if diff := cmp.Diff(want, notReady.Troubles); diff != "" {
 			t.Errorf("troubles (-want +got):\n%s", diff)
 		}

@@ -115,7 +115,7 @@ func (r *remover) removeNamespace(ctx context.Context) error {
 	if err := r.client().CoreV1().Namespaces().Delete(ctx, r.namespace, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete namespace %s: %w", r.namespace, err)
 	}
-	return nil
+	return install.AwaitNoNamespace(ctx, r.client(), r.namespace)
 }
 
 // left lists what is in the mesh's namespace beside what Kubernetes puts into every namespace.
