@@ -22,6 +22,7 @@ cluster-down: ## remove that cluster and whatever an earlier one left
 cluster-reboot: ## cut the power of NODE=node2 and start it again
 	@$(CLUSTER) reboot $(NODE)
 kubectl: ## run kubectl against that cluster: ARGS="get pods -A"
+	@test -e .cache/cluster/state.json || { echo 'no cluster is up: run make cluster-up' >&2; exit 1; }
 	@.cache/bin/kubectl --kubeconfig .cache/cluster/kubeconfig $(ARGS)
 images: ## build the images (product and test) as OCI archives in .cache/images
 	@$(CLUSTER) images

@@ -53,7 +53,8 @@ func TestCluster(t *testing.T) {
 	c := thisClone(t)
 	before := look(t, c)
 	c.must(t, coldLimit, "down") // of nothing
-	c.must(t, coldLimit, "up")
+	lock := filepath.Join(t.TempDir(), "lock")
+	upHolding(t, c, lock)
 	s := c.state(t)
 
 	t.Run("up again changes nothing", func(t *testing.T) {
@@ -85,6 +86,36 @@ func TestCluster(t *testing.T) {
 			t.Error("the state is still there")
 		}
 	})
+}
+
+// upHolding brings the cluster up as a script does that holds a lock meanwhile, and then lets go of it.
+func upHolding(t *testing.T, c clone, lock string) {
+	t.Helper()
+	held, err := os.Create(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), coldLimit)
+	defer cancel()
+	cmd := c.command(ctx, "up")
+	cmd.ExtraFiles = []*os.File{held}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("cluster up: %v\n%s", err, out)
+	}
+	held.Close()
+	again, err := os.Open(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := syscall.Flock(int(again.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		t.Errorf("the cluster holds a file that its maker had open: %v", err)
+	}
 }
 
 type pod struct {

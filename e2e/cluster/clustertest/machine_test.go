@@ -218,8 +218,8 @@ func look(t *testing.T, clones ...clone) traces {
 	return s
 }
 
-// processes lists what runs anywhere on the machine and is one of a cluster's programs: its file is in a cache entry. Others
-// may use them too.
+// processes lists what of a cluster's programs runs anywhere on the machine: their files are in a cache entry, and they are in
+// a PID namespace of their own, which others who use the same programs are not.
 func processes(t *testing.T) []string {
 	t.Helper()
 	found := map[string]bool{}
@@ -229,7 +229,16 @@ func processes(t *testing.T) []string {
 	}
 	for _, exe := range exes {
 		target, err := os.Readlink(exe)
-		if err == nil && strings.Contains(target, "/cluster/") && strings.Contains(target, "/bin/") && !strings.Contains(target, "go-build") {
+		if err != nil || !strings.Contains(target, "/cluster/") || !strings.Contains(target, "/bin/") {
+			continue
+		}
+		status, err := os.ReadFile(filepath.Join(filepath.Dir(exe), "status"))
+		if err != nil {
+			continue // it has ended
+		}
+		_, pids, _ := strings.Cut(string(status), "\nNSpid:")
+		pids, _, _ = strings.Cut(pids, "\n")
+		if len(strings.Fields(pids)) > 1 {
 			found[filepath.Dir(exe)+" "+target] = true
 		}
 	}

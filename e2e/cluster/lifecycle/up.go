@@ -47,8 +47,7 @@ func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
 	if err := debian.Install(ctx, Packages(), c.Report); err != nil {
 		return err
 	}
-	module := filepath.Join(c.Repository, "e2e", "cluster")
-	recipe, err := c.recipe(ctx, module)
+	recipe, err := c.recipe(ctx)
 	if err != nil {
 		return err
 	}
@@ -61,17 +60,37 @@ func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
 	if err := c.clear(ctx, r); err != nil {
 		return err
 	}
-	dir, err := cache.UserDir()
-	if err != nil {
-		return err
-	}
-	store := cache.Cache{Dir: dir, Module: module, Report: c.Report}
-	programs, err := store.Get(ctx, recipe)
+	programs, err := c.programs(ctx, recipe)
 	if err != nil {
 		return err
 	}
 	return c.start(ctx, o, programs)
 }
+
+// Build builds the cluster's programs, if they are not in the cache, and returns the folder that they are in. It touches no
+// cluster.
+func (c *Cluster) Build(ctx context.Context) (string, error) {
+	if err := debian.Install(ctx, Packages(), c.Report); err != nil {
+		return "", err
+	}
+	recipe, err := c.recipe(ctx)
+	if err != nil {
+		return "", err
+	}
+	programs, err := c.programs(ctx, recipe)
+	return programs.Bin(), err
+}
+
+func (c *Cluster) programs(ctx context.Context, recipe cache.Recipe) (cache.Entry, error) {
+	dir, err := cache.UserDir()
+	if err != nil {
+		return cache.Entry{}, err
+	}
+	store := cache.Cache{Dir: dir, Module: c.module(), Report: c.Report}
+	return store.Get(ctx, recipe)
+}
+
+func (c *Cluster) module() string { return filepath.Join(c.Repository, "e2e", "cluster") }
 
 // Packages are the Debian packages that a cluster needs, to be built and to run.
 func Packages() []string {
@@ -81,14 +100,14 @@ func Packages() []string {
 	}
 }
 
-func (c *Cluster) recipe(ctx context.Context, module string) (cache.Recipe, error) {
+func (c *Cluster) recipe(ctx context.Context) (cache.Recipe, error) {
 	cmd := exec.CommandContext(ctx, "go", "env", "GOVERSION")
-	cmd.Dir = module
+	cmd.Dir = c.module()
 	version, err := cmd.Output()
 	if err != nil {
 		return cache.Recipe{}, fmt.Errorf("ask for the version of Go: %w", err)
 	}
-	return cache.NewRecipe(module, strings.TrimSpace(string(version)), runtime.GOARCH)
+	return cache.NewRecipe(c.module(), strings.TrimSpace(string(version)), runtime.GOARCH)
 }
 
 // confirm makes sure that the cluster that is up does its work.

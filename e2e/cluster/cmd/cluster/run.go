@@ -6,16 +6,19 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/lifecycle"
 	"github.com/ambit-mesh/ambit/e2e/cluster/product"
+	"golang.org/x/sys/unix"
 )
 
 const usage = `cluster runs a real two-node Kubernetes on this machine. All but images needs root.
 
   cluster up [--proxy-mode iptables|nftables]   start it; the first time builds its programs (about 10 minutes)
+  cluster build                                 only build its programs, and print the folder that they are in
   cluster down                                  remove it, and whatever an earlier one left
   cluster reboot NODE                           cut the node's power and start it again with its disk
   cluster images [IMAGE...]                     build images as OCI archives in .cache/images; all if none is named
@@ -49,10 +52,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	// Files that the caller has open beyond the three standard ones, such as a lock, must not live on in a cluster.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("keep open files from children: %w", err)
+	}
 	args = flags.Args()
 	switch verb {
 	case "up":
 		return c.Up(ctx, o)
+	case "build":
+		programs, err := c.Build(ctx)
+		if err == nil {
+			fmt.Fprintln(stdout, programs)
+		}
+		return err
 	case "down":
 		return c.Down(ctx)
 	case "reboot":
