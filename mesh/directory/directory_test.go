@@ -583,6 +583,13 @@ func TestEndpoints(t *testing.T) {
 	}
 	for i := 0; len(want) > 0; i = (i + 7) % max(1, len(want)) {
 		remove(t, d, "Kubernetes//Pod/shop/"+want[i])
+		if i%5 == 0 { // it comes back, and goes again
+			apply(t, d, pod(want[i], "10.9.0.1", serves("web")))
+			if got := list(); !slices.Equal(got, want) {
+				t.Fatalf("after it came back: %v, want %v", got, want)
+			}
+			remove(t, d, "Kubernetes//Pod/shop/"+want[i])
+		}
 		want = slices.Delete(want, i, i+1)
 		if got := list(); !slices.Equal(got, want) {
 			t.Fatalf("after removal: %v, want %v", got, want)

@@ -177,6 +177,33 @@ func TestPickWeights(t *testing.T) {
 	}
 }
 
+// TestPickWeightsOfChanging: shares follow what capacities are now, drawn without a second look.
+func TestPickWeightsOfChanging(t *testing.T) {
+	d := newDirectory()
+	apply(t, d, service("web"))
+	r := directory.PickRequest{Service: web(d), Port: 80}
+	for _, weights := range []map[string]uint32{
+		{"a": 1, "b": 2, "c": 3, "d": 1},
+		{"a": 3, "b": 3, "c": 2, "d": 7},
+		{"a": 1, "b": 1, "c": 1, "d": 1},
+		{"a": 2, "b": 0, "c": 3, "d": 4},
+	} {
+		sum := 0.0
+		for name, w := range weights {
+			apply(t, d, pod(name, "10.0.0.1", serves("web"), func(p *workloadpb.Workload) { p.Capacity = wrapperspb.UInt32(w) }))
+			sum += float64(w)
+		}
+		const n = 20000
+		got := picks(t, d, r, n)
+		for name, w := range weights {
+			want := float64(w) / sum * n
+			if diff := math.Abs(float64(got[name]) - want); diff > 6*math.Sqrt(want)+1 {
+				t.Errorf("%v: %s was picked %d times, want about %.0f", weights, name, got[name], want)
+			}
+		}
+	}
+}
+
 func TestPickLocality(t *testing.T) {
 	const (
 		region, zone, node, network = workloadpb.LoadBalancing_REGION, workloadpb.LoadBalancing_ZONE, workloadpb.LoadBalancing_NODE, workloadpb.LoadBalancing_NETWORK

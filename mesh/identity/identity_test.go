@@ -35,6 +35,7 @@ func TestParse(t *testing.T) {
 		{uri: "spiffe:///ns/shop/sa/alice"},
 		{uri: "spiffe://cluster.local/sa/alice/ns/shop"},
 		{uri: "spiffe://cluster.local/NS/shop/sa/alice"},
+		{uri: "spiffe://cluster.local/ns/shop/SA/alice"},
 		{uri: "spiffe://Cluster.local/ns/shop/sa/alice"},
 		{uri: "spiffe://cluster.local:80/ns/shop/sa/alice"},
 		{uri: "spiffe://user@cluster.local/ns/shop/sa/alice"},

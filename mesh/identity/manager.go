@@ -309,7 +309,7 @@ func (m *Manager) await(id Identity) (*entry, <-chan struct{}, error) {
 	defer m.mu.Unlock()
 	e := m.entryLocked(id)
 	e.waiters++
-	if soonest := e.last.Add(retryWaited); e.due.After(soonest) {
+	if soonest := e.last.Add(retryWaited); e.failures > 0 && e.due.After(soonest) {
 		e.due = soonest
 	}
 	m.wake()

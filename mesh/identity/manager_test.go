@@ -203,21 +203,54 @@ func TestWaitedIsAskedSooner(t *testing.T) {
 	})
 }
 
-// TestCAIsBack: one answer brings forward all whose request did not reach the CA, and not those that it refused.
-func TestCAIsBack(t *testing.T) {
+// TestWaitedIsAskedOften: while somebody waits, the pauses between failures stay short.
+func TestWaitedIsAskedOften(t *testing.T) {
 	bubble(t, identity.ManagerConfig{}, func(t *testing.T, m *identity.Manager, issuer *fakeIssuer) {
-		issuer.set(status.Error(codes.Unavailable, "away"))
-		m.Prefetch(alice)
-		time.Sleep(time.Hour)
-		issuer.set(nil)
-		if _, err := m.SVID(t.Context(), bob); err != nil {
-			t.Fatal(err)
+		issuer.set(status.Error(codes.PermissionDenied, "not on your node"))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		if _, err := m.SVID(ctx, alice); status.Code(err) != codes.PermissionDenied || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
 		}
-		start := time.Now()
-		if _, err := m.SVID(t.Context(), alice); err != nil || time.Since(start) > 0 {
-			t.Errorf("%v after %v, want it at once", err, time.Since(start))
+		at := issuer.times(alice)
+		for i := range len(at) - 1 {
+			if pause := at[i+1] - at[i]; pause > 6*time.Second {
+				t.Errorf("pause %d is %v", i, pause)
+			}
+		}
+		if len(at) < 100 {
+			t.Errorf("%d attempts", len(at))
 		}
 	})
+}
+
+// TestCAIsBack: one answer brings forward all whose request did not reach the CA, and not those that it refused.
+func TestCAIsBack(t *testing.T) {
+	for code, want := range map[codes.Code]identity.State{
+		codes.Unavailable:      identity.StateAvailable,
+		codes.DeadlineExceeded: identity.StateAvailable,
+		codes.PermissionDenied: identity.StateUnavailable,
+	} {
+		bubble(t, identity.ManagerConfig{}, func(t *testing.T, m *identity.Manager, issuer *fakeIssuer) {
+			issuer.set(status.Error(code, "no"))
+			m.Prefetch(alice)
+			for { // until its next attempt is far off
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if s := m.Snapshot(); time.Until(s[0].Next) > time.Minute {
+					break
+				}
+			}
+			issuer.set(nil)
+			if _, err := m.SVID(t.Context(), bob); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if s := m.Snapshot(); s[0].Identity != alice || s[0].State != want {
+				t.Errorf("after %v: %v is %v, want %v", code, s[0].Identity, s[0].State, want)
+			}
+		})
+	}
 }
 
 func TestSingleFlight(t *testing.T) {
@@ -255,7 +288,7 @@ func TestConcurrencyAndPriority(t *testing.T) {
 		for i := range 20 {
 			m.Prefetch(identity.Identity{TrustDomain: "td", Namespace: "n", ServiceAccount: fmt.Sprint(i)})
 		}
-		synctest.Wait()
+		time.Sleep(time.Second) // the others are due for longer
 		done := make(chan error)
 		go func() {
 			_, err := m.SVID(t.Context(), alice)

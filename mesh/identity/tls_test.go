@@ -84,6 +84,21 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+// TestNoResumption: a client that could resume a session is verified anew each time.
+func TestNoResumption(t *testing.T) {
+	ca := newCA(t)
+	client := identity.ClientTLS(newSVID(t, ca, alice), []identity.Identity{bob}).Clone()
+	client.SessionTicketsDisabled, client.ClientSessionCache = false, tls.NewLRUClientSessionCache(8)
+	client.ServerName = "cache.key"
+	server := identity.ServerTLS(newSVID(t, ca, bob), nil)
+	for range 3 {
+		cs, _, cerr, serr := handshake(t, client, server)
+		if cerr != nil || serr != nil || cs.DidResume {
+			t.Errorf("client %v, server %v, resumed %v", cerr, serr, cs.DidResume)
+		}
+	}
+}
+
 // TestClassicPeer: a peer without the post-quantum hybrid is served with X25519, and one that has only TLS 1.2 is not.
 func TestClassicPeer(t *testing.T) {
 	ca := newCA(t)

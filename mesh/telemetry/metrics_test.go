@@ -216,13 +216,28 @@ func TestExpiry(t *testing.T) {
 		if n := shown(); n != 0 {
 			t.Fatalf("%d series long after", n)
 		}
-		m.Series(flow(telemetry.ReporterSource, client(1), server(1))).Opened()
+		again := m.Series(flow(telemetry.ReporterSource, client(1), server(1)))
+		again.Opened()
+		again.Closed(telemetry.FlagNone)
 		m.Forget("Kubernetes//Pod/shop/web-1")
-		m.Series(flow(telemetry.ReporterSource, client(3), server(2))).Opened()
+		three := m.Series(flow(telemetry.ReporterSource, client(3), server(2)))
+		three.Opened()
+		three.Closed(telemetry.FlagNone)
 		time.Sleep(time.Hour)
 		shown()
 		if n := shown(); n != 1 {
 			t.Fatalf("%d series after a new pod took over", n)
+		}
+		renamed := client(3)
+		renamed.CanonicalName = "other"
+		m.Series(flow(telemetry.ReporterSource, renamed, server(2))).Opened()
+		if n := shown(); n != 2 {
+			t.Fatalf("%d series after a pod got other labels", n)
+		}
+		time.Sleep(time.Hour)
+		shown()
+		if n := shown(); n != 1 {
+			t.Fatalf("%d series long after a pod got other labels", n)
 		}
 	})
 }

@@ -273,9 +273,7 @@ func (t *typeState) vanished(resp *discoveryv3.DeltaDiscoveryResponse, announced
 	for _, r := range resp.GetResources() {
 		sent[r.GetName()] = true
 		version, known := t.versions[r.GetName()]
-		if known && version == r.GetVersion() && t.rejected[r.GetName()] == "" {
-			everything = true
-		}
+		everything = everything || known && version == r.GetVersion()
 	}
 	if !everything {
 		return nil
