@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,8 +25,8 @@ func (f *fakeAPI) reconcile(k kind, namespace string, o object) {
 		f.runPods(namespace, o, make([]string, int(replicas)))
 	case "DaemonSet":
 		var nodes []string
-		for _, node := range f.objects["nodes"] {
-			nodes = append(nodes, str(meta(node), "name"))
+		for _, name := range slices.Sorted(maps.Keys(f.objects["nodes"])) {
+			nodes = append(nodes, strings.TrimPrefix(name, "/"))
 		}
 		f.runPods(namespace, o, nodes)
 	case "CustomResourceDefinition":
