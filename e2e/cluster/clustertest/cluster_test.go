@@ -65,6 +65,24 @@ func TestCluster(t *testing.T) {
 			t.Error("machines were started again")
 		}
 	})
+	t.Run("up again corrects the description", func(t *testing.T) {
+		path := filepath.Join(c.stateDir(), "state.json")
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid := fmt.Sprintf(`"pid": %d`, s.Nodes[1].Init.PID)
+		if err := os.WriteFile(path, bytes.Replace(text, []byte(pid), []byte(`"pid": 1`), 1), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if c.state(t).Nodes[1].Init == s.Nodes[1].Init {
+			t.Fatal("the description was not made wrong")
+		}
+		c.must(t, upLimit, "up")
+		if have := c.state(t).Nodes[1].Init; have != s.Nodes[1].Init {
+			t.Errorf("init of node2 is %+v, want %+v", have, s.Nodes[1].Init)
+		}
+	})
 	t.Run("version", func(t *testing.T) {
 		have := c.mustKubectl(t, "", "get", "nodes", "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.nodeInfo.kubeletVersion}")
 		if want := "node1 node2 " + cache.KubernetesVersion + " " + cache.KubernetesVersion; have != want {

@@ -140,12 +140,7 @@ func (c *Cluster) Reboot(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	for i := range state.Nodes {
-		if state.Nodes[i].Name == name {
-			state.Nodes[i].Init = r.Machines[name]
-		}
-	}
-	if err := writeJSON(stateFile(c.StateDir()), state); err != nil {
+	if err := c.writeState(state, r); err != nil {
 		return err
 	}
 	w := waiter{cluster: c, plan: p, record: r}

@@ -110,10 +110,14 @@ func (c *Cluster) recipe(ctx context.Context) (cache.Recipe, error) {
 	return cache.NewRecipe(c.module(), strings.TrimSpace(string(version)), runtime.GOARCH)
 }
 
-// confirm makes sure that the cluster that is up does its work.
+// confirm makes sure that the cluster that is up does its work, and that its description is right: a reboot that was cut
+// off may not have come to write it.
 func (c *Cluster) confirm(ctx context.Context, r *record) error {
-	p, _, err := c.load()
+	p, state, err := c.load()
 	if err != nil {
+		return err
+	}
+	if err := c.writeState(state, r); err != nil {
 		return err
 	}
 	w := waiter{cluster: c, plan: p, record: r}
@@ -186,8 +190,7 @@ func (c *Cluster) start(ctx context.Context, o UpOptions, programs cache.Entry) 
 	if err := c.linkKubectl(p); err != nil {
 		return err
 	}
-	state := c.describe(p, r, noIPv6)
-	if err := writeJSON(stateFile(c.StateDir()), state); err != nil {
+	if err := c.writeState(c.describe(p, r, noIPv6), r); err != nil {
 		return err
 	}
 	r.Ready = true
@@ -426,6 +429,18 @@ func (c *Cluster) describe(p plan.Plan, r *record, noIPv6 error) State {
 		})
 	}
 	return s
+}
+
+// writeState writes the state with the inits that run now.
+func (c *Cluster) writeState(s State, r *record) error {
+	s.ControlPlane.Init = r.Machines[s.ControlPlane.Name]
+	for i := range s.Nodes {
+		s.Nodes[i].Init = r.Machines[s.Nodes[i].Name]
+	}
+	if err := writeJSON(stateFile(c.StateDir()), s); err != nil {
+		return fmt.Errorf("write state of the cluster: %w", err)
+	}
+	return nil
 }
 
 // newBootID looks like the kernel's: a random UUID (RFC 9562, version 4).
