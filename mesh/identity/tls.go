@@ -51,6 +51,8 @@ func baseConfig() *tls.Config {
 		NextProtos:             []string{alpn},
 		CurvePreferences:       []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384},
 		SessionTicketsDisabled: true, // a resumed session would not be verified again
+		// Small first records are for browsers. With full ones from the start, mesh/wire need not clone the configuration.
+		DynamicRecordSizingDisabled: true,
 	}
 }
 

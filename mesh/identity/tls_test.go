@@ -232,6 +232,9 @@ func TestConfigsAreShared(t *testing.T) {
 	if identity.ServerTLS(svid, nil) != identity.ServerTLS(svid, nil) {
 		t.Error("ServerTLS makes a configuration for each call")
 	}
+	if !a.DynamicRecordSizingDisabled || !identity.ServerTLS(svid, nil).DynamicRecordSizingDisabled {
+		t.Error("records begin small")
+	}
 	if n := testing.AllocsPerRun(100, func() { identity.ServerTLS(svid, nil) }); n > 1 {
 		t.Errorf("ServerTLS allocates %v times", n)
 	}
