@@ -236,7 +236,7 @@ func (a *fakeAPI) start(change ...func(*Config)) *replica {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		done <- serve(ctx, cfg, clients{a.core, a.dynamic}, slog.New(slog.NewTextHandler(a.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})))
+		done <- serve(ctx, cfg, clients{core: a.core, dynamic: a.dynamic, callers: a.core}, slog.New(slog.NewTextHandler(a.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})))
 	}()
 	r.stop = sync.OnceFunc(func() {
 		cancel()

@@ -59,9 +59,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 type clients struct {
 	core    kubernetes.Interface
 	dynamic dynamic.Interface
+	// callers asks about callers. Its requests are bounded by themselves: whoever makes many of them with tokens that are
+	// none does not keep the control plane from its own.
+	callers kubernetes.Interface
 }
 
-// Bounds of requests to the API server. Node proxies that all come back at once need a token review each.
+// Bounds of requests to the API server, by each client. Node proxies that all come back at once need a token review each.
 const (
 	requestsPerSecond = 200
 	requestsAtOnce    = 400
@@ -85,6 +88,9 @@ func connect(kubeconfig string) (clients, error) {
 	typed.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	var c clients
 	if c.core, err = kubernetes.NewForConfig(typed); err != nil {
+		return clients{}, fmt.Errorf("reach the API server: %w", err)
+	}
+	if c.callers, err = kubernetes.NewForConfig(typed); err != nil { // with a limiter of its own
 		return clients{}, fmt.Errorf("reach the API server: %w", err)
 	}
 	if c.dynamic, err = dynamic.NewForConfig(cfg); err != nil {
@@ -119,7 +125,7 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
 		Publish: p.hub.Publish, Registerer: p.registry, Log: log.With("room", "state"),
 	})
-	p.roster = roster.New(source.API{Core: c.core})
+	p.roster = roster.New(source.API{Core: c.callers})
 	p.source = source.New(source.Config{
 		Core: c.core, Dynamic: c.dynamic, Namespace: cfg.Namespace, Log: log.With("room", "source"),
 		Sink: func(e cluster.Event) { p.roster.Observe(e); p.loop.Post(e) },
@@ -221,7 +227,7 @@ func (p *program) trustDomains() []string {
 
 // authenticator identifies callers.
 func (p *program) authenticator() *auth.Authenticator {
-	return auth.New(auth.Config{Review: source.API{Core: p.clients.core}.Review, Pods: p.roster, TrustDomains: p.trustDomains})
+	return auth.New(auth.Config{Review: source.API{Core: p.clients.callers}.Review, Pods: p.roster, TrustDomains: p.trustDomains})
 }
 
 func buildInfo() prometheus.Collector {

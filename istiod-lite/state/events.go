@@ -142,9 +142,8 @@ func (s *State) setPod(key cluster.Key, p *cluster.Pod) {
 			add(s.podsOnNode, p.Node, key)
 		}
 	}
+	s.placePod(old, p)
 	if !samePlace(old, p) {
-		s.unplacePod(old)
-		s.placePod(p)
 		s.touchSlicesOf(old)
 		s.touchSlicesOf(p)
 	}
@@ -173,24 +172,34 @@ func (s *State) touchNeighbours(p *cluster.Pod) {
 		return
 	}
 	for _, ip := range p.IPs {
-		for k := range s.podsAt[ip] {
-			s.dirty.pods[k] = struct{}{}
+		for _, o := range s.podsAt[ip] {
+			s.dirty.pods[o.Key] = struct{}{}
 		}
 	}
 }
 
-func (s *State) placePod(p *cluster.Pod) {
-	if p.HasPlace() {
+// placePod takes the pod p in the place of old; either may be nil or have no place.
+func (s *State) placePod(old, p *cluster.Pod) {
+	if old.HasPlace() && samePlace(old, p) {
 		for _, ip := range p.IPs {
-			add(s.podsAt, ip, p.Key)
+			at := s.podsAt[ip]
+			at[slices.Index(at, old)] = p
+		}
+		return
+	}
+	if old.HasPlace() {
+		for _, ip := range old.IPs {
+			rest := slices.DeleteFunc(s.podsAt[ip], func(o *cluster.Pod) bool { return o == old })
+			if len(rest) == 0 {
+				delete(s.podsAt, ip)
+			} else {
+				s.podsAt[ip] = rest
+			}
 		}
 	}
-}
-
-func (s *State) unplacePod(p *cluster.Pod) {
 	if p.HasPlace() {
 		for _, ip := range p.IPs {
-			drop(s.podsAt, ip, p.Key)
+			s.podsAt[ip] = append(s.podsAt[ip], p)
 		}
 	}
 }
@@ -336,8 +345,8 @@ func (s *State) touchSlice(slice *cluster.EndpointSlice) {
 			s.dirty.pods[cluster.Key{Namespace: slice.Namespace, Name: e.Pod}] = struct{}{}
 			continue
 		}
-		for k := range s.podsAt[e.Addr] {
-			s.dirty.pods[k] = struct{}{}
+		for _, p := range s.podsAt[e.Addr] {
+			s.dirty.pods[p.Key] = struct{}{}
 		}
 	}
 }

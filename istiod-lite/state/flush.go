@@ -42,14 +42,12 @@ func (c *collector) pod(k cluster.Key) {
 	c.one(object{cluster.KindPod, k}, name, address(w), problems)
 }
 
-// others lists the pods that have an address of p too.
+// others lists pods that have an address of p too; p may be among them.
 func (s *State) others(p *cluster.Pod) []*cluster.Pod {
 	var out []*cluster.Pod
 	for _, ip := range p.IPs {
-		for k := range s.podsAt[ip] {
-			if k != p.Key {
-				out = append(out, s.pods[k])
-			}
+		if at := s.podsAt[ip]; len(at) > 1 || len(at) == 1 && at[0] != p {
+			out = append(out, at...)
 		}
 	}
 	return out

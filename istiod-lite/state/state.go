@@ -57,7 +57,7 @@ type State struct {
 	policies         map[cluster.Key]*cluster.PeerAuthentication
 
 	podsOnNode  map[string]set[cluster.Key]
-	podsAt      map[netip.Addr]set[cluster.Key]  // present pods with addresses of their own
+	podsAt      map[netip.Addr][]*cluster.Pod    // pods that have a place: nearly always one, so no set
 	slicesOf    map[cluster.Key]set[cluster.Key] // by service
 	slicesAt    map[netip.Addr]set[cluster.Key]  // by the address of an endpoint that names no pod
 	slicesNamed map[cluster.Key]set[cluster.Key] // by a pod that an endpoint names
@@ -96,7 +96,7 @@ func New(mesh translate.Mesh) *State {
 		slices:      map[cluster.Key]*cluster.EndpointSlice{},
 		policies:    map[cluster.Key]*cluster.PeerAuthentication{},
 		podsOnNode:  map[string]set[cluster.Key]{},
-		podsAt:      map[netip.Addr]set[cluster.Key]{},
+		podsAt:      map[netip.Addr][]*cluster.Pod{},
 		slicesOf:    map[cluster.Key]set[cluster.Key]{},
 		slicesAt:    map[netip.Addr]set[cluster.Key]{},
 		slicesNamed: map[cluster.Key]set[cluster.Key]{},
