@@ -260,7 +260,9 @@ func TestRollouts(t *testing.T) {
 
 // writes are all rights to change something, as "account: verb resource[name]". A new line here is a decision.
 var writes = []string{
+	"ambit-cni: create events",
 	"ambit-cni: create serviceaccounts/token[ambit-cni-plugin]",
+	"ambit-cni: patch events",
 	"ambit-cni: patch pods/status",
 	"istiod-lite: create configmaps",
 	"istiod-lite: create leases",

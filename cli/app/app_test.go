@@ -3,15 +3,21 @@ package app
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -43,6 +49,10 @@ func TestCommands(t *testing.T) {
 		UpdateScripts:       *update,
 		Setup: func(env *testscript.Env) error {
 			api := newFakeAPI(env.T().(testing.TB))
+			var err error
+			if api.bundle, err = testBundle(); err != nil {
+				return err
+			}
 			if err := api.load(startObjects); err != nil {
 				return err
 			}
@@ -172,8 +182,19 @@ metadata: {name: node2, labels: {kubernetes.io/os: linux}}
 status: {nodeInfo: {kernelVersion: 6.1.0-18-amd64}, conditions: [{type: Ready, status: "True"}]}
 `
 
-// testBundle stands for a trust bundle; the command compares it and does not read it.
-const testBundle = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"
+// testBundle is a trust bundle whose root is good until 2100.
+func testBundle() (string, error) {
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC),
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return "", err
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), nil
+}
 
 // TestUnreachable: a cluster that does not answer has an exit code of its own.
 func TestUnreachable(t *testing.T) {

@@ -66,6 +66,8 @@ type object = map[string]any
 // patches (apply and merge), delete. What controllers and kubelets would do is in fakecluster_test.go.
 type fakeAPI struct {
 	server *httptest.Server
+	// bundle is the trust bundle that the control plane writes.
+	bundle string
 
 	mu       sync.Mutex // guards the fields below
 	objects  map[string]map[string]object

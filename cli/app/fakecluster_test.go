@@ -86,7 +86,7 @@ func (f *fakeAPI) controlPlane(namespace string) {
 	ours := object{api.LabelPartOf: api.PartOf}
 	for _, ns := range f.objects["namespaces"] {
 		f.store(kindOf("configmaps"), str(meta(ns), "name"), object{
-			"metadata": object{"name": api.RootCertConfigMap, "labels": ours}, "data": object{api.RootCertKey: testBundle},
+			"metadata": object{"name": api.RootCertConfigMap, "labels": ours}, "data": object{api.RootCertKey: f.bundle},
 		})
 	}
 	f.store(kindOf("secrets"), namespace, object{"metadata": object{"name": api.CASecret, "labels": ours}})

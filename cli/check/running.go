@@ -1,10 +1,13 @@
 package check
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -131,6 +134,38 @@ func (c *checker) trustBundles() {
 	}
 	if len(missing)+len(different) == 0 {
 		c.ok("the trust bundle is in every namespace")
+	}
+	if bundle, there := bundles[c.mesh]; there {
+		c.rootExpiry([]byte(bundle), time.Now())
+	}
+}
+
+// rootWarning is how long before a root certificate expires the check begins to warn: time enough to plan its replacement.
+const rootWarning = 90 * 24 * time.Hour
+
+// rootExpiry reads the trust bundle and looks how long its roots are good for.
+func (c *checker) rootExpiry(bundle []byte, now time.Time) {
+	var last time.Time
+	for block, rest := pem.Decode(bundle); block != nil; block, rest = pem.Decode(rest) {
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			c.fail("replace it", "the trust bundle has a certificate that cannot be read: %v", err)
+			return
+		}
+		if cert.NotAfter.After(last) {
+			last = cert.NotAfter
+		}
+	}
+	date := last.Format(time.DateOnly)
+	switch {
+	case last.IsZero():
+		c.fail(fmt.Sprintf("kubectl -n %s logs -l app=istiod", c.mesh), "the trust bundle has no certificate")
+	case now.After(last):
+		c.fail("replace the root certificate", "the root certificate expired on %s: no pod can prove who it is", date)
+	case now.Add(rootWarning).After(last):
+		c.warn("plan its replacement", "the root certificate expires on %s", date)
+	default:
+		c.ok("the root certificate is good until %s", date)
 	}
 }
 

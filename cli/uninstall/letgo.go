@@ -13,7 +13,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambit-mesh/ambit/api"
@@ -70,6 +72,7 @@ func (r *remover) letGo(ctx context.Context, agent *survey.Part) error {
 	if err := r.agentsReady(ctx, agent); err != nil {
 		return err
 	}
+	r.noteStrict(ctx)
 	if err := r.annotate(ctx, agent, releaseDrain); err != nil {
 		return err
 	}
@@ -107,6 +110,33 @@ func (r *remover) letGo(ctx context.Context, agent *survey.Part) error {
 	}
 	return errNotClean
 }
+
+// noteStrict warns where mutual TLS is demanded: a pod that was let go of speaks plain, and one that was not yet refuses that.
+func (r *remover) noteStrict(ctx context.Context) {
+	list, err := r.cluster.Dynamic.Resource(peerAuthentications).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return // the kind may not be there
+	}
+	strict := 0
+	for _, object := range list.Items {
+		if mode, _, _ := unstructured.NestedString(object.Object, "spec", "mtls", "mode"); mode == "STRICT" {
+			strict++
+		}
+	}
+	if strict > 0 {
+		r.env.Notef("  %s for STRICT mutual TLS: until all pods are let go of, connections from the first to the last are refused.",
+			asks(strict, "PeerAuthentication"))
+	}
+}
+
+func asks(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun + " asks"
+	}
+	return fmt.Sprintf("%d %ss ask", n, noun)
+}
+
+var peerAuthentications = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 
 // agentsReady refuses to begin where an agent is away: nobody else can clean its node, and what is left there keeps labelled
 // pods from starting.

@@ -14,6 +14,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/ambit-mesh/ambit/cli/command"
@@ -29,6 +33,20 @@ type scene struct {
 	client *fake.Clientset
 	notes  *bytes.Buffer
 	start  time.Time
+}
+
+// policies is a cluster's PeerAuthentications with the given modes.
+func policies(modes ...string) *dynamicfake.FakeDynamicClient {
+	var objects []runtime.Object
+	for i, mode := range modes {
+		objects = append(objects, &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+			"metadata": map[string]any{"namespace": "shop", "name": fmt.Sprint("p", i)},
+			"spec":     map[string]any{"mtls": map[string]any{"mode": mode}},
+		}})
+	}
+	kinds := map[schema.GroupVersionResource]string{peerAuthentications: "PeerAuthenticationList"}
+	return dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, objects...)
 }
 
 func newScene(t *testing.T, timeout time.Duration, force bool, nodes ...string) *scene {
@@ -48,7 +66,7 @@ func newScene(t *testing.T, timeout time.Duration, force bool, nodes ...string) 
 	s.agent = &survey.Part{Component: survey.Agent, Namespace: "mesh", Name: "ambit-cni", Selector: labels, Desired: len(nodes), Ready: len(nodes)}
 	s.remover = &remover{
 		env:     &command.Env{Console: console.Console{Out: s.notes, Err: s.notes}},
-		cluster: &kube.Cluster{Kubernetes: client}, namespace: "mesh",
+		cluster: &kube.Cluster{Kubernetes: client, Dynamic: policies()}, namespace: "mesh",
 		options: options{timeout: timeout, force: force}, poll: time.Second,
 	}
 	return s
@@ -88,6 +106,20 @@ func TestLetGoDrains(t *testing.T) {
 		}
 		if got := s.order(t); got != releaseDrain {
 			t.Errorf("the agents are told %q", got)
+		}
+	})
+}
+
+func TestLetGoStrict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, time.Minute, false, "n1")
+		s.cluster.Dynamic = policies("STRICT", "PERMISSIVE")
+		s.report = func(context.Context, string) (agentReport, error) { return agentReport{Phase: phaseClean}, nil }
+		if err := s.letGo(t.Context(), s.agent); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(s.notes.String(), "1 PeerAuthentication asks for STRICT mutual TLS") {
+			t.Errorf("notes:\n%s", s.notes)
 		}
 	})
 }
