@@ -142,8 +142,8 @@ func inode(path string) (uint64, error) {
 	return strconv.ParseUint(number, 10, 64)
 }
 
-// Open opens a network namespace by a path to it, unless it is the host's.
-func Open(path, hostProc string) (ns.NetNS, error) {
+// open opens a network namespace by a path to it, unless it is the host's.
+func open(path, hostProc string) (ns.NetNS, error) {
 	n, err := ns.GetNS(path)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace %s: %w", path, err)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/ns"
+
 	"github.com/ambit-mesh/ambit/cni/netnstest"
 )
 
@@ -116,14 +118,14 @@ func TestOpenRefusesTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	hostProc := proc(t, fmt.Sprintf("1 %d 0 /init", number))
-	if _, err := Open(host.Path(), hostProc); !errors.Is(err, ErrHostNetwork) {
+	if _, err := open(host.Path(), hostProc); !errors.Is(err, ErrHostNetwork) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := Open(filepath.Join(t.TempDir(), "none"), hostProc); err == nil {
+	if _, err := open(filepath.Join(t.TempDir(), "none"), hostProc); err == nil {
 		t.Error("opened nothing")
 	}
 	netnstest.Link(t, pod, netnstest.New(t), "pod0", []string{"10.78.0.2/24", "fd78::2/64"}, nil)
-	n, err := Open(pod.Path(), hostProc)
+	n, err := open(pod.Path(), hostProc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,5 +133,69 @@ func TestOpenRefusesTheHost(t *testing.T) {
 	got, err := Addresses(n)
 	if want := []netip.Addr{netip.MustParseAddr("10.78.0.2"), netip.MustParseAddr("fd78::2")}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestNode(t *testing.T) {
+	host, pod, inner := netnstest.New(t), netnstest.New(t), netnstest.New(t)
+	netnstest.Link(t, pod, host, "pod0", []string{"10.78.0.2/24"}, nil)
+	numbers := map[string]uint64{}
+	for name, n := range map[string]ns.NetNS{"host": host, "pod": pod, "inner": inner} {
+		number, err := Inode(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		numbers[name] = number
+	}
+	hostProc := proc(t, fmt.Sprintf("1 %d 0 /init", numbers["host"]),
+		fmt.Sprintf("20 %d 20 /kubepods/pod%s/makes-namespaces", numbers["inner"], uid),
+		fmt.Sprintf("21 %d 30 /kubepods/pod%s/app", numbers["pod"], uid))
+	// What the kernel's links lead to, a fixture's must be.
+	link := func(pid string, n ns.NetNS) {
+		if err := os.Symlink(n.Path(), filepath.Join(hostProc, pid, "ns/real")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link("20", inner)
+	link("21", pod)
+	n := &Node{HostProc: hostProc, NetNSDir: filepath.Dir(pod.Path()), link: "ns/real"}
+	found, err := n.Find(uid, []netip.Addr{netip.MustParseAddr("10.78.0.2")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Close()
+	if number, _ := Inode(found); number != numbers["pod"] {
+		t.Errorf("found %d, want the one with the pod's address, %d", number, numbers["pod"])
+	}
+	for name, find := range map[string]func() (ns.NetNS, error){
+		"other address": func() (ns.NetNS, error) { return n.Find(uid, []netip.Addr{netip.MustParseAddr("10.78.0.3")}) },
+		"other pod":     func() (ns.NetNS, error) { return n.Find("11111111-2222-3333-4444-555555555555", nil) },
+	} {
+		if _, err := find(); !errors.Is(err, ErrNotRunning) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	all, err := n.All()
+	if err != nil || len(all) != 1 || len(all[uid]) != 2 {
+		t.Errorf("all: %v, %v", all, err)
+	}
+	for _, list := range all {
+		for _, n := range list {
+			n.Close()
+		}
+	}
+	for _, path := range []string{"/var/run/netns/" + filepath.Base(pod.Path()), "/run/netns/" + filepath.Base(pod.Path()), "/proc/21/ns/real"} {
+		opened, err := n.Open(path)
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		if number, _ := Inode(opened); number != numbers["pod"] {
+			t.Errorf("%s opened %d", path, number)
+		}
+		opened.Close()
+	}
+	if _, err := n.Open("/var/run/netns/" + filepath.Base(host.Path())); !errors.Is(err, ErrHostNetwork) {
+		t.Errorf("the host's: %v", err)
 	}
 }

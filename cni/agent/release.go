@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Phases of a Report.
+const (
+	phaseServing  = "serving"
+	phaseDraining = "draining"
+	phaseClean    = "clean"
+)
+
+// Report tells how far the node is with an order to release all pods. It is the JSON of GET /release.
+type Report struct {
+	Node  string `json:"node"`
+	Phase string `json:"phase"` // serving, draining or clean
+	// Pods is the number of pods on which something is left, Connections that of their redirected and tunnelled connections.
+	Pods        int    `json:"pods"`
+	Connections int    `json:"connections"`
+	Error       string `json:"error,omitempty"`
+}
+
+// publish makes the report of the loop's state.
+func (l *loop) publish() {
+	r := &Report{Node: l.cfg.NodeName, Phase: phaseServing}
+	counts := map[phase]int{}
+	for _, s := range l.pods {
+		counts[s.phase]++
+		if !s.clean() && !s.deleted {
+			r.Pods++
+			r.Connections += s.use.Connections
+		}
+		if s.err != nil && l.order != Serve {
+			r.Error = s.err.Error()
+		}
+	}
+	switch {
+	case l.order == Serve:
+		r.Pods, r.Connections = 0, 0
+	case l.cleaned:
+		r.Phase = phaseClean
+	default:
+		r.Phase = phaseDraining
+	}
+	if l.cleanFailure != nil {
+		r.Error = l.cleanFailure.Error()
+	}
+	l.report.Store(r)
+	l.cfg.Metrics.Pods(counts[captured], counts[draining])
+}
+
+// beginRelease keeps the plugin installed while the agent serves; after an order to release all pods it cleans the node
+// when no pod has anything left.
+func (l *loop) beginRelease(ctx context.Context, now time.Time) {
+	if l.order == Serve {
+		l.keepInstalled(ctx, true)
+		return
+	}
+	if l.cleaned || now.Before(l.cleanAgain) || l.hostBusy {
+		return
+	}
+	for _, s := range l.pods {
+		if !s.clean() && !s.deleted {
+			return
+		}
+	}
+	l.keepInstalled(ctx, false)
+	l.cleanFailure = errors.Join(l.cfg.Installation.Uninstall(), l.cfg.Probes.Remove(ctx))
+	l.cleaned = l.cleanFailure == nil
+	if !l.cleaned {
+		l.log.Error("clean the node", "error", l.cleanFailure)
+		l.cleanAgain = now.Add(l.t.RetryMin)
+		return
+	}
+	l.log.Info("node is clean: no pod is captured and the plugin is gone")
+}
+
+// doomed says whether the agent ends because its DaemonSet is deleted.
+func (a *Agent) doomed(l *loop) bool {
+	if l.doomed {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
+	defer cancel()
+	return a.cfg.Cluster.Doomed(ctx)
+}
+
+// cleanNode is the clean-up at the end of an agent whose DaemonSet is deleted. Annotations are removed as far as the API still
+// lets it.
+func (a *Agent) cleanNode(l *loop) error {
+	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.Timings.Cleanup)
+	defer cancel()
+	var wait sync.WaitGroup
+	limit := make(chan struct{}, workers)
+	for _, s := range l.pods {
+		if s.pod.Redirection == "" || s.deleted {
+			continue
+		}
+		wait.Go(func() {
+			limit <- struct{}{}
+			defer func() { <-limit }()
+			if err := a.cfg.Cluster.Annotate(ctx, s.pod, ""); err != nil && !errors.Is(err, ErrPodGone) {
+				a.cfg.Logger.Warn("clean the node", "error", err)
+			}
+		})
+	}
+	wait.Wait()
+	return Cleanup(ctx, a.cfg.Node, a.cfg.Kernel, a.cfg.Probes, a.cfg.Installation)
+}
+
+// Cleanup takes everything of the mesh away from the node at once: the plugin first, so that pods start without it, then
+// the rules in every pod's network namespace, then the host's own. It needs neither the API nor a memory, and does as much
+// as it can. Connections that are redirected or tunnelled are cut.
+func Cleanup(ctx context.Context, node Node, kernel Kernel, probes Probes, installation Installation) error {
+	errs := []error{installation.Uninstall()}
+	pods, err := node.All()
+	errs = append(errs, err)
+	var mu sync.Mutex // guards errs
+	var wait sync.WaitGroup
+	limit := make(chan struct{}, workers)
+	for uid, list := range pods {
+		wait.Go(func() {
+			limit <- struct{}{}
+			defer func() { <-limit }()
+			for _, netns := range list {
+				err := errors.Join(kernel.Remove(ctx, netns), netns.Close())
+				if err != nil {
+					mu.Lock()
+					errs = append(errs, fmt.Errorf("clean pod %s: %w", uid, err))
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wait.Wait()
+	return errors.Join(append(errs, probes.Remove(ctx))...)
+}
