@@ -120,14 +120,16 @@ func (s *grpcServers) serve(rooms *sync.WaitGroup, failed chan<- error) {
 	}
 }
 
-// graceful lets calls end, and cuts those that take too long.
+// graceful tells clients on all connections to make new ones, lets calls end, and cuts those that take too long.
 func (s *grpcServers) graceful() {
-	cut := time.AfterFunc(drainCalls, s.stop)
+	cut := time.AfterFunc(drainStreams+drainCalls, s.stop)
 	defer cut.Stop()
-	s.secured.GracefulStop()
+	var plain sync.WaitGroup
 	if s.unguarded != nil {
-		s.unguarded.GracefulStop()
+		plain.Go(s.unguarded.GracefulStop)
 	}
+	s.secured.GracefulStop()
+	plain.Wait()
 }
 
 // stop cuts everything. It may be called more than once.
@@ -145,7 +147,9 @@ func (p *program) drain(s *grpcServers, endElection func()) {
 	p.log.Info("draining", "serving on for", p.cfg.DrainDelay.String())
 	endElection()
 	time.Sleep(p.cfg.DrainDelay)
+	var calls sync.WaitGroup
+	calls.Go(s.graceful) // first, so that a client whose stream ends does not open another on the same connection
 	p.hub.Drain(drainStreams)
-	s.graceful()
+	calls.Wait()
 	p.log.Info("drained")
 }

@@ -45,13 +45,13 @@ type conn struct {
 	id   uint64
 	subs [resource.Types]*subscription
 	// inFlight are the responses that were sent and not answered, by nonce.
-	inFlight  map[string]*push
+	inFlight  map[string]*Push
 	lastNonce uint64
 	// owedSince is when the oldest change was published that was not sent; zero if none is owed.
 	owedSince time.Time
 	// patient is over when a client that wants addresses has had its time to ask for authorisations first.
 	patient bool
-	history []*push
+	history []*Push
 
 	// woken has room for one; full means that next may have something. Safe for concurrent use.
 	woken chan struct{}
@@ -65,8 +65,8 @@ const maxHistory = 32
 // maxNamed is how many names of a push are remembered.
 const maxNamed = 10
 
-// push is what is remembered of a response.
-type push struct {
+// Push is what is remembered of a response.
+type Push struct {
 	Type    string    `json:"type"`
 	Nonce   string    `json:"nonce"`
 	Version string    `json:"version"`
@@ -86,7 +86,7 @@ type push struct {
 func newConn(h *Hub, caller auth.Caller, node *corev3.Node, peer string) *conn {
 	return &conn{
 		hub: h, caller: caller, node: node, peer: peer, since: time.Now(), patient: true,
-		inFlight: map[string]*push{}, woken: make(chan struct{}, 1), ended: make(chan struct{}),
+		inFlight: map[string]*Push{}, woken: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
 
@@ -126,7 +126,7 @@ func (c *conn) mayHave(t resource.Type) bool {
 
 // note records a response as in flight. The caller holds Hub.mu.
 func (c *conn) note(r *response) {
-	p := &push{
+	p := &Push{
 		Type: r.typ.String(), Nonce: r.nonce, Version: r.version, Sent: time.Now(),
 		Upserts: len(r.resources), Removed: len(r.removed), Bytes: r.size(), published: c.owedSince,
 	}
@@ -147,7 +147,7 @@ func (c *conn) note(r *response) {
 }
 
 // request takes what a client said: an answer to a response, a change of what it subscribes to, or both.
-func (c *conn) request(req *discoveryv3.DeltaDiscoveryRequest) (rejected *push, err error) {
+func (c *conn) request(req *discoveryv3.DeltaDiscoveryRequest) (rejected *Push, err error) {
 	t, ok := resource.TypeOf(req.GetTypeUrl())
 	if !ok {
 		return nil, nil // a type that this release has none of: a client of another release may ask, and waits
@@ -202,7 +202,7 @@ const (
 
 // answer takes an ACK or NACK. A nonce that is not in flight is of an earlier stream or twice answered, and says nothing. The
 // caller holds Hub.mu.
-func (c *conn) answer(nonce string, req *discoveryv3.DeltaDiscoveryRequest) (rejected *push) {
+func (c *conn) answer(nonce string, req *discoveryv3.DeltaDiscoveryRequest) (rejected *Push) {
 	p := c.inFlight[nonce]
 	if p == nil {
 		c.hub.metrics.staleNonces.Inc()

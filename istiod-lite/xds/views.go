@@ -9,44 +9,45 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 )
 
-// clientStatus is one client, for people to look at.
-type clientStatus struct {
-	ID       uint64                   `json:"id"`
-	Node     string                   `json:"node"`
-	Caller   auth.Caller              `json:"caller"`
-	Peer     string                   `json:"peer"`
-	Since    time.Time                `json:"since"`
-	Types    map[string]subscriptions `json:"types"`
-	InFlight []string                 `json:"inFlight,omitempty"`
+// ClientStatus is one client, for people to look at.
+type ClientStatus struct {
+	ID       uint64                        `json:"id"`
+	Node     string                        `json:"node"`
+	Caller   auth.Caller                   `json:"caller"`
+	Peer     string                        `json:"peer"`
+	Since    time.Time                     `json:"since"`
+	Types    map[string]SubscriptionStatus `json:"types"`
+	InFlight []string                      `json:"inFlight,omitempty"`
 	// OwedSince is when the oldest change was published that was not sent.
 	OwedSince *time.Time `json:"owedSince,omitempty"`
-	Pushes    []push     `json:"pushes,omitempty"`
+	Pushes    []Push     `json:"pushes,omitempty"`
 }
 
-type subscriptions struct {
+// SubscriptionStatus is what a client asked for of one type.
+type SubscriptionStatus struct {
 	Wildcard bool `json:"wildcard"`
 	Names    int  `json:"names"`
 	Owed     int  `json:"owed"`
 }
 
-// Clients describes the connected clients, sorted by the age of the connection. It is meant to be marshalled.
-func (h *Hub) Clients() any {
+// Clients describes the connected clients, the oldest connection first.
+func (h *Hub) Clients() []ClientStatus {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := []clientStatus{}
+	out := []ClientStatus{}
 	for c := range h.conns {
 		out = append(out, c.status())
 	}
-	slices.SortFunc(out, func(a, b clientStatus) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out, func(a, b ClientStatus) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
 
 // status describes a connection. The caller holds Hub.mu.
-func (c *conn) status() clientStatus {
-	s := clientStatus{ID: c.id, Node: c.node.GetId(), Caller: c.caller, Peer: c.peer, Since: c.since, Types: map[string]subscriptions{}}
+func (c *conn) status() ClientStatus {
+	s := ClientStatus{ID: c.id, Node: c.node.GetId(), Caller: c.caller, Peer: c.peer, Since: c.since, Types: map[string]SubscriptionStatus{}}
 	for t, sub := range c.subs {
 		if sub != nil {
-			s.Types[resource.Type(t).String()] = subscriptions{sub.wildcard, len(sub.names), len(sub.owed)}
+			s.Types[resource.Type(t).String()] = SubscriptionStatus{sub.wildcard, len(sub.names), len(sub.owed)}
 		}
 	}
 	for nonce := range c.inFlight {
