@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os/signal"
@@ -160,7 +161,7 @@ func (p *parts) make(stderr io.Writer) error {
 			KeepAlive: cfg.KeepAlive, UserTimeout: cfg.UserTimeout,
 			PoolStreams: cfg.PoolStreams, PoolIdle: cfg.PoolIdle, H2: cfg.H2, DrainLimit: cfg.DrainLimit,
 			ResponseBaggage: cfg.ResponseBaggage, PolicyInfo: cfg.PolicyInfo,
-			MaxConnections: maxConnections(),
+			MaxFiles: maxFiles(),
 		},
 		Directory:    p.directory,
 		Certificates: p.certs,
@@ -273,15 +274,11 @@ func (p *parts) close() {
 	}
 }
 
-// maxConnections is how many connections one pod may have: each needs two descriptors, and one pod must leave half of them
-// to others.
-func maxConnections() int {
+// maxFiles is how many descriptors one pod's connections may have: a pod must leave some to others.
+func maxFiles() int {
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > math.MaxInt32 {
 		return 0
 	}
-	if limit.Cur > 1<<24 {
-		return 0
-	}
-	return max(1, int(limit.Cur/4))
+	return max(1, int(limit.Cur/4*3))
 }

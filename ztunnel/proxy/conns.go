@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -27,6 +28,8 @@ type table struct {
 	mu    sync.Mutex // guards the fields below, and each conn's
 	conns map[*conn]bool
 	next  uint64
+	files int   // descriptors of conns
+	ended error // why there are to be no more connections
 }
 
 // conn is one connection: between the pod's application and a peer, plain or in a tunnel.
@@ -34,7 +37,12 @@ type conn struct {
 	table  *table
 	id     uint64
 	start  time.Time
+	ctx    context.Context
 	cancel context.CancelCauseFunc
+
+	// What is relayed once the connection is open: tcp, and either a stream or a second connection.
+	tcp, second *net.TCPConn
+	stream      *hbone.Stream
 
 	// counters are live. They are the relay's, whose first side is the client for plain and outbound connections, and the
 	// application for tunnels that come in (appFirst).
@@ -43,22 +51,45 @@ type conn struct {
 
 	// Set by the goroutine that serves the connection, under the table's lock; read by it without, by others under it.
 	record   telemetry.Connection
-	original netip.AddrPort     // where the client wanted to go
-	judged   *policy.Connection // what policy decided on; nil for outbound
-	series   *telemetry.Series  // since it is open
+	original netip.AddrPort    // where the client wanted to go
+	judged   policy.Connection // what policy decided on; zero for outbound
+	files    int               // descriptors of its own: streams share theirs
+	series   *telemetry.Series // since it is open
 	reported struct{ sent, received uint64 }
 }
 
-// open registers a connection. The context that it returns ends with cut; close must be called.
-func (t *table) open(ctx context.Context, record telemetry.Connection) (*conn, context.Context) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	c := &conn{table: t, start: time.Now(), cancel: cancel, record: record}
+// open registers a connection, once fill has described it. Its context ends with parent and by cut; close must be called.
+func (t *table) open(parent context.Context, fill func(*conn)) *conn {
+	c := &conn{table: t, start: time.Now(), files: 1}
+	c.ctx, c.cancel = context.WithCancelCause(parent)
+	fill(c)
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.files += c.files
 	t.next++
 	c.id = t.next
 	t.conns[c] = true
-	return c, ctx
+	ended := t.ended
+	t.mu.Unlock()
+	if ended != nil {
+		c.cut(ended)
+	}
+	return c
+}
+
+// end cuts all connections, and those that are opened from now on.
+func (t *table) end(cause error) {
+	t.mu.Lock()
+	if t.ended == nil {
+		t.ended = cause
+	}
+	all := make([]*conn, 0, len(t.conns))
+	for c := range t.conns {
+		all = append(all, c)
+	}
+	t.mu.Unlock()
+	for _, c := range all {
+		c.cut(cause)
+	}
 }
 
 // update changes what is known of the connection.
@@ -72,19 +103,26 @@ func (c *conn) update(f func(*conn)) {
 func (c *conn) cut(cause error) { c.cancel(cause) }
 
 // established counts the connection as open.
-func (c *conn) established(ctx context.Context, n *Node) {
+func (c *conn) established(n *Node) {
 	series := n.Metrics.Series(c.record.Flow)
 	series.Opened()
-	c.update(func(c *conn) { c.series = series })
-	n.AccessLog.Opened(ctx, &c.record)
+	c.update(func(c *conn) {
+		c.series = series
+		if !c.record.MutualTLS {
+			c.files++
+			c.table.files++
+		}
+	})
+	n.AccessLog.Opened(c.ctx, &c.record)
 }
 
 // close counts and logs the end, and forgets the connection. err is why it could not be opened, or was cut.
-func (c *conn) close(ctx context.Context, n *Node, flag telemetry.Flag, err error) {
+func (c *conn) close(n *Node, flag telemetry.Flag, err error) {
 	c.cancel(nil)
 	t := c.table
 	t.mu.Lock()
 	delete(t.conns, c)
+	t.files -= c.files
 	c.reportLocked()
 	t.mu.Unlock()
 	if c.series != nil {
@@ -95,7 +133,7 @@ func (c *conn) close(ctx context.Context, n *Node, flag telemetry.Flag, err erro
 	c.record.Sent, c.record.Received = c.bytes()
 	c.record.Duration = time.Since(c.start)
 	c.record.Flag, c.record.Err = flag, err
-	n.AccessLog.Closed(ctx, &c.record)
+	n.AccessLog.Closed(c.ctx, &c.record)
 }
 
 // bytes returns what the client has sent and what it has received.
@@ -127,6 +165,13 @@ func (t *table) report() {
 	}
 }
 
+// descriptors is how many descriptors the connections have.
+func (t *table) descriptors() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.files
+}
+
 func (t *table) len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -142,8 +187,8 @@ func (t *table) judge(again func(policy.Connection) bool) {
 	t.mu.Lock()
 	var all []candidate
 	for c := range t.conns {
-		if c.judged != nil {
-			all = append(all, candidate{c, *c.judged})
+		if c.judged.Source.IsValid() {
+			all = append(all, candidate{c, c.judged})
 		}
 	}
 	t.mu.Unlock()

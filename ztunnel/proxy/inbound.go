@@ -38,33 +38,35 @@ func refuse(status int, flag telemetry.Flag, format string, args ...any) *refusa
 
 // inboundTunnel serves one tunnel request.
 func (p *Pod) inboundTunnel(ctx context.Context, in *hbone.Incoming) {
-	if p.node.full(p.conns.len()) {
+	if c := p.openInboundTunnel(ctx, in); c != nil {
+		p.relay(c)
+	}
+}
+
+// openInboundTunnel registers a tunnel request, checks it, connects to the application and answers. If it refuses, it returns
+// nil.
+func (p *Pod) openInboundTunnel(ctx context.Context, in *hbone.Incoming) *conn {
+	if p.node.full(p.conns.descriptors()) {
 		p.logFull()
 		if err := in.Reject(statusUnavailable, "the pod has too many connections"); err != nil {
 			p.logger.Debug("refuse a tunnel", "error", err)
 		}
-		return
+		return nil
 	}
-	c, ctx := p.conns.open(ctx, telemetry.Connection{
-		Flow: telemetry.Flow{
-			Reporter:       telemetry.ReporterDestination,
-			Source:         p.sourceOf(in),
-			SourceIdentity: in.Peer(),
-			MutualTLS:      true,
-		},
-		SourceAddr:      in.RemoteAddr(),
-		DestinationAddr: in.LocalAddr(),
-		HBONEAddr:       in.Authority(),
-		Inbound:         true,
+	c := p.conns.open(ctx, func(c *conn) {
+		c.original, c.appFirst = in.LocalAddr(), true
+		c.record.Reporter = telemetry.ReporterDestination
+		c.record.Source, c.record.SourceIdentity, c.record.MutualTLS = p.sourceOf(in), in.Peer(), true
+		c.record.SourceAddr, c.record.DestinationAddr, c.record.HBONEAddr = in.RemoteAddr(), in.LocalAddr(), in.Authority()
+		c.record.Inbound = true
 	})
-	c.update(func(c *conn) { c.original, c.appFirst = in.LocalAddr(), true })
-	app, refused := p.admitTunnel(ctx, c, in)
+	app, refused := p.admitTunnel(c.ctx, c, in)
 	if refused != nil {
 		if err := in.Reject(refused.status, refused.Error()); err != nil {
 			refused.err = errors.Join(refused.err, err)
 		}
-		c.close(ctx, p.node, refused.flag, refused.err)
-		return
+		c.close(p.node, refused.flag, refused.err)
+		return nil
 	}
 	var extra []hbone.Header
 	if p.node.ResponseBaggage {
@@ -73,12 +75,24 @@ func (p *Pod) inboundTunnel(ctx context.Context, in *hbone.Incoming) {
 	stream, err := in.Accept(extra...)
 	if err != nil {
 		reset(app)
-		c.close(ctx, p.node, telemetry.FlagNone, fmt.Errorf("answer the tunnel request: %w", err))
-		return
+		c.close(p.node, telemetry.FlagNone, fmt.Errorf("answer the tunnel request: %w", err))
+		return nil
 	}
-	c.established(ctx, p.node)
-	err = p.relayer.Relay(ctx, app, stream, &c.counters)
-	c.close(ctx, p.node, telemetry.FlagNone, err)
+	c.tcp, c.stream = app, stream
+	return c
+}
+
+// relay counts a connection as open and carries it until its end. What opened it is not on the stack any more: connections
+// are idle for long, and many.
+func (p *Pod) relay(c *conn) {
+	c.established(p.node)
+	var err error
+	if c.stream != nil {
+		err = p.relayer.Relay(c.ctx, c.tcp, c.stream, &c.counters)
+	} else {
+		err = p.relayer.RelayTCP(c.ctx, c.tcp, c.second, &c.counters)
+	}
+	c.close(p.node, telemetry.FlagNone, err)
 }
 
 // sourceOf finds the workload that a tunnel comes from, for telemetry: that of the address, if it is who it proved to be.
@@ -188,7 +202,7 @@ func (p *Pod) serviceOf(self *directory.Workload, port uint16, host string) *dir
 // judge asks policy whether a connection may be, and has it asked again when policies change.
 func (p *Pod) judge(ctx context.Context, c *conn, self *directory.Workload, what policy.Connection) *refusal {
 	// Registered before it is judged: a policy that comes between the two judges it again.
-	c.update(func(c *conn) { c.judged = &what })
+	c.update(func(c *conn) { c.judged = what })
 	decision, err := p.decide(ctx, self, what)
 	for _, dry := range decision.DryRun {
 		p.logDryRun(ctx, what, dry)
@@ -202,31 +216,36 @@ func (p *Pod) judge(ctx context.Context, c *conn, self *directory.Workload, what
 	return nil
 }
 
-// inboundPlain serves a plaintext connection that came for the pod. It owns conn.
-func (p *Pod) inboundPlain(ctx context.Context, client *net.TCPConn) {
+// inboundPlain serves a plaintext connection that came for the pod. It owns client.
+func (p *Pod) inboundPlain(client *net.TCPConn) {
+	if c := p.openInboundPlain(client); c != nil {
+		p.relay(c)
+	}
+}
+
+// openInboundPlain registers a plaintext connection, checks it and connects to the application. If it refuses, it has reset
+// the client, and returns nil.
+func (p *Pod) openInboundPlain(client *net.TCPConn) *conn {
 	src := netns.AddrPort(client.RemoteAddr())
 	dst, err := netns.OriginalDst(client)
 	if err != nil {
 		p.logger.Error("inbound connection dropped", "src.addr", src, "error", err)
 		reset(client)
-		return
+		return nil
 	}
-	c, ctx := p.conns.open(ctx, telemetry.Connection{
-		Flow:            telemetry.Flow{Reporter: telemetry.ReporterDestination, Source: p.node.workloadAt(src.Addr())},
-		SourceAddr:      src,
-		DestinationAddr: dst,
-		Inbound:         true,
+	c := p.conns.open(context.Background(), func(c *conn) {
+		c.original = dst
+		c.record.Reporter, c.record.Source = telemetry.ReporterDestination, p.node.workloadAt(src.Addr())
+		c.record.SourceAddr, c.record.DestinationAddr, c.record.Inbound = src, dst, true
 	})
-	c.update(func(c *conn) { c.original = dst })
-	app, refused := p.admitPlain(ctx, c, src, dst)
+	app, refused := p.admitPlain(c.ctx, c, src, dst)
 	if refused != nil {
 		reset(client)
-		c.close(ctx, p.node, refused.flag, refused.err)
-		return
+		c.close(p.node, refused.flag, refused.err)
+		return nil
 	}
-	c.established(ctx, p.node)
-	err = p.relayer.RelayTCP(ctx, client, app, &c.counters)
-	c.close(ctx, p.node, telemetry.FlagNone, err)
+	c.tcp, c.second = client, app
+	return c
 }
 
 // admitPlain checks a plaintext connection, which has no identity, and connects to the application.

@@ -105,7 +105,7 @@ func outOfResources(err error) bool {
 }
 
 // serve accepts until the listener is closed, and gives each connection to handle in a goroutine of the pod.
-func (p *Pod) serve(l *listener, handle func(context.Context, *net.TCPConn)) {
+func (p *Pod) serve(l *listener, handle func(*net.TCPConn)) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -116,12 +116,12 @@ func (p *Pod) serve(l *listener, handle func(context.Context, *net.TCPConn)) {
 			return
 		}
 		conn := c.(*net.TCPConn)
-		if p.node.full(p.conns.len()) {
+		if p.node.full(p.conns.descriptors()) {
 			p.logFull()
 			reset(conn)
 			continue
 		}
-		p.work.Go(func() { handle(p.ctx, conn) })
+		p.work.Go(func() { handle(conn) })
 	}
 }
 
@@ -129,7 +129,8 @@ func (p *Pod) serve(l *listener, handle func(context.Context, *net.TCPConn)) {
 func (p *Pod) logFull() {
 	now := time.Now().Unix()
 	if last := p.fullLogged.Load(); now-last >= 10 && p.fullLogged.CompareAndSwap(last, now) {
-		p.logger.Error("pod has as many connections as one pod may have; new ones are refused", "limit", p.node.MaxConnections)
+		p.logger.Error("connections of the pod have as many descriptors as those of one pod may have; new ones are refused",
+			"limit", p.node.MaxFiles)
 	}
 }
 

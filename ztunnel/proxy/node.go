@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -52,6 +53,14 @@ const (
 // reportInterval is how often bytes of connections that live are added to the metrics.
 const reportInterval = 5 * time.Second
 
+// When memory is given back to the system.
+const (
+	tidyInterval = 2 * time.Second
+	// tidyLeast is the smallest change in the number of connections that is worth it.
+	tidyLeast = 500
+	tidyTimes = 3
+)
+
 // Certificates gives out identities of pods. identity.Manager implements it.
 type Certificates interface {
 	// SVID blocks until there is one or the context ends.
@@ -88,8 +97,8 @@ type Config struct {
 	ResponseBaggage bool
 	// PolicyInfo logs dry-run policies at info instead of debug.
 	PolicyInfo bool
-	// MaxConnections bounds the connections of one pod, so that it leaves descriptors to its neighbours. Zero: no bound.
-	MaxConnections int
+	// MaxFiles bounds the descriptors of one pod's connections, so that it leaves some to its neighbours. Zero: no bound.
+	MaxFiles int
 }
 
 // Node is what the proxies of all pods share. Make it with NewNode.
@@ -159,6 +168,9 @@ func (n *Node) Run(ctx context.Context) error {
 	defer cancel()
 	report := time.NewTicker(reportInterval)
 	defer report.Stop()
+	tidy := time.NewTicker(tidyInterval)
+	defer tidy.Stop()
+	var memory tidier
 	for {
 		select {
 		case <-n.changed:
@@ -169,10 +181,51 @@ func (n *Node) Run(ctx context.Context) error {
 			for _, p := range n.snapshot() {
 				p.conns.report()
 			}
+		case <-tidy.C:
+			if memory.due(n.connections()) {
+				debug.FreeOSMemory()
+			}
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// tidier says when to give memory back. Go does so by itself, but minutes later, and it shrinks the stacks of goroutines that
+// have come to rest only when it collects garbage, which a proxy with idle connections makes none of.
+type tidier struct {
+	tidied  int // connections when it was last done
+	last    int // connections at the last look
+	pending int // how often it is to be done yet
+}
+
+// due takes the present number of connections. It returns true a few times, since a stack shrinks by half at a time, once
+// the number has changed by much and come to rest.
+func (t *tidier) due(connections int) bool {
+	rest := abs(connections-t.last) <= connections/20+tidyLeast/10
+	t.last = connections
+	if abs(connections-t.tidied) >= max(tidyLeast, t.tidied/5) {
+		if !rest {
+			return false
+		}
+		t.tidied, t.pending = connections, tidyTimes
+	}
+	if t.pending == 0 {
+		return false
+	}
+	t.pending--
+	return true
+}
+
+func abs(n int) int { return max(n, -n) }
+
+// connections counts those of all pods.
+func (n *Node) connections() int {
+	total := 0
+	for _, p := range n.snapshot() {
+		total += p.conns.len()
+	}
+	return total
 }
 
 func anyLocal(changes []directory.WorkloadChange) bool {
@@ -286,10 +339,8 @@ func (n *Node) disuseLocked(id identity.Identity) {
 	}
 }
 
-// full tells whether a pod with so many connections may have no more.
-func (n *Node) full(connections int) bool {
-	return n.MaxConnections > 0 && connections >= n.MaxConnections
-}
+// full tells whether a pod whose connections have so many descriptors may have no more.
+func (n *Node) full(files int) bool { return n.MaxFiles > 0 && files >= n.MaxFiles }
 
 // dialer is what all connections to upstreams have in common.
 func (n *Node) dialer() netns.Dialer {

@@ -20,51 +20,54 @@ const maxEndpoints = 3
 var errOwnPort = errors.New("the destination is a port of the node proxy itself")
 
 // outbound serves a connection that the pod's application opened. It owns client.
-func (p *Pod) outbound(ctx context.Context, client *net.TCPConn) {
+func (p *Pod) outbound(client *net.TCPConn) {
+	if c := p.openOutbound(client); c != nil {
+		p.relay(c)
+	}
+}
+
+// openOutbound registers a connection, finds its way and opens that. If there is none, it has reset the client, and returns
+// nil.
+func (p *Pod) openOutbound(client *net.TCPConn) *conn {
 	src := netns.AddrPort(client.RemoteAddr())
 	dst, err := netns.OriginalDst(client)
 	if err != nil {
 		p.logger.Error("outbound connection dropped", "src.addr", src, "error", err)
 		reset(client)
-		return
+		return nil
 	}
-	c, ctx := p.conns.open(ctx, telemetry.Connection{
-		Flow:            telemetry.Flow{Reporter: telemetry.ReporterSource},
-		SourceAddr:      src,
-		DestinationAddr: dst,
+	c := p.conns.open(context.Background(), func(c *conn) {
+		c.original = dst
+		c.record.Reporter = telemetry.ReporterSource
+		c.record.SourceAddr, c.record.DestinationAddr = src, dst
 	})
-	c.update(func(c *conn) { c.original = dst })
-	flag, err := p.carryOutbound(ctx, c, client, dst)
-	c.close(ctx, p.node, flag, err)
+	up, refused := p.admitOutbound(c.ctx, c, client, dst)
+	if refused != nil {
+		reset(client)
+		c.close(p.node, refused.flag, refused.err)
+		return nil
+	}
+	c.tcp, c.stream, c.second = client, up.stream, up.tcp
+	return c
 }
 
-// carryOutbound finds the way, opens it and relays until the end. It closes client.
-func (p *Pod) carryOutbound(ctx context.Context, c *conn, client *net.TCPConn, dst netip.AddrPort) (telemetry.Flag, error) {
-	fail := func(flag telemetry.Flag, err error) (telemetry.Flag, error) {
-		reset(client)
-		return flag, err
-	}
+// admitOutbound learns who the pod is and connects.
+func (p *Pod) admitOutbound(ctx context.Context, c *conn, client *net.TCPConn, dst netip.AddrPort) (upstream, *refusal) {
 	self, err := p.self(ctx)
 	if err != nil {
-		return fail(telemetry.FlagIdentity, err)
+		return upstream{}, refuse(0, telemetry.FlagIdentity, "%w", err)
 	}
 	if isOwnPort(dst.Port()) && (isSelf(self, dst.Addr()) || dst == netns.AddrPort(client.LocalAddr())) {
-		return fail(telemetry.FlagDenied, fmt.Errorf("connect to %s: %w", dst, errOwnPort))
+		return upstream{}, refuse(0, telemetry.FlagDenied, "connect to %s: %w", dst, errOwnPort)
 	}
 	c.update(func(c *conn) {
 		c.record.Source, c.record.SourceIdentity = self, self.Identity
 	})
 	up, err := p.connect(ctx, c, self, dst)
 	if err != nil {
-		return fail(flagOf(err), err)
+		return upstream{}, refuse(0, flagOf(err), "%w", err)
 	}
-	c.established(ctx, p.node)
-	if up.stream != nil {
-		err = p.relayer.Relay(ctx, client, up.stream, &c.counters)
-	} else {
-		err = p.relayer.RelayTCP(ctx, client, up.tcp, &c.counters)
-	}
-	return telemetry.FlagNone, err
+	return up, nil
 }
 
 // upstream is an open way: a stream or a connection.

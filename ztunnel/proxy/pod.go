@@ -46,8 +46,8 @@ type Pod struct {
 	described  atomic.Pointer[description]
 	fullLogged atomic.Int64 // when it was last said that the pod has too many connections, in Unix seconds
 
-	ctx      context.Context // of all connections
-	cancel   context.CancelCauseFunc
+	ctx      context.Context // of the listeners and the tunnel server
+	cancel   context.CancelFunc
 	work     sync.WaitGroup // accept loops and connections
 	commands chan command
 	ending   chan struct{} // closed when Resume is too late
@@ -95,13 +95,13 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	if err := p.awaitTakeover(); err != nil {
 		return nil, err
 	}
-	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	p.ctx, p.cancel = context.WithCancel(context.Background())
 	var err error
 	if p.tunnels, err = p.listen(api.PortHBONE); err == nil {
 		err = p.openCapture()
 	}
 	if err != nil {
-		p.cancel(err)
+		p.cancel()
 		if p.tunnels != nil {
 			p.tunnels.Close()
 		}
@@ -250,7 +250,7 @@ func (p *Pod) reopen(since *time.Time) error {
 // drained tells whether a drain may end.
 func (p *Pod) drained(since time.Time) bool {
 	if alive, err := p.ns.Alive(); err == nil && !alive {
-		p.cancel(errPodGone) // its connections lead nowhere
+		p.cut(errPodGone) // its connections lead nowhere
 		return true
 	}
 	age := time.Since(since)
@@ -260,7 +260,7 @@ func (p *Pod) drained(since time.Time) bool {
 // finish closes the listeners, lets connections end until the context does, and then cuts what is left.
 func (p *Pod) finish(ctx context.Context, cause error) {
 	close(p.ending)
-	stop := context.AfterFunc(ctx, func() { p.cancel(cause) })
+	stop := context.AfterFunc(ctx, func() { p.cut(cause) })
 	defer stop()
 	p.closeCapture()
 	p.tunnels.drain()
@@ -269,11 +269,17 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 		p.logger.Error("shut down tunnels", "error", err)
 	}
 	p.work.Wait()
-	p.cancel(cause)
+	p.cut(cause)
 	p.server.Close()
 	p.pool.Close()
 	p.ports.close()
 	p.node.leave(p)
+}
+
+// cut ends everything at once.
+func (p *Pod) cut(cause error) {
+	p.conns.end(cause)
+	p.cancel()
 }
 
 // Drain implements inpod.Proxy.
@@ -300,7 +306,7 @@ func (p *Pod) Shutdown(ctx context.Context) {
 	select {
 	case p.commands <- command{kind: commandShutdown, ctx: ctx}:
 	case <-p.ending:
-		stop := context.AfterFunc(ctx, func() { p.cancel(errGraceOver) })
+		stop := context.AfterFunc(ctx, func() { p.cut(errGraceOver) })
 		defer stop()
 	}
 	<-p.done
@@ -308,7 +314,7 @@ func (p *Pod) Shutdown(ctx context.Context) {
 
 // Stop implements inpod.Proxy.
 func (p *Pod) Stop() {
-	p.cancel(errPodGone)
+	p.cut(errPodGone)
 	<-p.done
 }
 
@@ -376,8 +382,16 @@ func isSelf(self *directory.Workload, addr netip.Addr) bool {
 	return addr.IsLoopback() || slices.Contains(self.Addrs, addr)
 }
 
-// decide asks policy, and waits a while for policies that the workload names and that are not there.
+// decide asks policy.
 func (p *Pod) decide(ctx context.Context, self *directory.Workload, c policy.Connection) (policy.Decision, error) {
+	if d := p.node.Directory.Policies(self).Evaluate(c); d.Verdict != policy.Undecided {
+		return d, nil
+	}
+	return p.decideLater(ctx, self, c)
+}
+
+// decideLater waits a while for policies that the workload names and that are not there.
+func (p *Pod) decideLater(ctx context.Context, self *directory.Workload, c policy.Connection) (policy.Decision, error) {
 	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
 	defer cancel()
 	for {
