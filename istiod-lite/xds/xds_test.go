@@ -211,6 +211,43 @@ func TestMergeWhileInFlight(t *testing.T) {
 	}
 }
 
+// Nothing is sent of any type while a response of the push before is not answered.
+func TestOnePushInFlight(t *testing.T) {
+	hub := NewHub(NewMetrics(prometheus.NewRegistry()))
+	hub.Publish(resource.Change{})
+	c := newConn(hub, proxy, node, "")
+	if !hub.join(c) {
+		t.Fatal("not admitted")
+	}
+	say := func(typ resource.Type, nonce string) {
+		t.Helper()
+		if _, err := c.request(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typ.URL(), ResponseNonce: nonce}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(resource.Authorization, "")
+	say(resource.Address, "")
+	for _, r := range hub.next(c) {
+		say(r.typ, r.nonce)
+	}
+	hub.Publish(upserts(policy(t, "p", "1"), address(t, "a", "1")))
+	push := hub.next(c)
+	if len(push) != 2 {
+		t.Fatalf("%d responses, want one of each type", len(push))
+	}
+	hub.Publish(upserts(address(t, "a", "2"), address(t, "b", "1")))
+	for i, r := range push {
+		if more := hub.next(c); more != nil {
+			t.Errorf("%d responses while %d are not answered", len(more), len(push)-i)
+		}
+		say(r.typ, r.nonce)
+	}
+	more := hub.next(c)
+	if len(more) != 1 || len(more[0].resources) != 2 {
+		t.Errorf("got %v, want one response with what came meanwhile", more)
+	}
+}
+
 // A rejection is remembered and ends nothing.
 func TestNack(t *testing.T) {
 	hub, conn := serve(t, nil)
