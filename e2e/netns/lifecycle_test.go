@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
@@ -296,6 +298,31 @@ func TestDeleteDrains(t *testing.T) {
 		return nil
 	})
 	w.logged(w.proxies[1], "no longer served", "server")
+}
+
+// TestDeadPodIsDropped takes a pod down as the container runtime does, interface first, with connections open: its proxy does
+// not wait for them.
+func TestDeadPodIsDropped(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	w.settle()
+	w.hold(client, addr(server, false, 8080))
+	w.must(server.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	}))
+	start := time.Now()
+	w.must(n2.Agent.Delete(w.ctx, server.UID))
+	w.logged(w.proxies[1], "no longer served", "server")
+	const soon = 5 * time.Second // less than the drain of a pod that lives
+	if d := time.Since(start); d > soon {
+		t.Errorf("it took %v", d)
+	}
 }
 
 var goroutines = regexp.MustCompile(`goroutine profile: total (\d+)`)

@@ -45,3 +45,26 @@ func TestPaths(t *testing.T) {
 		})
 	})
 }
+
+// TestEndpoints calls services of which some endpoints are dead, in every way, and one that has none.
+func TestEndpoints(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client := w.captured(n1, "client")
+	good, refuses := w.captured(n2, "good"), w.captured(n2, "refuses")
+	plain, silent := w.pod(n2, "plain"), w.pod(n2, "silent")
+	w.listen(good, ":8080", echo)
+	w.listen(plain, ":8080", echo)
+	// refuses has a proxy and no application; silent is said to have a proxy and has none.
+	tunnels := w.serve("tunnels", 1, true, good, refuses, silent)
+	mixed := w.serve("mixed", 2, false, plain, w.pod(n2, "closed"))
+	none := w.serve("none", 3, true)
+	w.settle()
+	for range 30 {
+		w.expect(client, tunnels.at(false, 80), client.IPv4)
+		w.expect(client, mixed.at(true, 80), client.IPv6)
+	}
+	w.refused(client, none.at(false, 80))
+	w.refused(client, tunnels.at(false, 81)) // no such port
+	w.logged(w.proxies[0], "default/"+none.host, "no healthy endpoint")
+}

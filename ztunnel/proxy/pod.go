@@ -260,8 +260,10 @@ func (p *Pod) drained(since time.Time) bool {
 // finish closes the listeners, lets connections end until the context does, and then cuts what is left.
 func (p *Pod) finish(ctx context.Context, cause error) {
 	close(p.ending)
-	stop := context.AfterFunc(ctx, func() { p.cut(cause) })
-	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { p.cut(cause) })()
+	defer context.AfterFunc(p.ctx, cancel)()
 	p.closeCapture()
 	p.tunnels.drain()
 	// Tells peers by GOAWAY to open no more tunnels, and waits for those that there are.
