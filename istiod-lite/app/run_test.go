@@ -2,16 +2,26 @@ package app
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
@@ -289,5 +299,92 @@ func TestCommandLine(t *testing.T) {
 	var out, errs bytes.Buffer
 	if err := Run(t.Context(), []string{"--help"}, &out, &errs); err != nil || !strings.Contains(errs.String(), "-plaintext-addr") {
 		t.Errorf("--help: %q, %v", errs.String(), err)
+	}
+}
+
+// What cannot be watched keeps the program from being ready, and /ready says what it is.
+func TestForbiddenIsNotReady(t *testing.T) {
+	a := newAPI(t)
+	var allowed atomic.Bool
+	a.core.PrependReactor("list", "services", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return !allowed.Load(), nil, apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("no such role"))
+	})
+	r := a.start()
+	await(t, "the reason", func() bool {
+		code, text := r.get(r.monitoring, "/ready")
+		return code == http.StatusServiceUnavailable && strings.Contains(text, "Service") && strings.Contains(text, "forbidden")
+	})
+	allowed.Store(true)
+	r.awaitReady()
+	if code, text := r.get(r.debug, "/debug/statusz"); code != http.StatusOK || strings.TrimSpace(text) != "{}" {
+		t.Errorf("/debug/statusz says %d %s although all is well", code, text)
+	}
+}
+
+// A CA that cannot be had does the same, and is looked for again.
+func TestNoCAIsNotReady(t *testing.T) {
+	a := newAPI(t)
+	secrets := a.core.CoreV1().Secrets(api.DefaultNamespace)
+	if _, err := secrets.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: api.DefaultNamespace, Name: api.PluggedCASecret}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	addr := freeAddr(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	cfg, err := parseConfig([]string{"--monitoring-addr=" + addr, "--debug-addr=", "--grpc-addr=127.0.0.1:0", "--drain-delay=0s"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		done <- serve(ctx, cfg, clients{core: a.core, dynamic: a.dynamic, callers: a.core}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	}()
+	r := &replica{T: t, monitoring: addr}
+	await(t, "the reason", func() bool {
+		res, err := http.Get("http://" + addr + "/ready")
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		return err == nil && strings.Contains(string(text), "istio-system/cacerts")
+	})
+	http.DefaultClient.CloseIdleConnections()
+	if err := secrets.Delete(t.Context(), api.PluggedCASecret, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitReady()
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("the program ended with: %v", err)
+	}
+}
+
+// freeAddr is a loopback address that nobody listened on a moment ago.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// A port that is taken ends the program with an error that names it.
+func TestPortIsTaken(t *testing.T) {
+	a := newAPI(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	taken := ln.Addr().String()
+	for _, flag := range []string{"--monitoring-addr", "--grpc-addr", "--debug-addr", "--plaintext-addr"} {
+		cfg, err := parseConfig([]string{"--monitoring-addr=127.0.0.1:0", "--debug-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", flag + "=" + taken}, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = serve(t.Context(), cfg, clients{core: a.core, dynamic: a.dynamic, callers: a.core}, slog.New(slog.DiscardHandler))
+		mentions(t, err, taken, "in use")
 	}
 }
