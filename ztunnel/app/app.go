@@ -34,7 +34,7 @@ import (
 const usage = `usage: ztunnel [proxy [ztunnel]] | version | help
 
 proxy (the default) serves the pods of a node that the CNI agent hands to it. Its settings are environment variables, the
-same as those of Istio's ztunnel; see docs/ztunnel.md.
+same as those of Istio's ztunnel; see docs/settings.md.
 `
 
 // Run is the program. It returns when the context ends or a signal (SIGTERM, SIGINT) comes, and the connections have ended

@@ -59,6 +59,8 @@ const (
 	// tidyLeast is the smallest change in the number of connections that is worth it.
 	tidyLeast = 500
 	tidyTimes = 3
+	// tidyShare is the inverse of the share of time that it may take.
+	tidyShare = 50
 )
 
 // Certificates gives out identities of pods. identity.Manager implements it.
@@ -113,11 +115,12 @@ type Node struct {
 	mu   sync.Mutex // guards the fields below
 	pods map[*Pod]bool
 	used map[identity.Identity]int // by how many pods
-	next chan struct{}             // closed, and made anew, when policies or local workloads change
+	next chan struct{}             // closed, and made anew, when policies or workloads change
+	gone []string                  // uids of workloads that are gone and not yet evicted
 	// missed is when a certificate was last waited for in vain.
 	missed time.Time
 
-	changed chan struct{} // the same for Run; capacity 1
+	changed chan struct{} // next was closed: for Run; capacity 1
 }
 
 // NodeConfig is what a Node is made of. Everything is required.
@@ -154,18 +157,7 @@ func (n *Node) Start(pod inpod.Pod, ns *netns.Namespace) (inpod.Proxy, error) {
 // Run judges connections again when policies change, evicts tunnels to workloads that are gone, and reports bytes, until
 // the context ends.
 func (n *Node) Run(ctx context.Context) error {
-	cancel := n.Directory.Subscribe(func(c directory.Change) {
-		for _, w := range c.Workloads {
-			// Its address may be another pod's next.
-			if w.Old != nil && w.New == nil {
-				n.evict(w.Old.UID)
-			}
-		}
-		if len(c.Policies) > 0 || anyLocal(c.Workloads) {
-			n.announceChange()
-		}
-	})
-	defer cancel()
+	defer n.Directory.Subscribe(n.onChange)()
 	report := time.NewTicker(reportInterval)
 	defer report.Stop()
 	tidy := time.NewTicker(tidyInterval)
@@ -174,6 +166,7 @@ func (n *Node) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-n.changed:
+			n.evict()
 			for _, p := range n.snapshot() {
 				p.judgeAgain()
 			}
@@ -182,8 +175,9 @@ func (n *Node) Run(ctx context.Context) error {
 				p.conns.report()
 			}
 		case <-tidy.C:
-			if memory.due(n.connections()) {
+			if start := time.Now(); memory.due(n.connections(), start) {
 				debug.FreeOSMemory()
+				memory.took(time.Since(start))
 			}
 		case <-ctx.Done():
 			return nil
@@ -197,11 +191,14 @@ type tidier struct {
 	tidied  int // connections when it was last done
 	last    int // connections at the last look
 	pending int // how often it is to be done yet
+	start   time.Time
+	pause   time.Time // not before
 }
 
 // due takes the present number of connections. It returns true a few times, since a stack shrinks by half at a time, once
 // the number has changed by much and come to rest.
-func (t *tidier) due(connections int) bool {
+func (t *tidier) due(connections int, now time.Time) bool {
+	t.start = now
 	rest := abs(connections-t.last) <= connections/20+tidyLeast/10
 	t.last = connections
 	if abs(connections-t.tidied) >= max(tidyLeast, t.tidied/5) {
@@ -210,12 +207,15 @@ func (t *tidier) due(connections int) bool {
 		}
 		t.tidied, t.pending = connections, tidyTimes
 	}
-	if t.pending == 0 {
+	if t.pending == 0 || now.Before(t.pause) {
 		return false
 	}
 	t.pending--
 	return true
 }
+
+// took says how long it was, so that it never takes more than a small share of the time.
+func (t *tidier) took(d time.Duration) { t.pause = t.start.Add(d * tidyShare) }
 
 func abs(n int) int { return max(n, -n) }
 
@@ -228,20 +228,43 @@ func (n *Node) connections() int {
 	return total
 }
 
-func anyLocal(changes []directory.WorkloadChange) bool {
-	for _, c := range changes {
-		if c.Local {
-			return true
+// onChange hears what discovery has changed; what is to be done about it, Run does.
+func (n *Node) onChange(c directory.Change) {
+	var gone []string
+	local := false
+	for _, w := range c.Workloads {
+		if w.Old != nil && w.New == nil {
+			gone = append(gone, w.Old.UID)
 		}
+		local = local || w.Local
 	}
-	return false
+	if len(gone) == 0 && !local && len(c.Policies) == 0 {
+		return
+	}
+	n.mu.Lock()
+	n.gone = append(n.gone, gone...)
+	close(n.next)
+	n.next = make(chan struct{})
+	n.mu.Unlock()
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
 }
 
-func (n *Node) evict(uid string) {
-	for _, p := range n.snapshot() {
-		p.pool.Evict(uid)
+// evict takes tunnels to workloads that are gone out of use: their addresses may be other pods' next.
+func (n *Node) evict() {
+	n.mu.Lock()
+	gone := n.gone
+	n.gone = nil
+	n.mu.Unlock()
+	pods := n.snapshot()
+	for _, uid := range gone {
+		for _, p := range pods {
+			p.pool.Evict(uid)
+		}
+		n.Metrics.Forget(uid)
 	}
-	n.Metrics.Forget(uid)
 }
 
 // snapshot lists the pods that there are.
@@ -255,19 +278,7 @@ func (n *Node) snapshot() []*Pod {
 	return pods
 }
 
-// announceChange wakes who waits for another state of policies and of the node's workloads.
-func (n *Node) announceChange() {
-	n.mu.Lock()
-	close(n.next)
-	n.next = make(chan struct{})
-	n.mu.Unlock()
-	select {
-	case n.changed <- struct{}{}:
-	default:
-	}
-}
-
-// nextChange returns a channel that is closed at the next such change.
+// nextChange returns a channel that is closed when policies or the node's workloads change next.
 func (n *Node) nextChange() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()

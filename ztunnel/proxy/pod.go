@@ -43,6 +43,7 @@ type Pod struct {
 	// fallbackID is the pod's identity as long as discovery does not know the pod; id is the one in use, guarded by node.mu.
 	fallbackID identity.Identity
 	id         atomic.Pointer[identity.Identity]
+	known      atomic.Pointer[directory.Workload] // by lookUp
 	described  atomic.Pointer[description]
 	fullLogged atomic.Int64 // when it was last said that the pod has too many connections, in Unix seconds
 
@@ -326,31 +327,42 @@ func (p *Pod) Done() <-chan struct{} { return p.done }
 // Connections lists the pod's connections, in the order in which they were opened.
 func (p *Pod) Connections() []Connection { return p.conns.list() }
 
-// self returns what discovery knows of the pod, waiting for it if need be.
-func (p *Pod) self(ctx context.Context) (*directory.Workload, error) {
-	dir := p.node.Directory
-	w := dir.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount)
+// lookUp returns what discovery knows of the pod, or what it knew last: a pod that is being deleted may be forgotten before
+// its application has ended. It is nil if discovery has never known it.
+func (p *Pod) lookUp() *directory.Workload {
+	w := p.node.Directory.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount)
 	if w == nil {
-		ctx, cancel := context.WithTimeout(ctx, selfTimeout)
-		defer cancel()
-		var err error
-		if w, err = dir.WaitForPod(ctx, p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); err != nil {
-			return nil, fmt.Errorf("pod %s (service account %s) is not known to the control plane: %w",
-				p.pod, p.pod.ServiceAccount, err)
+		return p.known.Load()
+	}
+	if p.known.Load() != w {
+		p.known.Store(w)
+		if *p.id.Load() != w.Identity {
+			p.node.adopt(p, w.Identity)
 		}
 	}
-	if *p.id.Load() != w.Identity {
-		p.node.adopt(p, w.Identity)
+	return w
+}
+
+// self is lookUp that waits for the pod to be known.
+func (p *Pod) self(ctx context.Context) (*directory.Workload, error) {
+	if w := p.lookUp(); w != nil {
+		return w, nil
 	}
-	return w, nil
+	ctx, cancel := context.WithTimeout(ctx, selfTimeout)
+	defer cancel()
+	if _, err := p.node.Directory.WaitForPod(ctx, p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); err != nil {
+		return nil, fmt.Errorf("pod %s (service account %s) is not known to the control plane: %w",
+			p.pod, p.pod.ServiceAccount, err)
+	}
+	return p.lookUp(), nil
 }
 
 // identity returns whom the pod is to prove to be.
 func (p *Pod) identity() identity.Identity {
-	if w := p.node.Directory.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); w != nil {
+	if w := p.lookUp(); w != nil {
 		return w.Identity
 	}
-	return *p.id.Load()
+	return p.fallbackID
 }
 
 func (p *Pod) clientTLS(ctx context.Context, t hbone.Target) (*tls.Config, error) {
@@ -405,7 +417,7 @@ func (p *Pod) decideLater(ctx context.Context, self *directory.Workload, c polic
 		select {
 		case <-changed:
 			// The workload may name other policies now.
-			if w := p.node.Directory.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); w != nil {
+			if w := p.lookUp(); w != nil {
 				self = w
 			}
 		case <-ctx.Done():
@@ -416,12 +428,11 @@ func (p *Pod) decideLater(ctx context.Context, self *directory.Workload, c polic
 
 // judgeAgain cuts the connections that policy denies by now.
 func (p *Pod) judgeAgain() {
-	dir := p.node.Directory
-	self := dir.WorkloadByPod(p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount)
+	self := p.lookUp()
 	if self == nil {
-		return // being deleted; what exists goes on
+		return // then there is no connection that was judged
 	}
-	set := dir.Policies(self)
+	set := p.node.Directory.Policies(self)
 	p.conns.judge(func(c policy.Connection) bool { return set.Evaluate(c).Verdict != policy.Denied })
 }
 
