@@ -219,8 +219,17 @@ func (c *Capture) Flows(among ...netip.Addr) []Flow {
 	return flows
 }
 
-// Stop ends the capture. It fails if the capture missed packets, and so proves nothing.
+// Stop ends the capture. It fails if the capture missed packets, and so proves nothing. A second Stop does nothing.
 func (c *Capture) Stop() error {
+	select {
+	case <-c.done:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		err := c.err
+		c.err = nil
+		return err
+	default:
+	}
 	dropped, err := c.dropped()
 	c.file.Close()
 	<-c.done

@@ -2,6 +2,8 @@ package scenarios
 
 import (
 	"context"
+	"flag"
+	"os"
 	"testing"
 	"time"
 
@@ -26,6 +28,15 @@ func stages() []stage {
 type stage struct {
 	name      string
 	scenarios []scenario
+}
+
+// TestMain lets all scenarios of a stage run side by side, however few cores there are: most of their time they wait.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
 }
 
 func TestScenarios(t *testing.T) {

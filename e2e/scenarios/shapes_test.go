@@ -23,6 +23,7 @@ func shapes() scenario {
 				wg.Go(func() { w.smallShapes(t, from, to) })
 			}
 			wg.Wait()
+			stop(t, captures) // no capture keeps up with what comes now
 			onlyTunnels(t, captures, w.addresses(t, ns))
 			for _, pair := range []pair{{"client1", "server1"}, {"client1", "server2"}, {"client2", "server1"}} {
 				from := harness.Pod{Namespace: ns, Name: pair.from}

@@ -124,8 +124,8 @@ func play(t *testing.T, c *harness.Cluster, s scenario) {
 	t.Logf("told in %s", time.Since(start).Round(100*time.Millisecond))
 }
 
-// settle waits until the services of a quartet, if the namespace has one, are known on every node: Kubernetes itself takes a moment
-// from the readiness of a pod to that.
+// settle waits until the services of a quartet, if the namespace has one, are known on every node and by the name server: Kubernetes
+// itself takes a moment from the readiness of a pod to that, and the name server remembers those of an earlier run for a while.
 func (w *world) settle(t *testing.T, ns string) {
 	t.Helper()
 	if _, err := w.Kube.CoreV1().Services(ns).Get(w.ctx, "server", metav1.GetOptions{}); apierrors.IsNotFound(err) {
@@ -133,8 +133,8 @@ func (w *world) settle(t *testing.T, ns string) {
 	}
 	var request traffic.DialRequest
 	for _, service := range []string{"server", "server1", "server2"} {
-		for _, ip := range w.clusterIPs(t, ns, service) {
-			request.Attempts = append(request.Attempts, traffic.Attempt{Target: target(ip, traffic.PortEcho), Protocol: traffic.ProtocolEcho})
+		for _, host := range append(w.clusterIPs(t, ns, service), fmt.Sprintf("%s.%s.svc.cluster.local.", service, ns)) {
+			request.Attempts = append(request.Attempts, traffic.Attempt{Target: target(host, traffic.PortEcho), Protocol: traffic.ProtocolEcho})
 		}
 	}
 	until := harness.Until{What: "services of " + ns + " known on every node", Within: converged, InARow: 3}
@@ -340,7 +340,8 @@ func ambit(c *harness.Cluster) string { return filepath.Join(c.Root, "bin", "amb
 // nodes are the names of the nodes, in order.
 func nodes() []string { return []string{"node1", "node2"} }
 
-// capture listens on the links of nodes for traffic.Marker until the test ends, and fails it if it missed something.
+// capture listens on the links of nodes for traffic.Marker until it is stopped or the test ends, and fails it if it missed
+// something.
 func (w *world) capture(t *testing.T, names ...string) []*harness.Capture {
 	t.Helper()
 	var captures []*harness.Capture
@@ -348,13 +349,19 @@ func (w *world) capture(t *testing.T, names ...string) []*harness.Capture {
 		capture, err := w.Capture(name, traffic.Marker)
 		w.must(t, err)
 		captures = append(captures, capture)
-		t.Cleanup(func() {
-			if err := capture.Stop(); err != nil {
-				t.Error(err)
-			}
-		})
 	}
+	t.Cleanup(func() { stop(t, captures) })
 	return captures
+}
+
+// stop ends captures; those that have ended already are left alone.
+func stop(t *testing.T, captures []*harness.Capture) {
+	t.Helper()
+	for _, capture := range captures {
+		if err := capture.Stop(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // onlyTunnels fails the test if a link saw anything between the addresses but TLS to the port for tunnels, or saw no tunnel, and so
