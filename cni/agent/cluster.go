@@ -32,7 +32,7 @@ var (
 	errNotSynced = errors.New("the API did not tell of all pods, namespaces and the agent's DaemonSet")
 )
 
-// AnnotationRelease, on the agent's own DaemonSet, is an Order to all agents.
+// AnnotationRelease is an annotation on the agent's own DaemonSet: an Order to all agents.
 const AnnotationRelease = "ambit/release"
 
 // annotationStaticUID is on the API's image of a static pod and names the UID under which kubelet runs it.

@@ -155,17 +155,17 @@ func (c connections) Usage(n ns.NetNS) (conntrack.Use, error) {
 	return n.(*netns).s.use, nil
 }
 
-// probes is the host's exemption.
-type probes struct{ w *world }
+// probeSets is the host's exemption.
+type probeSets struct{ w *world }
 
-func (p probes) Ensure(context.Context) error {
+func (p probeSets) Ensure(context.Context) error {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
 	p.w.host = true
 	return nil
 }
 
-func (p probes) Put(uid string, addrs []netip.Addr) error {
+func (p probeSets) Put(uid string, addrs []netip.Addr) error {
 	if err := p.w.step("put", uid); err != nil {
 		return err
 	}
@@ -177,7 +177,7 @@ func (p probes) Put(uid string, addrs []netip.Addr) error {
 	return nil
 }
 
-func (p probes) Delete(uid string) error {
+func (p probeSets) Delete(uid string) error {
 	if err := p.w.step("unput", uid); err != nil {
 		return err
 	}
@@ -187,13 +187,13 @@ func (p probes) Delete(uid string) error {
 	return nil
 }
 
-func (p probes) Entries() (map[netip.Addr]string, error) {
+func (p probeSets) Entries() (map[netip.Addr]string, error) {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
 	return maps.Clone(p.w.sets), nil
 }
 
-func (p probes) Remove(context.Context) error {
+func (p probeSets) Remove(context.Context) error {
 	if err := p.w.step("unhost", "host"); err != nil {
 		return err
 	}

@@ -4,8 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/ambit-mesh/ambit/api"
 )
 
 // Phases of a Report.
@@ -110,15 +115,28 @@ func (a *Agent) cleanNode(l *loop) error {
 		})
 	}
 	wait.Wait()
-	return Cleanup(ctx, a.cfg.Node, a.cfg.Kernel, a.cfg.Probes, a.cfg.Installation)
+	return Cleanup(ctx, CleanupConfig{
+		Node: a.cfg.Node, Kernel: a.cfg.Kernel, Probes: a.cfg.Probes, Installation: a.cfg.Installation,
+		Sockets: []string{filepath.Join(a.cfg.RunDir, api.AgentSocket), a.cfg.ZDSSocket},
+	})
+}
+
+// CleanupConfig is what Cleanup works on.
+type CleanupConfig struct {
+	Node         Node
+	Kernel       Kernel
+	Probes       Probes
+	Installation Installation
+	// Sockets are the files of the agent's sockets.
+	Sockets []string
 }
 
 // Cleanup takes everything of the mesh away from the node at once: the plugin first, so that pods start without it, then
 // the rules in every pod's network namespace, then the host's own. It needs neither the API nor a memory, and does as much
 // as it can. Connections that are redirected or tunnelled are cut.
-func Cleanup(ctx context.Context, node Node, kernel Kernel, probes Probes, installation Installation) error {
-	errs := []error{installation.Uninstall()}
-	pods, err := node.All()
+func Cleanup(ctx context.Context, c CleanupConfig) error {
+	errs := []error{c.Installation.Uninstall()}
+	pods, err := c.Node.All()
 	errs = append(errs, err)
 	var mu sync.Mutex // guards errs
 	var wait sync.WaitGroup
@@ -128,7 +146,7 @@ func Cleanup(ctx context.Context, node Node, kernel Kernel, probes Probes, insta
 			limit <- struct{}{}
 			defer func() { <-limit }()
 			for _, netns := range list {
-				err := errors.Join(kernel.Remove(ctx, netns), netns.Close())
+				err := errors.Join(c.Kernel.Remove(ctx, netns), netns.Close())
 				if err != nil {
 					mu.Lock()
 					errs = append(errs, fmt.Errorf("clean pod %s: %w", uid, err))
@@ -138,5 +156,11 @@ func Cleanup(ctx context.Context, node Node, kernel Kernel, probes Probes, insta
 		})
 	}
 	wait.Wait()
-	return errors.Join(append(errs, probes.Remove(ctx))...)
+	errs = append(errs, c.Probes.Remove(ctx))
+	for _, path := range c.Sockets {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -209,6 +209,13 @@ func (w *world) order(o Order) {
 	}
 }
 
+func (w *world) daemonSetGone() {
+	w.t.Helper()
+	if err := w.client.AppsV1().DaemonSets(api.DefaultNamespace).Delete(context.Background(), api.NodeAgent, metav1.DeleteOptions{}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // step logs what is done to a pod, or fails as the test wants.
 func (w *world) step(name, uid string) error {
 	w.mu.Lock()
@@ -264,9 +271,8 @@ func (w *world) with(f func()) {
 // connect makes the node proxy, in place of the one before.
 func (w *world) connect() *zdstest.Proxy {
 	w.t.Helper()
-	p := zdstest.Connect(w.t, filepath.Join(w.dir, "zds"))
-	w.with(func() { w.proxy = p })
-	return p
+	w.with(func() { w.proxy = zdstest.Connect(w.t, filepath.Join(w.dir, "zds")) }) // who looks for it meanwhile waits
+	return w.proxy
 }
 
 func (w *world) serves(uid string) bool {
@@ -325,7 +331,7 @@ func (w *world) start() *running {
 	r.Agent = New(Config{
 		NodeName: "node1", ExcludeNamespaces: []string{"kube-system"}, IPv6: true, RunDir: w.dir, ZDSSocket: filepath.Join(w.dir, "zds"),
 		Cluster: cluster{Cluster{Client: w.client, NodeName: "node1", Namespace: api.DefaultNamespace, DaemonSet: api.NodeAgent, Events: w.events}, w},
-		Kernel:  kernel{w}, Connections: connections{w}, Probes: probes{w}, Node: node{w}, Proxies: proxies{r.server, w},
+		Kernel:  kernel{w}, Connections: connections{w}, Probes: probeSets{w}, Node: node{w}, Proxies: proxies{r.server, w},
 		Installation: installation{w}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: log, Timings: w.timing,
 	})
 	var ctx context.Context

@@ -97,7 +97,7 @@ func TestUnhookLeavesTunnelledConnectionsAlone(t *testing.T) {
 		for name, c := range conns {
 			roundTrip(t, name+" captured", c)
 		}
-		if use, err := Usage(w.pod); err != nil || use.Connections != 2 || use.Carried != 2 || !use.Listening {
+		if use, err := (Kernel{}).Usage(w.pod); err != nil || use.Connections != 2 || use.Carried != 2 || !use.Listening {
 			t.Errorf("use %+v, %v", use, err)
 		}
 		if err := w.kernel.Unhook(t.Context(), w.pod); err != nil {
@@ -163,7 +163,7 @@ func TestHalfCloseOutlivesConntrack(t *testing.T) {
 		app.CloseWrite()
 		eof(t, "application closed", proxy)
 		netnstest.Eventually(t, time.Second, "the end of stream is acknowledged", func() bool { return strings.Contains(entries(), "CLOSE_WAIT") })
-		if err := Hold(w.pod); err != nil {
+		if err := (Kernel{}).Hold(w.pod); err != nil {
 			t.Fatal(err)
 		}
 		netnstest.Eventually(t, 10*time.Second, "time for the kernel to forget", elapsed(2500*time.Millisecond))
@@ -191,7 +191,7 @@ func TestReEnrolmentDoesNotExemptTunnelledConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		netnstest.Run(t, w.pod, "conntrack -F")
-		if n, err := Exempt(w.pod); err != nil || n != 0 {
+		if n, err := (Kernel{}).Exempt(w.pod); err != nil || n != 0 {
 			t.Errorf("exempted %d, %v", n, err)
 		}
 		if err := w.kernel.Hook(t.Context(), w.pod, w.set); err != nil {

@@ -42,13 +42,16 @@ const (
 	HoldPeriod = 20 * time.Second
 )
 
+// Kernel is this machine's connection tracking. The zero value works.
+type Kernel struct{}
+
 // Exempt inserts an entry for every TCP connection of the network namespace that capture must leave alone and that is not
 // tracked yet, and returns how many it inserted. Connection tracking must be on in the namespace (rules.Kernel.Fill), so
 // that connections which begin meanwhile are tracked by themselves. An entry says established, with window checks off,
 // whatever state the socket is in: of a half-closed connection the rest may take long.
 //
 // If it fails, capture must not begin: it would cut connections.
-func Exempt(netns ns.NetNS) (inserted int, err error) {
+func (Kernel) Exempt(netns ns.NetNS) (inserted int, err error) {
 	err = inside(netns, "exempt connections", func(c *ctnetlink) error {
 		all, err := sockets()
 		if err != nil {
@@ -69,7 +72,7 @@ func Exempt(netns ns.NetNS) (inserted int, err error) {
 
 // Hold keeps the entries of half-closed connections of the network namespace from running out, redirected or not. Without
 // an entry the next segment of one would be taken for a new connection. It changes nothing else, and inserts nothing.
-func Hold(netns ns.NetNS) error {
+func (Kernel) Hold(netns ns.NetNS) error {
 	return inside(netns, "hold connections", func(c *ctnetlink) error {
 		all, err := sockets()
 		if err != nil {
@@ -98,7 +101,7 @@ type Use struct {
 func (u Use) Idle() bool { return u == Use{} }
 
 // Usage looks what of the mesh is in use in the network namespace.
-func Usage(netns ns.NetNS) (Use, error) {
+func (Kernel) Usage(netns ns.NetNS) (Use, error) {
 	var u Use
 	err := inside(netns, "look for tunnelled connections", func(*ctnetlink) error {
 		all, err := sockets()

@@ -80,7 +80,7 @@ func (w *world) enrol(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.proxy(t)
-	if _, err := Exempt(w.pod); err != nil {
+	if _, err := (Kernel{}).Exempt(w.pod); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.kernel.Hook(t.Context(), w.pod, w.set); err != nil {

@@ -40,7 +40,7 @@ type Credential struct {
 	Check time.Duration
 }
 
-// Run writes the file and keeps it valid until the context ends. It leaves the file in place.
+// Run writes the file and keeps it valid until the context ends. It leaves the file in place. It returns nil.
 func (c Credential) Run(ctx context.Context) error {
 	if c.Check == 0 {
 		c.Check = tokenCheck
