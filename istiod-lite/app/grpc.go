@@ -60,22 +60,24 @@ func (p *program) listenGRPC() (*grpcServers, error) {
 			return nil, fmt.Errorf("listen for xDS in plaintext: %w", err)
 		}
 	}
-	authenticator := p.authenticator()
+	authenticator, refusals := p.authenticator(), auth.NewRefusals(p.log)
 	s.secured = newServer(grpc.Creds(credentials.NewTLS(p.tlsConfig())))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.secured, &xds.Server{
-		Hub: p.hub, Identify: authenticator.Caller, Admit: xds.NodeProxies(p.cfg.TrustedNodeAccounts), Log: p.log.With("room", "xds"),
+		Hub: p.hub, Identify: authenticator.Caller, Admit: xds.NodeProxies(p.cfg.TrustedNodeAccounts),
+		Refusals: refusals, Log: p.log.With("room", "xds"),
 	})
 	(&ca.Service{
 		Authority: p.authority, Identify: authenticator.CallerByToken, Pods: p.roster,
 		TrustDomain:  func() string { return p.loop.Settings().TrustDomain },
-		NodeAccounts: p.cfg.TrustedNodeAccounts, Metrics: p.caMetrics, Log: p.log.With("room", "ca"), Now: time.Now,
+		NodeAccounts: p.cfg.TrustedNodeAccounts, Metrics: p.caMetrics, Refusals: refusals, Log: p.log.With("room", "ca"), Now: time.Now,
 	}).Register(s.secured)
 	if s.plain != nil {
 		s.unguarded = newServer()
 		discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.unguarded, &xds.Server{
 			Hub:      p.hub,
 			Identify: func(context.Context) (auth.Caller, error) { return auth.Caller{}, nil },
-			Admit:    func(auth.Caller) error { return nil }, Log: p.log.With("room", "xds", "plaintext", true),
+			Admit:    func(auth.Caller) error { return nil },
+			Refusals: refusals, Log: p.log.With("room", "xds", "plaintext", true),
 		})
 	}
 	return s, nil

@@ -34,8 +34,13 @@ type Caller struct {
 	Node   string `json:"node,omitempty"`
 }
 
-// Account returns "namespace/name" of the service account.
-func (c Caller) Account() string { return c.Namespace + "/" + c.ServiceAccount }
+// Account returns "namespace/name" of the service account, "" for nobody.
+func (c Caller) Account() string {
+	if c.Namespace == "" && c.ServiceAccount == "" {
+		return ""
+	}
+	return c.Namespace + "/" + c.ServiceAccount
+}
 
 // Pods is what is known of pods; *roster.Roster is one.
 type Pods interface {

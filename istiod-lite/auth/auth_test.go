@@ -1,10 +1,14 @@
 package auth
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -123,4 +127,24 @@ func TestRememberedTokensAreBounded(t *testing.T) {
 	if n := len(a.known); n != 1 {
 		t.Errorf("%d tokens are remembered after all but one have ended", n)
 	}
+}
+
+// Whoever is refused again and again fills no log, and is counted.
+func TestRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		r := NewRefusals(slog.New(slog.NewTextHandler(&out, nil)))
+		for range 1000 {
+			r.Refused(t.Context(), "refused", "cause", "x")
+		}
+		if n := strings.Count(out.String(), "\n"); n != refusalsAtOnce {
+			t.Errorf("%d lines, at most %d", n, refusalsAtOnce)
+		}
+		out.Reset()
+		time.Sleep(time.Second)
+		r.Refused(t.Context(), "refused", "cause", "x")
+		if want := fmt.Sprint("refusedUnlogged=", 1000-refusalsAtOnce); !strings.Contains(out.String(), want) {
+			t.Errorf("%q does not say %s", out.String(), want)
+		}
+	})
 }

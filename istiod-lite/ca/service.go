@@ -48,6 +48,7 @@ type Service struct {
 	// NodeAccounts are the service accounts of node proxies, "namespace/name".
 	NodeAccounts []string
 	Metrics      *Metrics
+	Refusals     *auth.Refusals
 	Log          *slog.Logger
 	// Now is the clock.
 	Now func() time.Time
@@ -71,7 +72,7 @@ func (s *Service) handle(_ any, st grpc.ServerStream) error {
 	caller, err := s.Identify(st.Context())
 	if err != nil {
 		s.Metrics.unauthenticated.Inc()
-		s.Log.Warn("certificate refused", "cause", err)
+		s.Refusals.Refused(st.Context(), "certificate refused", "cause", err)
 		return err
 	}
 	var req securityv1alpha1.IstioCertificateRequest
@@ -90,7 +91,7 @@ func (s *Service) createCertificate(ctx context.Context, caller auth.Caller, req
 	id, chain, err := s.create(ctx, caller, req)
 	if err != nil {
 		s.Metrics.failures.WithLabelValues(status.Code(err).String()).Inc()
-		s.Log.Warn("certificate refused", "for", id.String(), "account", caller.Account(), "pod", caller.Pod, "node", caller.Node, "cause", err)
+		s.Refusals.Refused(ctx, "certificate refused", "for", id.String(), "account", caller.Account(), "pod", caller.Pod, "node", caller.Node, "cause", err)
 		return nil, err
 	}
 	s.Metrics.issued.Inc()

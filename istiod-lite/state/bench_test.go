@@ -136,7 +136,7 @@ func pipeline(b *testing.B, size int) (*state.Loop, *xdstest.Client) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); loop.Run(ctx) }()
 	server := grpc.NewServer(grpc.ForceServerCodecV2(xds.Codec()))
-	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, &xds.Server{Hub: hub, Log: log,
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, &xds.Server{Hub: hub, Log: log, Refusals: auth.NewRefusals(log),
 		Identify: func(context.Context) (auth.Caller, error) { return auth.Caller{}, nil }, Admit: func(auth.Caller) error { return nil }})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

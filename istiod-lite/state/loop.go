@@ -207,7 +207,7 @@ func (r *run) flush() {
 			nothing := ""
 			r.waiting.Store(&nothing)
 			close(r.ready)
-			r.cfg.Log.Info("state is complete", "resources", len(change.Upserts), "took", time.Since(start).Round(time.Millisecond))
+			r.cfg.Log.Info("state is complete", "resources", len(change.Upserts), "took", time.Since(start).Round(time.Millisecond).String())
 		}
 	}
 	for kind, n := range r.state.Sizes() {

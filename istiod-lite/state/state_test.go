@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -224,13 +225,17 @@ func (w world) mode() cluster.MTLSMode {
 // TestIncrementalIsAll lets random things happen to a small crowded cluster, and after each step compares what a client
 // knows that was told the changes only with what follows from the whole.
 func TestIncrementalIsAll(t *testing.T) {
-	for seed := range uint64(8) {
+	seeds, steps := uint64(4), 600
+	if os.Getenv("AMBIT_SOAK") != "" {
+		seeds, steps = 100, 3000
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			w := world{rand.New(rand.NewPCG(seed, 2))}
 			s, m := New(mesh), model{}
 			objects := map[object]cluster.Object{}
-			for range 1500 {
+			for range steps {
 				switch w.IntN(40) {
 				default:
 					o := w.object()

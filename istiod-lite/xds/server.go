@@ -27,8 +27,9 @@ type Server struct {
 	// Identify returns who calls, or a gRPC status that says why nobody does.
 	Identify func(context.Context) (auth.Caller, error)
 	// Admit returns nil for callers that may know the mesh, and otherwise what to tell them.
-	Admit func(auth.Caller) error
-	Log   *slog.Logger
+	Admit    func(auth.Caller) error
+	Refusals *auth.Refusals
+	Log      *slog.Logger
 
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 }
@@ -72,7 +73,7 @@ func (s *Server) DeltaAggregatedResources(st discoveryv3.AggregatedDiscoveryServ
 	log.Info("client connected", "known", len(first.GetInitialResourceVersions()))
 	err = s.serve(st, c, first, log)
 	s.Hub.leave(c)
-	log.Info("client left", "cause", err, "after", time.Since(c.since).Round(time.Millisecond))
+	log.Info("client left", "cause", err, "after", time.Since(c.since).Round(time.Millisecond).String())
 	return err
 }
 
@@ -134,7 +135,7 @@ func (c *conn) hurry() {
 
 func (s *Server) refuse(ctx context.Context, caller auth.Caller, err error) {
 	s.Hub.metrics.refused.Inc()
-	s.Log.Warn("client refused", "peer", addrOf(ctx), "account", caller.Account(), "node", caller.Node, "cause", err)
+	s.Refusals.Refused(ctx, "client refused", "peer", addrOf(ctx), "account", caller.Account(), "node", caller.Node, "cause", err)
 }
 
 func addrOf(ctx context.Context) string {

@@ -43,7 +43,7 @@ func serve(t *testing.T, identify func(context.Context) (auth.Caller, error)) (*
 	}
 	server := grpc.NewServer(grpc.ForceServerCodecV2(Codec()))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, &Server{
-		Hub: hub, Identify: identify, Admit: NodeProxies([]string{"istio-system/ztunnel"}), Log: slog.New(slog.DiscardHandler),
+		Hub: hub, Identify: identify, Admit: NodeProxies([]string{"istio-system/ztunnel"}), Log: slog.New(slog.DiscardHandler), Refusals: auth.NewRefusals(slog.New(slog.DiscardHandler)),
 	})
 	ln := bufconn.Listen(1 << 20)
 	done := make(chan struct{})
