@@ -48,12 +48,9 @@ func TestOddFrames(t *testing.T) {
 	p.ping()
 }
 
-func TestViolations(t *testing.T) {
-	cases := []struct {
-		name string
-		do   func(p *rawPeer)
-		want ErrCode
-	}{
+// violations returns what a client must not do, and the error that ends its connection.
+func violations() []violation {
+	return []violation{
 		{"DATA on stream 0", func(p *rawPeer) { p.must(p.WriteRawFrame(http2.FrameData, 0, 0, []byte("x"))) }, ProtocolError},
 		{"DATA on an idle stream", func(p *rawPeer) { p.must(p.WriteData(5, false, []byte("x"))) }, ProtocolError},
 		{"padding too long", func(p *rawPeer) {
@@ -134,7 +131,16 @@ func TestViolations(t *testing.T) {
 			}
 		}, EnhanceYourCalm},
 	}
-	for _, c := range cases {
+}
+
+type violation struct {
+	name string
+	do   func(p *rawPeer)
+	want ErrCode
+}
+
+func TestViolations(t *testing.T) {
+	for _, c := range violations() {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := Config{StreamWindow: 1 << 20, ConnWindow: 65536, MaxBuffered: 65536}
 			p, server := rawClient(t, cfg, func(s *Stream) { _ = s.WriteHeaders(ok200, false); _, _ = s.Headers(t.Context()) })

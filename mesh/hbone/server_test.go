@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 the peer of these tests is x/net/http2 itself, whose own types speak CONNECT without net/http between
+
 package hbone
 
 import (

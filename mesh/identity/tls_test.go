@@ -229,7 +229,7 @@ func TestConfigsAreShared(t *testing.T) {
 	if b := identity.ClientTLS(svid, []identity.Identity{bob}); a == b {
 		t.Error("different sets give one configuration")
 	}
-	if identity.ServerTLS(svid, nil) != identity.ServerTLS(svid, nil) {
+	if first, second := identity.ServerTLS(svid, nil), identity.ServerTLS(svid, nil); first != second {
 		t.Error("ServerTLS makes a configuration for each call")
 	}
 	if !a.DynamicRecordSizingDisabled || !identity.ServerTLS(svid, nil).DynamicRecordSizingDisabled {
