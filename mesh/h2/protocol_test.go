@@ -49,8 +49,8 @@ func TestOddFrames(t *testing.T) {
 }
 
 // violations returns what a client must not do, and the error that ends its connection.
-func violations() []violation {
-	return []violation{
+func violations() []breach {
+	return []breach{
 		{"DATA on stream 0", func(p *rawPeer) { p.must(p.WriteRawFrame(http2.FrameData, 0, 0, []byte("x"))) }, ProtocolError},
 		{"DATA on an idle stream", func(p *rawPeer) { p.must(p.WriteData(5, false, []byte("x"))) }, ProtocolError},
 		{"padding too long", func(p *rawPeer) {
@@ -133,7 +133,7 @@ func violations() []violation {
 	}
 }
 
-type violation struct {
+type breach struct {
 	name string
 	do   func(p *rawPeer)
 	want ErrCode
