@@ -423,3 +423,36 @@ func TestSinkIsToldOfReset(t *testing.T) {
 	client.Close()
 	noBuffers(t)
 }
+
+func TestSinkIsToldOfAResetAfterTheEnd(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		p, client := rawServer(t, Config{})
+		s := opened(t, client, connect, false)
+		p.headers(1, ok200, false)
+		p.must(p.WriteData(1, true, []byte("ab")))
+		if first {
+			p.must(p.WriteRSTStream(1, ConnectError))
+		}
+		p.ping()
+		sink := &pushed{room: 2, behind: make(chan struct{}, 1), end: make(chan error, 2)}
+		c, ok, err := s.Next(sink)
+		if !ok || err != nil || string(c.Bytes()) != "ab" {
+			t.Fatalf("next: %q, %v, %v", c.Bytes(), ok, err)
+		}
+		c.Release()
+		want := StreamError{Code: ConnectError, Remote: true}
+		if first {
+			if _, _, err = s.Next(sink); !isStreamError(err, want) {
+				t.Errorf("next: %v", err)
+			}
+			continue
+		}
+		if _, _, err = s.Next(sink); err != io.EOF {
+			t.Errorf("next: %v", err)
+		}
+		p.must(p.WriteRSTStream(1, ConnectError))
+		if err := <-sink.end; !isStreamError(err, want) {
+			t.Errorf("end: %v", err)
+		}
+	}
+}

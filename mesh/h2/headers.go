@@ -263,7 +263,9 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 // serve runs the handler of a stream.
 func (c *Conn) serve(s *Stream) {
 	defer func() {
-		s.Close()
+		if !s.Detached() {
+			s.Close()
+		}
 		c.mu.Lock()
 		c.handlers--
 		c.mu.Unlock()

@@ -229,16 +229,24 @@ func (s *Stream) WaitReadable() error {
 }
 
 // Next returns the next payload in the buffer where it is. If there is none, and sink is not nil, pushing to sink begins,
-// and Next returns false. Errors are as in Read; with a nil sink it waits.
+// and Next returns false. From the first call with a sink on, that is told of the end. Errors are as in Read, but a reset
+// after the peer's clean end goes before that; with a nil sink it waits.
 func (s *Stream) Next(sink Sink) (Chunk, bool, error) {
 	s.rmu.Lock()
 	defer s.rmu.Unlock()
+	if sink != nil {
+		s.sink = sink
+	}
 	for len(s.queue) == 0 {
-		if err := s.readErrLocked(); err != nil {
+		err := s.readErrLocked()
+		if err == io.EOF && sink != nil && s.rerr != nil {
+			err = s.rerr
+		}
+		if err != nil {
 			return Chunk{}, false, err
 		}
 		if sink != nil {
-			s.sink, s.pushing = sink, true
+			s.pushing = true
 			return Chunk{}, false, nil
 		}
 		s.rcond.Wait()

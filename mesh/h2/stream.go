@@ -27,6 +27,7 @@ type Stream struct {
 	remoteEnd     bool // END_STREAM received, perhaps not read
 	headed        bool // the peer's header (a final one) received
 	answered      bool // WriteHeaders was called
+	detached      bool // it outlives its handler
 	werr          error
 	writeDeadline deadline
 
@@ -222,6 +223,38 @@ func (s *Stream) reset(code ErrCode, owner bool, reason string) {
 	}
 	if open {
 		c.changed()
+	}
+}
+
+// Detach lets the stream outlive its handler at a server, which calls it: the stream is not closed when the handler returns,
+// and Run does not return before Release. At a client it does nothing.
+func (s *Stream) Detach() {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.server && !s.detached {
+		s.detached = true
+		c.wg.Add(1)
+	}
+}
+
+// Detached tells whether Detach was called and Release was not.
+func (s *Stream) Detached() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.detached
+}
+
+// Release closes the stream and undoes Detach.
+func (s *Stream) Release() {
+	s.Close()
+	c := s.c
+	c.mu.Lock()
+	detached := s.detached
+	s.detached = false
+	c.mu.Unlock()
+	if detached {
+		c.wg.Done()
 	}
 }
 

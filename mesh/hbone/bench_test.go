@@ -18,6 +18,8 @@ type benchChain struct {
 	addr string // of the first relay
 	w    *world
 	pool *Pool
+
+	parker *Parker // of the relays to tunnels
 }
 
 func newBenchChain(b *testing.B, plain bool, app string) *benchChain {
@@ -50,6 +52,8 @@ func newBenchChain(b *testing.B, plain bool, app string) *benchChain {
 		}))
 		return c
 	}
+	c.parker = newParker(b)
+	relayer := Relayer{Parker: c.parker}
 	c.w = newWorld(b, func(ctx context.Context, in *Incoming) {
 		nc := dialApp()
 		if nc == nil {
@@ -61,7 +65,7 @@ func newBenchChain(b *testing.B, plain bool, app string) *benchChain {
 			_ = nc.Close()
 			return
 		}
-		_ = Relay(ctx, nc, s, nil)
+		relayer.Start(ctx, nc, s, nil, func(error) {})
 	}, nil)
 	c.pool = c.w.pool(nil)
 	c.addr = accept(b, func(nc *net.TCPConn) {
@@ -71,7 +75,7 @@ func newBenchChain(b *testing.B, plain bool, app string) *benchChain {
 			_ = nc.Close()
 			return
 		}
-		_ = Relay(context.Background(), nc, s, nil)
+		relayer.Start(context.Background(), nc, s, nil, func(error) {})
 	})
 	return c
 }
@@ -136,7 +140,7 @@ func cpu() int64 {
 
 // both runs a benchmark through plain relays and through tunnels, and reports the processor time of everything: the
 // applications, the relays and the kernel between them.
-func both(b *testing.B, app func(*net.TCPConn), run func(b *testing.B, addr string)) {
+func both(b *testing.B, app func(*net.TCPConn), run func(b *testing.B, addr string, parked func() int)) {
 	for _, plain := range []bool{true, false} {
 		name := "tunnel"
 		if plain {
@@ -144,8 +148,12 @@ func both(b *testing.B, app func(*net.TCPConn), run func(b *testing.B, addr stri
 		}
 		b.Run(name, func(b *testing.B) {
 			c := newBenchChain(b, plain, accept(b, app))
+			var parked func() int
+			if c.parker != nil {
+				parked = c.parker.Parked
+			}
 			before := cpu()
-			run(b, c.addr)
+			run(b, c.addr, parked)
 			b.ReportMetric(float64(cpu()-before)/float64(b.N), "cpu-ns/op")
 		})
 	}
@@ -162,7 +170,7 @@ func benchDial(b *testing.B, addr string) *net.TCPConn {
 func BenchmarkThroughput(b *testing.B) {
 	for _, streams := range []int{1, 8, 64} {
 		b.Run(fmt.Sprint(streams), func(b *testing.B) {
-			both(b, discard, func(b *testing.B, addr string) {
+			both(b, discard, func(b *testing.B, addr string, _ func() int) {
 				const block = 256 << 10
 				var conns []*net.TCPConn
 				for range streams {
@@ -199,7 +207,7 @@ func BenchmarkThroughput(b *testing.B) {
 func BenchmarkPingPong(b *testing.B) {
 	for _, conns := range []int{1, 64} {
 		b.Run(fmt.Sprint(conns), func(b *testing.B) {
-			both(b, echoTCP, func(b *testing.B, addr string) {
+			both(b, echoTCP, func(b *testing.B, addr string, _ func() int) {
 				var left atomic.Int64
 				left.Store(int64(b.N))
 				var wg sync.WaitGroup
@@ -235,7 +243,7 @@ func BenchmarkPingPong(b *testing.B) {
 func BenchmarkConnection(b *testing.B) {
 	for _, parallel := range []int{1, 32} {
 		b.Run(fmt.Sprint(parallel), func(b *testing.B) {
-			both(b, echoTCP, func(b *testing.B, addr string) {
+			both(b, echoTCP, func(b *testing.B, addr string, _ func() int) {
 				benchDial(b, addr).Close()
 				var left atomic.Int64
 				left.Store(int64(b.N))
@@ -318,9 +326,9 @@ func BenchmarkIdleMemory(b *testing.B) {
 		_, _ = nc.Read(buf)
 		_ = nc.Close()
 	}
-	both(b, wait, func(b *testing.B, addr string) {
+	both(b, wait, func(b *testing.B, addr string, parked func() int) {
 		for b.Loop() {
-			before := memory()
+			heap, stack := memory()
 			var conns []*net.TCPConn
 			buf := make([]byte, 1)
 			for range n {
@@ -329,7 +337,14 @@ func BenchmarkIdleMemory(b *testing.B) {
 				_, _ = io.ReadFull(nc, buf)
 				conns = append(conns, nc)
 			}
-			b.ReportMetric(float64(memory()-before)/n, "B/conn")
+			report := func(when string) {
+				h, s := memory()
+				b.ReportMetric(float64(h-heap)/n, when+"-heap-B/conn")
+				b.ReportMetric(float64(s-stack)/n, when+"-stack-B/conn")
+			}
+			report("busy")
+			await(b, "all are parked", func() bool { return parked == nil || parked() == 2*n })
+			report("idle")
 			for _, nc := range conns {
 				_ = nc.Close()
 			}
@@ -338,10 +353,11 @@ func BenchmarkIdleMemory(b *testing.B) {
 }
 
 // memory returns the bytes that the heap and the stacks of the process use.
-func memory() int64 {
-	runtime.GC()
-	runtime.GC()
+func memory() (heap, stack int64) {
+	for range 4 { // stacks shrink by half each time
+		runtime.GC()
+	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return int64(m.HeapInuse + m.StackInuse)
+	return int64(m.HeapAlloc), int64(m.StackInuse)
 }

@@ -29,6 +29,7 @@ type Incoming struct {
 	header    []h2.Field
 	authority string
 	answered  atomic.Bool
+	cancel    context.CancelFunc // of the handler's context
 }
 
 // Peer returns the identity that the client proved in the TLS handshake.
@@ -64,7 +65,7 @@ func (in *Incoming) Accept(extra ...Header) (*Stream, error) {
 		in.s.Close()
 		return nil, err
 	}
-	return &Stream{s: in.s, header: in.header}, nil
+	return &Stream{s: in.s, header: in.header, release: in.cancel}, nil
 }
 
 // Reject answers another status (400 to 599) and ends the stream. The reason goes to the client in the header
@@ -102,7 +103,7 @@ func (s *Server) handle(cs *connState, st *h2.Stream) {
 	if err != nil {
 		return
 	}
-	in := &Incoming{conn: cs, s: st, header: fields}
+	in := &Incoming{conn: cs, s: st, header: fields, cancel: func() {}}
 	if method, _ := h2.Value(fields, ":method"); method != "CONNECT" {
 		_ = in.Reject(400, "the method is not CONNECT")
 		return
@@ -117,9 +118,12 @@ func (s *Server) handle(cs *connState, st *h2.Stream) {
 		return
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
+	in.cancel = cancel
 	st.OnReset(cancel)
 	s.cfg.Handler(ctx, in)
+	if !st.Detached() {
+		defer cancel()
+	}
 	if !in.answered.Load() {
 		s.cfg.Logger.Error("tunnel request was neither accepted nor rejected", "authority", in.authority, "peer", cs.peer)
 		_ = in.Reject(500, "no answer")

@@ -40,6 +40,11 @@ type Relayer struct {
 	// HalfCloseTimeout ends a relay of which one direction has ended and the other moves no byte for this long, or up to
 	// twice as long. Zero means DefaultHalfCloseTimeout, less than zero: no limit.
 	HalfCloseTimeout time.Duration
+	// Parker, if set, watches the connections of Start that send nothing.
+	Parker *Parker
+	// ParkAfter is how long a connection sends nothing until it is left to the Parker, or up to twice as long. Zero means
+	// DefaultParkAfter.
+	ParkAfter time.Duration
 
 	stallCheck time.Duration // for tests; zero means the constant
 }
@@ -62,9 +67,47 @@ func RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Counters) error 
 //
 // It runs in one goroutine while the connection takes what comes: the goroutine that reads the tunnel writes to conn.
 func (cfg Relayer) Relay(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters) error {
+	r, err := cfg.newRelay(conn, s, counters)
+	if err != nil {
+		return err
+	}
+	r.begin(ctx)
+	r.up()
+	return r.finish()
+}
+
+// Start is Relay without the caller's goroutine, whose stack is often most of what an idle connection costs: it returns at
+// once, and done is called once with what Relay would have returned. With a Parker in the settings a connection that sends
+// nothing costs no goroutine at all. The handler that accepted the stream may return before the end.
+func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters, done func(error)) {
+	s.s.Detach()
+	r, err := cfg.newRelay(conn, s, counters)
+	if err != nil {
+		s.s.Release()
+		done(err)
+		return
+	}
+	r.done = func(err error) {
+		if s.release != nil {
+			s.release()
+		}
+		done(err)
+		s.s.Release()
+	}
+	if cfg.Parker != nil {
+		r.parking = &parking{parker: cfg.Parker, after: cfg.parkAfter()}
+		r.parking.restart(r)
+	}
+	r.begin(ctx)
+	go r.run()
+}
+
+func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*relay, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("relay: %w", err)
+		s.Reset(h2.ConnectError)
+		_ = conn.Close()
+		return nil, fmt.Errorf("relay: %w", err)
 	}
 	if counters == nil {
 		counters = new(Counters)
@@ -76,15 +119,19 @@ func (cfg Relayer) Relay(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 	r.idle.L = &r.mu
 	r.in.init(raw)
 	r.out.try = r.out.tryWrite
-	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
+	return r, nil
+}
 
+// begin starts the direction from the stream to conn.
+func (r *relay) begin(ctx context.Context) {
+	r.unwatch = context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })
 	// Whatever comes is pushed from here on, unless something has come already.
 	if chunk, ok, err := r.s.Next(r); ok || err != nil {
-		r.drainers = 1
+		r.mu.Lock()
+		r.drainers++
+		r.mu.Unlock()
 		go r.drain(chunk, err)
 	}
-	r.up()
-	return r.finish()
 }
 
 func (cfg Relayer) halfClose() time.Duration {
@@ -102,8 +149,11 @@ type relay struct {
 	s         *h2.Stream
 	counters  *Counters
 	halfClose time.Duration
-	in        source  // of up
-	out       trySink // of whoever calls TryWrite
+	in        source      // of up
+	out       trySink     // of whoever calls TryWrite
+	unwatch   func() bool // the context
+	done      func(error) // of Start
+	parking   *parking    // of Start; may be nil
 
 	stallCheck time.Duration
 
@@ -111,6 +161,7 @@ type relay struct {
 	drainers int        // goroutines in drain: one, and perhaps one that is done and about to return
 	idle     sync.Cond  // drainers has become zero
 	late     error      // what End said while there were drainers
+	waiting  bool       // nothing is read from conn any more
 	upDone   bool       // conn has ended, and the stream was told
 	downDone bool       // the stream has ended, and conn was told
 	over     bool       // whoever set it closes conn
@@ -119,24 +170,69 @@ type relay struct {
 	seen     uint64      // the counters' sum when timer last looked
 }
 
-// up copies from conn to the stream until conn ends, and then waits for the end of the other direction or a reset.
-func (r *relay) up() {
-	var err error
-	for err == nil {
-		var window int
-		if window, err = r.waitWritable(); err == nil {
+// run is what Start starts, and again after each time that the relay was parked.
+func (r *relay) run() {
+	if r.up() {
+		return
+	}
+	r.done(r.finish())
+}
+
+// up copies from conn to the stream until conn ends, and then waits for the end of the other direction or a reset. It
+// returns true if the relay was parked instead: somebody else runs then, or will.
+func (r *relay) up() (parked bool) {
+	r.mu.Lock()
+	waiting := r.waiting
+	r.mu.Unlock()
+	for !waiting {
+		window, err := r.waitWritable()
+		if err == nil {
 			err = r.forward(window)
 		}
+		switch {
+		case err == nil:
+			if r.parking != nil && !r.parking.armed {
+				r.parking.restart(r)
+			}
+			continue
+		case r.parking.isTime(err):
+			if r.park() {
+				return true
+			}
+			continue
+		case err == io.EOF:
+			if err = r.s.CloseWrite(); err == nil {
+				r.ended(&r.upDone)
+			}
+		}
+		if err != nil && !toldByEnd(err) {
+			r.fail(err)
+			return false
+		}
+		waiting = true
 	}
-	if err == io.EOF {
-		if err = r.s.CloseWrite(); err == nil {
-			r.ended(&r.upDone)
+	return r.awaitEnd()
+}
+
+// awaitEnd waits until the relay is over, or conn is reset, when nothing is read from it any more.
+func (r *relay) awaitEnd() (parked bool) {
+	r.mu.Lock()
+	r.waiting = true
+	r.mu.Unlock()
+	for {
+		err := r.in.checkReset()
+		if err == nil {
+			r.parking.restart(r)
+			err = r.in.waitReset()
+		}
+		switch {
+		case !r.parking.isTime(err):
+			r.fail(err)
+			return false
+		case r.park():
+			return true
 		}
 	}
-	if err == nil || toldByEnd(err) {
-		err = r.in.waitReset()
-	}
-	r.fail(err)
 }
 
 // waitWritable waits for the peer's window. While it is closed nobody reads conn, so a look now and then tells whether it was
@@ -293,7 +389,8 @@ func (r *relay) ended(direction *bool) {
 	switch {
 	case r.over:
 	case r.upDone && r.downDone:
-		_ = r.conn.Close() // wakes up
+		r.closeLocked(nil)
+		r.closeConnLocked()
 	case r.halfClose > 0 && r.timer == nil:
 		r.seen = r.moved()
 		r.timer = time.AfterFunc(r.halfClose, r.checkHalfClosed)
@@ -322,6 +419,10 @@ func (r *relay) checkHalfClosed() {
 func (r *relay) close(err error) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.closeLocked(err)
+}
+
+func (r *relay) closeLocked(err error) bool {
 	if r.over {
 		return false
 	}
@@ -339,7 +440,7 @@ func (r *relay) fail(err error) {
 	case err == nil:
 	case cleanReset(err):
 		if r.close(nil) {
-			_ = r.conn.Close()
+			r.closeConn()
 		}
 	default:
 		r.abort(err)
@@ -353,11 +454,24 @@ func (r *relay) abort(err error) {
 	}
 	r.s.Reset(h2.ConnectError)
 	_ = r.conn.SetLinger(0)
+	r.closeConn()
+}
+
+// closeConn closes conn, and so wakes up.
+func (r *relay) closeConn() {
+	r.mu.Lock()
+	r.closeConnLocked()
+	r.mu.Unlock()
+}
+
+func (r *relay) closeConnLocked() {
 	_ = r.conn.Close()
+	r.parking.wakeLocked(r)
 }
 
 // finish closes both sides, whatever their state, and returns what ended the relay.
 func (r *relay) finish() error {
+	r.unwatch()
 	r.s.Close()
 	r.close(nil)
 	_ = r.conn.Close()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -36,13 +37,26 @@ func newChain(t *testing.T, ctx context.Context, relayer Relayer) *chain {
 			t.Errorf("accept: %v", err)
 			return
 		}
-		c.serverEnded <- relayer.Relay(ctx, proxySide, s, &c.serverCounters)
+		if relayer.Parker == nil {
+			c.serverEnded <- relayer.Relay(ctx, proxySide, s, &c.serverCounters)
+			return
+		}
+		relayer.Start(ctx, proxySide, s, &c.serverCounters, func(err error) {
+			if hctx.Err() == nil {
+				t.Error("the handler's context has not ended")
+			}
+			c.serverEnded <- err
+		})
 	}, nil)
 	p := w.pool(nil)
 	c.tunnel = w.mustOpen(p)
 	var proxied *net.TCPConn
 	c.client, proxied = tcpPair(t)
-	go func() { c.clientRelayed <- relayer.Relay(ctx, proxied, c.tunnel, &c.clientCounters) }()
+	if relayer.Parker == nil {
+		go func() { c.clientRelayed <- relayer.Relay(ctx, proxied, c.tunnel, &c.clientCounters) }()
+	} else {
+		relayer.Start(ctx, proxied, c.tunnel, &c.clientCounters, func(err error) { c.clientRelayed <- err })
+	}
 	for _, end := range []*net.TCPConn{c.client, c.server} {
 		_ = end.SetDeadline(time.Now().Add(patience))
 	}
@@ -72,8 +86,109 @@ func (c *chain) wantClean(t *testing.T) {
 	}
 }
 
-func TestRelayHalfCloseByTheClient(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+// relayTests run with a goroutine for each connection, and with connections that are parked at every opportunity.
+var relayTests = []struct {
+	name string
+	test func(*testing.T, Relayer)
+}{
+	{"Half close by the client", relayHalfCloseByTheClient},
+	{"Half close by the server", relayHalfCloseByTheServer},
+	{"Reset", relayReset},
+	{"Reset after half close", relayResetAfterHalfClose},
+	{"Ends with context", relayEndsWithContext},
+	{"Half close timeout", relayHalfCloseTimeout},
+	{"Bulk both ways", relayBulkBothWays},
+	{"Slow reader", relaySlowReader},
+	{"Reset while stalled", relayResetWhileStalled},
+	{"Trickle", relayTrickle},
+	{"Loses tunnel", relayLosesTunnel},
+	{"Idle holds no buffer", idleRelayHoldsNoBuffer},
+}
+
+func TestRelay(t *testing.T) {
+	for _, c := range relayTests {
+		t.Run(c.name, func(t *testing.T) { c.test(t, Relayer{}) })
+	}
+}
+
+func TestRelayParked(t *testing.T) {
+	for _, after := range []time.Duration{time.Nanosecond, time.Millisecond} {
+		for _, c := range relayTests {
+			t.Run(fmt.Sprint(c.name, " after ", after), func(t *testing.T) {
+				c.test(t, Relayer{Parker: newParker(t), ParkAfter: after})
+			})
+		}
+	}
+}
+
+// newParker returns a parker for the test.
+func newParker(t testing.TB) *Parker {
+	t.Helper()
+	p, err := NewParker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if n := p.Parked(); n != 0 {
+			t.Errorf("%d connections are still parked", n)
+		}
+		if err := p.Close(); err != nil {
+			t.Errorf("close the parker: %v", err)
+		}
+	})
+	return p
+}
+
+// Parked connections are woken by whatever may happen to them.
+func TestParkedConnectionsWake(t *testing.T) {
+	word := func(from, to func(*chain) *net.TCPConn) func(*testing.T, *chain) {
+		return func(t *testing.T, c *chain) { exchangeBetween(t, from(c), to(c), "hello") }
+	}
+	client := func(c *chain) *net.TCPConn { return c.client }
+	server := func(c *chain) *net.TCPConn { return c.server }
+	for _, c := range []struct {
+		name string
+		do   func(*testing.T, *chain)
+		over bool
+	}{
+		{"word of the client", word(client, server), false},
+		{"word of the server", word(server, client), false},
+		{"end of the client", func(t *testing.T, c *chain) {
+			_ = c.client.CloseWrite()
+			if _, err := c.server.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("server reads: %v", err)
+			}
+		}, false},
+		{"reset by the client", func(t *testing.T, c *chain) {
+			_ = c.client.SetLinger(0)
+			_ = c.client.Close()
+			if _, err := c.server.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("server reads: %v", err)
+			}
+		}, true},
+		{"loss of the tunnel", func(t *testing.T, c *chain) { c.tunnel.s.Conn().Close() }, true},
+		{"end of both", func(t *testing.T, c *chain) { _ = c.client.Close(); _ = c.server.Close() }, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newParker(t)
+			ch := newChain(t, context.Background(), Relayer{Parker: p, ParkAfter: time.Millisecond})
+			exchangeBetween(t, ch.client, ch.server, "hello")
+			for range 3 {
+				await(t, "both connections are parked", func() bool { return p.Parked() == 2 })
+				c.do(t, ch)
+				if c.over {
+					break
+				}
+			}
+			_ = ch.client.Close()
+			_ = ch.server.Close()
+			ch.relayed(t)
+		})
+	}
+}
+
+func relayHalfCloseByTheClient(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	exchangeBetween(t, c.client, c.server, "request")
 	_ = c.client.CloseWrite()
 	if rest, err := io.ReadAll(c.server); len(rest) != 0 || err != nil {
@@ -93,8 +208,8 @@ func TestRelayHalfCloseByTheClient(t *testing.T) {
 	}
 }
 
-func TestRelayHalfCloseByTheServer(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+func relayHalfCloseByTheServer(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	exchangeBetween(t, c.server, c.client, "banner: the server speaks first")
 	_ = c.server.CloseWrite()
 	if rest, err := io.ReadAll(c.client); len(rest) != 0 || err != nil {
@@ -120,7 +235,7 @@ func exchangeBetween(t *testing.T, from, to net.Conn, word string) {
 	}
 }
 
-func TestRelayReset(t *testing.T) {
+func relayReset(t *testing.T, relayer Relayer) {
 	for _, c := range []struct {
 		name string
 		ends func(*chain) (who, other *net.TCPConn)
@@ -129,7 +244,7 @@ func TestRelayReset(t *testing.T) {
 		{"by the server", func(c *chain) (*net.TCPConn, *net.TCPConn) { return c.server, c.client }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ch := newChain(t, context.Background(), Relayer{})
+			ch := newChain(t, context.Background(), relayer)
 			who, other := c.ends(ch)
 			exchangeBetween(t, who, other, "hello")
 			_ = who.SetLinger(0)
@@ -152,8 +267,8 @@ func TestRelayReset(t *testing.T) {
 	}
 }
 
-func TestRelayResetAfterHalfClose(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+func relayResetAfterHalfClose(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	_ = c.client.CloseWrite()
 	if _, err := c.server.Read(make([]byte, 1)); err != io.EOF {
 		t.Fatalf("server reads: %v", err)
@@ -196,9 +311,9 @@ func TestRelayPeerCancelIsCleanEnd(t *testing.T) {
 	}
 }
 
-func TestRelayEndsWithContext(t *testing.T) {
+func relayEndsWithContext(t *testing.T, relayer Relayer) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	c := newChain(t, ctx, Relayer{})
+	c := newChain(t, ctx, relayer)
 	exchangeBetween(t, c.client, c.server, "hello")
 	why := errors.New("closed due to policy change")
 	cancel(why)
@@ -212,8 +327,9 @@ func TestRelayEndsWithContext(t *testing.T) {
 	}
 }
 
-func TestRelayHalfCloseTimeout(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{HalfCloseTimeout: 50 * time.Millisecond})
+func relayHalfCloseTimeout(t *testing.T, relayer Relayer) {
+	relayer.HalfCloseTimeout = 50 * time.Millisecond
+	c := newChain(t, context.Background(), relayer)
 	<-time.After(150 * time.Millisecond) // not half-closed: no limit
 	_ = c.client.CloseWrite()
 	for range 5 { // half-closed and not silent: no limit
@@ -228,8 +344,8 @@ func TestRelayHalfCloseTimeout(t *testing.T) {
 	}
 }
 
-func TestRelayBulkBothWays(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+func relayBulkBothWays(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	data := pattern(40 << 20)
 	var wg sync.WaitGroup
 	for _, end := range []*net.TCPConn{c.client, c.server} {
@@ -253,8 +369,8 @@ func TestRelayBulkBothWays(t *testing.T) {
 	}
 }
 
-func TestRelaySlowReader(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+func relaySlowReader(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	data := pattern(24 << 20) // more than all windows and socket buffers
 	go func() {
 		_, _ = c.client.Write(data)
@@ -279,8 +395,9 @@ func TestRelaySlowReader(t *testing.T) {
 	c.wantClean(t)
 }
 
-func TestRelayResetWhileStalled(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{stallCheck: 10 * time.Millisecond})
+func relayResetWhileStalled(t *testing.T, relayer Relayer) {
+	relayer.stallCheck = 10 * time.Millisecond
+	c := newChain(t, context.Background(), relayer)
 	go func() { _, _ = c.client.Write(make([]byte, 24<<20)) }()
 	last := uint64(0)
 	await(t, "the flow stops", func() bool {
@@ -299,8 +416,8 @@ func TestRelayResetWhileStalled(t *testing.T) {
 	}
 }
 
-func TestRelayTrickle(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+func relayTrickle(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	data := pattern(2000)
 	go func() {
 		for i := range data {
@@ -318,8 +435,8 @@ func TestRelayTrickle(t *testing.T) {
 	c.wantClean(t)
 }
 
-func TestIdleRelayHoldsNoBuffer(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+func idleRelayHoldsNoBuffer(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	exchangeBetween(t, c.client, c.server, "hello")
 	exchangeBetween(t, c.server, c.client, "hello yourself")
 	noBuffers(t)
@@ -328,8 +445,8 @@ func TestIdleRelayHoldsNoBuffer(t *testing.T) {
 	c.relayed(t)
 }
 
-func TestRelayLosesTunnel(t *testing.T) {
-	c := newChain(t, context.Background(), Relayer{})
+func relayLosesTunnel(t *testing.T, relayer Relayer) {
+	c := newChain(t, context.Background(), relayer)
 	exchangeBetween(t, c.client, c.server, "hello")
 	c.tunnel.s.Conn().Close()
 	for _, end := range []*net.TCPConn{c.client, c.server} {

@@ -52,8 +52,9 @@ type ServerConfig struct {
 	// H2 are the settings of the HTTP/2 connections. MaxStreams above holds over its own; OnChange must be nil.
 	H2 h2.Config
 	// Handler serves one CONNECT request, in a goroutine of its own. Exactly one of Accept and Reject must be called before
-	// it returns; the stream is closed, if it was not, when it returns. The context ends when the server is closed, and, as
-	// long as neither was called, when the client resets the stream or the connection ends.
+	// it returns; the stream is closed, if it was not, when it returns, unless it was given to Relayer.Start. The context ends
+	// with the stream, when the server is closed, and, as long as neither was called, when the client resets the stream or
+	// the connection ends.
 	Handler func(ctx context.Context, in *Incoming)
 	// Logger gets one line for each connection that fails before its first stream. If nil, nothing is logged.
 	Logger *slog.Logger

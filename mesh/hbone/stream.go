@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"strings"
@@ -12,8 +13,9 @@ import (
 // Stream is an open tunnel. It is a net.Conn, with half-close and reset besides. One goroutine may read and another write
 // at a time; all other methods may be called by anyone.
 type Stream struct {
-	s      *h2.Stream
-	header []h2.Field
+	s       *h2.Stream
+	header  []h2.Field
+	release context.CancelFunc // ends the context of the handler that accepted it; nil at a client
 }
 
 var _ net.Conn = (*Stream)(nil)
