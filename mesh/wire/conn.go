@@ -68,7 +68,8 @@ func handshake(ctx context.Context, sock *socket, conn *tls.Conn) (*Conn, error)
 // ConnectionState returns what the handshake found out.
 func (c *Conn) ConnectionState() tls.ConnectionState { return c.tls.ConnectionState() }
 
-// Read is as in io.Reader. It blocks, holding no buffer of its own unless a part of a record has come.
+// Read is as in io.Reader. It blocks, holding no buffer of its own unless a part of a record has come. An end of the
+// connection beneath without a close_notify alert is io.EOF too: what is carried must know itself whether that was the end.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.tls.Read(p)
 	c.more = n == len(p)
