@@ -57,6 +57,8 @@ type Node interface {
 	Open(path string) (ns.NetNS, error)
 	// All opens the network namespaces of all pods that run, by UID, for Cleanup.
 	All() (map[string][]ns.NetNS, error)
+	// Running returns the inodes of the network namespaces of all pods that run, by UID.
+	Running() (map[string][]uint64, error)
 }
 
 // Proxies is what node proxies are told through; see zds.Server.
@@ -91,11 +93,12 @@ type Timings struct {
 	Tick        time.Duration // how often due work is looked for; 250 ms
 	Verify      time.Duration // how often a captured pod is compared with its rules; 2 min
 	Hold        time.Duration // conntrack.HoldPeriod
-	Host        time.Duration // how often the probe exemption is compared; 1 min
+	Host        time.Duration // how often the probe exemption is compared, and replaced sandboxes are looked for; 1 min
 	DrainLook   time.Duration // how often a draining pod is looked at; 2 s
 	DrainLimit  time.Duration // after which a draining pod's leftovers go, connections or not; 1 h
 	RetryMin    time.Duration // 500 ms
 	RetryMax    time.Duration // 15 s
+	Grace       time.Duration // after which a failure is told on the pod, which then no longer says that it is captured; 20 s
 	StartSettle time.Duration // how long after its start a pod is not un-enrolled by what informers say; 3 s
 	Unseen      time.Duration // after which a pod that started and that no informer has told of is taken for deleted; 2 min
 	Cleanup     time.Duration // what a clean-up at the end of the agent may take; 20 s
@@ -105,7 +108,7 @@ func (t Timings) withDefaults() Timings {
 	for field, value := range map[*time.Duration]time.Duration{
 		&t.Tick: 250 * time.Millisecond, &t.Verify: 2 * time.Minute, &t.Hold: conntrack.HoldPeriod, &t.Host: time.Minute,
 		&t.DrainLook: 2 * time.Second, &t.DrainLimit: time.Hour, &t.RetryMin: 500 * time.Millisecond, &t.RetryMax: 15 * time.Second,
-		&t.StartSettle: 3 * time.Second, &t.Unseen: 2 * time.Minute, &t.Cleanup: 20 * time.Second,
+		&t.Grace: 20 * time.Second, &t.StartSettle: 3 * time.Second, &t.Unseen: 2 * time.Minute, &t.Cleanup: 20 * time.Second,
 	} {
 		if *field == 0 {
 			*field = value
@@ -309,7 +312,9 @@ type (
 		result result
 	}
 	hostDone struct {
+		begun   time.Time
 		entries map[netip.Addr]string
+		running map[string][]uint64
 		err     error
 	}
 )

@@ -103,6 +103,7 @@ func TestStartFails(t *testing.T) {
 // TestStartWithoutProxy waits for one; and if the plugin gives up, nothing is left.
 func TestStartWithoutProxy(t *testing.T) {
 	w := newWorld(t)
+	w.timing.Verify = time.Hour
 	w.namespace("shop", "ambient")
 	r := w.start().ready(t)
 	w.pod("web")

@@ -209,9 +209,7 @@ func TestProxyGoesAndComes(t *testing.T) {
 			t.Error("un-hooked, so its traffic is plain")
 		}
 	})
-	if !w.said("CaptureFailed") {
-		t.Error("nothing is said on the pod")
-	}
+	eventually(t, "it is said on the pod", func() bool { return w.said("CaptureFailed") })
 	w.connect()
 	eventually(t, "captured", func() bool { return w.isCaptured("web") })
 }
@@ -350,4 +348,16 @@ func TestSlowPods(t *testing.T) {
 	if most > workers {
 		t.Errorf("%d at once, want at most %d", most, workers)
 	}
+}
+
+// TestSandboxReplacedBehindOurBack: the pod's sandbox was made anew while the plugin was not in the node's configuration.
+func TestSandboxReplacedBehindOurBack(t *testing.T) {
+	w := newWorld(t)
+	w.timing.Verify = time.Hour
+	w.start().ready(t)
+	w.connect()
+	w.running("web", "10.0.0.7", label("ambient"))
+	eventually(t, "captured", func() bool { return w.isCaptured("web") })
+	w.sandbox("web", true)
+	eventually(t, "captured again", func() bool { return w.isCaptured("web") })
 }

@@ -73,6 +73,24 @@ func (n node) All() (map[string][]ns.NetNS, error) {
 	return out, nil
 }
 
+func (n node) Running() (map[string][]uint64, error) {
+	all, err := n.All()
+	out := map[string][]uint64{}
+	for uid, list := range all {
+		for _, one := range list {
+			if one.(*netns).s.running {
+				inode, err := discover.Inode(one)
+				if err != nil {
+					return nil, err
+				}
+				out[uid] = append(out[uid], inode)
+			}
+			one.Close()
+		}
+	}
+	return out, err
+}
+
 // kernel is pods' rules. It checks what must hold at the moment of each change.
 type kernel struct{ w *world }
 

@@ -32,6 +32,7 @@ type input struct {
 	phase     phase
 	bypass    bool
 	failures  int
+	graceOver bool // attempts have failed for long
 	drainOver bool
 }
 
@@ -58,7 +59,7 @@ func (j jobs) do(ctx context.Context, a action, in input) result {
 		found, err := j.cfg.Node.Find(in.pod.kubeletUID(), in.pod.IPs)
 		if err != nil && (!errors.Is(err, discover.ErrNotRunning) || a == enrol || a == hold) {
 			r.phase, r.err = unknown, err
-			if in.pod.Redirection == api.RedirectionEnabled && in.failures >= complain {
+			if in.pod.Redirection == api.RedirectionEnabled && in.graceOver {
 				j.annotate(ctx, in.pod, api.RedirectionPending, &r)
 			}
 			return r
@@ -135,7 +136,7 @@ func (j jobs) enrol(ctx context.Context, in input, netns ns.NetNS, r *result) {
 	}
 	if err == nil {
 		err = j.proxyNow(ctx, in.pod, netns)
-		if err != nil && now.Captured && in.failures >= complain && in.pod.Redirection == api.RedirectionEnabled {
+		if err != nil && now.Captured && in.graceOver && in.pod.Redirection == api.RedirectionEnabled {
 			err = errors.Join(err, j.annotate(ctx, in.pod, api.RedirectionPending, r))
 		}
 	}

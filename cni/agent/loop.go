@@ -6,20 +6,22 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/ambit-mesh/ambit/cni/conntrack"
 	"github.com/ambit-mesh/ambit/cni/discover"
 	"github.com/ambit-mesh/ambit/cni/enrolment"
+	"github.com/ambit-mesh/ambit/cni/zds"
 )
 
 const (
 	// workers bounds the jobs that run at once; starters those for pods that start, which do not queue behind the others.
 	workers  = 8
 	starters = 16
-	// complain is after how many failures in a row a pod is told so, and no longer says that it is proved to be captured.
-	complain = 3
+	// tellAfter is after how many failures in a row that are not a restart of something they are told on the pod.
+	tellAfter = 3
 )
 
 // loop owns all state of the agent.
@@ -88,7 +90,7 @@ func (l *loop) close() {
 func (l *loop) closeNetNS(s *podState) {
 	if s.netns != nil {
 		s.netns.Close()
-		s.netns = nil
+		s.netns, s.inode = nil, 0
 	}
 }
 
@@ -241,6 +243,7 @@ func (l *loop) begin(ctx context.Context) {
 func (l *loop) beginJob(ctx context.Context, s *podState, a action) {
 	in := input{
 		pod: s.pod, netns: s.netns, phase: s.phase, bypass: s.decision.BypassInbound, failures: s.failures,
+		graceOver: l.graceOver(s),
 		drainOver: l.order == Now || (!s.drainEnd.IsZero() && time.Now().After(s.drainEnd)),
 	}
 	l.spawn(ctx, s, a, l.work, func(ctx context.Context) result { return l.jobs.do(ctx, a, in) })
@@ -286,10 +289,11 @@ func (l *loop) spawn(ctx context.Context, s *podState, a action, tokens chan str
 
 func (l *loop) jobDone(m jobDone) {
 	s, now := l.pods[m.uid], time.Now()
-	s.busy, s.cancel, s.err = false, nil, m.result.err
+	s.busy, s.cancel, s.err, s.doneAt = false, nil, m.result.err, now
 	if m.result.netns != nil {
 		l.closeNetNS(s)
 		s.netns = m.result.netns
+		s.inode, _ = discover.Inode(s.netns)
 	}
 	s.phase, s.use, s.due = m.result.phase, m.result.use, time.Time{}
 	if m.action == start {
@@ -332,17 +336,25 @@ func (l *loop) jobFailed(s *podState, m jobDone) {
 		log.Debug("job ended early")
 		return
 	}
-	s.failures++
+	if s.failures++; s.failures == 1 {
+		s.failing = time.Now()
+	}
 	s.due = time.Now().Add(backoff(s.failures, l.t.RetryMin, l.t.RetryMax))
 	l.cfg.Metrics.JobFailed()
 	level := slog.LevelWarn
-	if errors.Is(m.result.err, discover.ErrNotRunning) {
-		level = slog.LevelDebug // it is about to start, or has just ended
+	transient := errors.Is(m.result.err, discover.ErrNotRunning) || errors.Is(m.result.err, zds.ErrNoProxy)
+	if transient && !l.graceOver(s) {
+		level = slog.LevelDebug // it is about to start, or has just ended; or the node proxy does either
 	}
-	log.Log(context.Background(), level, "will be tried again", "failures", s.failures, "after", time.Until(s.due).Round(time.Millisecond))
-	if s.failures >= complain && s.seen && !errors.Is(m.result.err, discover.ErrNotRunning) {
+	log.Log(context.Background(), level, "will be tried again", "failures", s.failures, "after", time.Until(s.due).Round(time.Millisecond).String())
+	if s.seen && (l.graceOver(s) || (!transient && s.failures == tellAfter)) {
 		l.cfg.Cluster.Warn(s.pod, "CaptureFailed", m.result.err.Error())
 	}
+}
+
+// graceOver says whether attempts on the pod have failed for so long that it is more than a restart of something.
+func (l *loop) graceOver(s *podState) bool {
+	return s.failures > 0 && time.Since(s.failing) > l.t.Grace
 }
 
 // backoff doubles from least to most, with jitter.
@@ -370,11 +382,12 @@ func (l *loop) beginHost(ctx context.Context, now time.Time) {
 	l.hostBusy, l.hostAt = true, now.Add(l.t.Host)
 	l.running.Go(func() {
 		if err := l.cfg.Probes.Ensure(ctx); err != nil {
-			l.mail.post(hostDone{err: err})
+			l.mail.post(hostDone{begun: now, err: err})
 			return
 		}
 		entries, err := l.cfg.Probes.Entries()
-		l.mail.post(hostDone{entries, err})
+		running, rerr := l.cfg.Node.Running()
+		l.mail.post(hostDone{now, entries, running, errors.Join(err, rerr)})
 	})
 }
 
@@ -383,7 +396,7 @@ func (l *loop) beginHost(ctx context.Context, now time.Time) {
 func (l *loop) hostDone(m hostDone) {
 	l.hostBusy = false
 	if m.err != nil {
-		l.log.Error("probe exemption", "error", m.err)
+		l.log.Error("probe exemption and sandboxes", "error", m.err)
 		l.hostAt = time.Now().Add(l.t.RetryMax)
 		return
 	}
@@ -399,7 +412,16 @@ func (l *loop) hostDone(m hostDone) {
 		}
 	}
 	for uid, s := range l.pods {
-		if s.phase == captured && !s.busy && missing(m.entries, s.pod.IPs, uid) {
+		if s.phase != captured || s.busy || s.doneAt.After(m.begun) {
+			continue // what was read may be older than what is known
+		}
+		now := m.running[s.pod.kubeletUID()]
+		if len(now) > 0 && !slices.Contains(now, s.inode) {
+			l.log.Warn("pod has another sandbox, which did not come by the plugin", "pod", s.pod.Namespace+"/"+s.pod.Name)
+			l.closeNetNS(s)
+			s.phase = unknown
+		}
+		if missing(m.entries, s.pod.IPs, uid) {
 			s.verifyAt = time.Time{}
 		}
 	}

@@ -72,12 +72,15 @@ type podState struct {
 
 	phase phase
 	netns ns.NetNS // owned; nil unless known
+	inode uint64   // of netns
 	use   conntrack.Use
 
 	busy     bool
 	cancel   func() // ends the running job early
 	starts   []startPod
 	failures int
+	failing  time.Time // since when every attempt has failed
+	doneAt   time.Time // when the last job ended
 	err      error
 	due      time.Time // nothing is begun before
 	settleAt time.Time // it is not un-enrolled before, since it has just started and informers may lag

@@ -37,6 +37,7 @@ func (j jobs) seed(ctx context.Context, s *podState) error {
 	var now rules.State
 	if err == nil {
 		s.netns = netns
+		s.inode, _ = discover.Inode(netns)
 		now, err = j.cfg.Kernel.Inspect(ctx, netns, j.set(s.decision.BypassInbound))
 	}
 	p := zds.Pod{UID: s.pod.UID, Name: s.pod.Name, Namespace: s.pod.Namespace, ServiceAccount: s.pod.ServiceAccount}

@@ -75,7 +75,7 @@ func newWorld(t *testing.T) *world {
 		fail: map[string]int{}, pods: map[string]*sandbox{}, sets: map[netip.Addr]string{},
 		timing: Timings{Tick: 5 * time.Millisecond, Verify: 50 * time.Millisecond, Hold: time.Hour, Host: 20 * time.Millisecond,
 			DrainLook: 10 * time.Millisecond, RetryMin: 5 * time.Millisecond, RetryMax: 20 * time.Millisecond,
-			StartSettle: 20 * time.Millisecond, Unseen: time.Second, Cleanup: 5 * time.Second},
+			StartSettle: 20 * time.Millisecond, Grace: 30 * time.Millisecond, Unseen: time.Second, Cleanup: 5 * time.Second},
 	}
 	w.create(&appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: api.DefaultNamespace, Name: api.NodeAgent}})
 	w.namespace("shop", "")
@@ -327,7 +327,7 @@ func (w *world) start() *running {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	r.server = zds.NewServer(zds.Config{AckTimeout: 200 * time.Millisecond, Logger: log, Observe: func(e zds.Event) { r.ProxyEvent(e) }})
+	r.server = zds.NewServer(zds.Config{Logger: log, Observe: func(e zds.Event) { r.ProxyEvent(e) }})
 	r.Agent = New(Config{
 		NodeName: "node1", ExcludeNamespaces: []string{"kube-system"}, IPv6: true, RunDir: w.dir, ZDSSocket: filepath.Join(w.dir, "zds"),
 		Cluster: cluster{Cluster{Client: w.client, NodeName: "node1", Namespace: api.DefaultNamespace, DaemonSet: api.NodeAgent, Events: w.events}, w},

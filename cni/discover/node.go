@@ -98,6 +98,21 @@ func (n *Node) All() (map[string][]ns.NetNS, error) {
 	return out, nil
 }
 
+// Running returns the inodes of the network namespaces of all pods that run, by UID.
+func (n *Node) Running() (map[string][]uint64, error) {
+	pods, err := Pods(n.HostProc)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]uint64{}
+	for uid, list := range pods {
+		for _, c := range list {
+			out[uid] = append(out[uid], c.Inode)
+		}
+	}
+	return out, nil
+}
+
 // Open opens a network namespace by its path on the host. It refuses the host's own.
 func (n *Node) Open(path string) (ns.NetNS, error) {
 	clean := filepath.Clean(path)
