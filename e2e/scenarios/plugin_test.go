@@ -121,11 +121,15 @@ func (w *world) explained(ctx context.Context, name harness.Pod) error {
 	}
 	var messages []string
 	for _, event := range events.Items {
-		message := strings.ToLower(event.Message)
-		if event.Reason == "FailedCreatePodSandBox" && strings.Contains(message, "ambit") && strings.Contains(message, "agent") && strings.Contains(message, "node2") {
+		if event.Reason == "FailedCreatePodSandBox" && all(event.Message, "ambit", "agent", api.LabelDataplaneMode, "kubectl") {
 			return nil
 		}
 		messages = append(messages, event.Reason+": "+event.Message)
 	}
-	return fmt.Errorf("no event names ambit, its agent and the node; there are:\n%s", strings.Join(messages, "\n"))
+	return fmt.Errorf("no event names ambit, the cause and the remedy; there are:\n%s", strings.Join(messages, "\n"))
+}
+
+// all tells whether a text contains all words.
+func all(text string, words ...string) bool {
+	return !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(text, word) })
 }
