@@ -447,6 +447,8 @@ type sender struct {
 
 	writing bool      // somebody writes to the transport
 	turns   []*Stream // who writes next, in order
+	kicks   uint32    // writes that began with something small
+	gather  int       // how many of them are still worth a yield
 	room    sync.Cond // pend or writing has changed
 
 	window  int64     // bytes of payload that the peer takes on the connection
