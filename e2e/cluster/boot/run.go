@@ -152,7 +152,9 @@ func forgetNetNS() error {
 		if len(fields) < 5 || !strings.Contains(line, " - nsfs ") {
 			continue
 		}
-		if err := unix.Unmount(fields[4], unix.MNT_DETACH); err != nil {
+		err := unix.Unmount(fields[4], unix.MNT_DETACH)
+		// Whoever removes such a name outside unmounts it here too, at any moment: then the file, or the mount, is gone.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("%s: %w", fields[4], err)
 		}
 	}
