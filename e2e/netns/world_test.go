@@ -91,7 +91,7 @@ func newWorld(t *testing.T) *world {
 		w.checkLogs()
 		if t.Failed() {
 			for _, p := range w.proxies {
-				t.Logf("log of the proxy on %s (pid %d):\n%s", p.Node.Name, p.PID(), p.LogTail())
+				t.Logf("log of the proxy on %s (pid %d), errors and end:\n%s...\n%s", p.Node.Name, p.PID(), errorLines(p), p.LogTail())
 			}
 		}
 		cancel()
@@ -115,6 +115,24 @@ func (w *world) checkLogs() {
 			}
 		}
 	}
+}
+
+// errorLines returns the first lines of a proxy's log that tell of errors.
+func errorLines(p *lab.Proxy) string {
+	const most = 20
+	body, err := os.ReadFile(p.Log)
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	n := 0
+	for line := range strings.Lines(string(body)) {
+		if n < most && (strings.Contains(line, "error=") || strings.Contains(line, " error ")) {
+			b.WriteString(line)
+			n++
+		}
+	}
+	return b.String()
 }
 
 // in is the world as a subtest uses it.

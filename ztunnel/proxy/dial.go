@@ -13,8 +13,8 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
-// bindAttempts is how many source ports are tried for one connection to the application.
-const bindAttempts = 64
+// bindAttempts is how many source ports are tried for one connection to the application: once around.
+const bindAttempts = portRun * portJumps
 
 // errNoFreePort is why a connection was refused: every source port that was tried is in use for this client and
 // application.
@@ -49,8 +49,8 @@ func (p *Pod) dialApp(ctx context.Context, client netip.Addr, app netip.AddrPort
 		return nil, fmt.Errorf("connect to %s under the client's address %s: not of the same address family", app, client)
 	}
 	d.Transparent = true
-	for range bindAttempts {
-		port, err := p.ports.next(client, app)
+	for failed := range bindAttempts {
+		port, err := p.ports.next(client, app, failed)
 		if err != nil {
 			return nil, fmt.Errorf("connect to %s under the client's address %s: %w", app, client, err)
 		}

@@ -26,6 +26,10 @@ const (
 	portsWanted = 4096
 	// portsLowest is the first port that an unprivileged process may bind.
 	portsLowest = 1024
+	// portRun is how many ports in a row may be in use before it goes on elsewhere, portJumps how many such jumps lead once
+	// around: connections that were opened together, and live long, have ports together.
+	portRun   = 8
+	portJumps = 16
 	// portCounters is how many destinations count separately (RFC 6056 section 3.3.4). More destinations share them.
 	portCounters = 1024
 )
@@ -97,8 +101,8 @@ func (s *sourcePorts) usable() (portSet, error) {
 	return s.set, nil
 }
 
-// next returns the port to try next for a client and an application.
-func (s *sourcePorts) next(client netip.Addr, app netip.AddrPort) (uint16, error) {
+// next returns the port to try next for a client and an application, after failed others were in use.
+func (s *sourcePorts) next(client netip.Addr, app netip.AddrPort, failed int) (uint16, error) {
 	set, err := s.usable()
 	if err != nil {
 		return 0, err
@@ -111,7 +115,11 @@ func (s *sourcePorts) next(client netip.Addr, app netip.AddrPort) (uint16, error
 		client netip.Addr
 		app    netip.AddrPort
 	}{client, app})
-	count := s.counters[hash%portCounters].Add(1)
+	step := uint32(1)
+	if failed > 0 && failed%portRun == 0 {
+		step = uint32(max(1, n/portJumps))
+	}
+	count := s.counters[hash%portCounters].Add(step)
 	return set.at(uint32((hash>>16 + uint64(count)) % uint64(n))), nil
 }
 

@@ -55,7 +55,7 @@ func TestPortsComeAroundLate(t *testing.T) {
 	client, app := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("10.0.0.2:80")
 	seen := map[uint16]bool{}
 	for range s.set.len() {
-		port, err := s.next(client, app)
+		port, err := s.next(client, app, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,17 +65,46 @@ func TestPortsComeAroundLate(t *testing.T) {
 		seen[port] = true
 	}
 	// Another application starts elsewhere.
-	a, _ := s.next(client, app)
-	b, _ := s.next(client, netip.MustParseAddrPort("10.0.0.2:81"))
-	c, _ := s.next(netip.MustParseAddr("10.0.0.3"), app)
+	a, _ := s.next(client, app, 0)
+	b, _ := s.next(client, netip.MustParseAddrPort("10.0.0.2:81"), 0)
+	c, _ := s.next(netip.MustParseAddr("10.0.0.3"), app, 0)
 	if a == b && b == c {
 		t.Errorf("all start at port %d", a)
 	}
 }
 
+// TestPortsGoAroundWhatIsInUse takes a long run of ports for live, and wants a free one within the attempts of one connection.
+func TestPortsGoAroundWhatIsInUse(t *testing.T) {
+	s := &sourcePorts{seed: maphash.MakeSeed(), read: time.Now().Add(time.Hour), set: portSet{{First: 16384, Last: 32767}}}
+	client, app := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("10.0.0.2:80")
+	live := map[uint16]bool{}
+	for range s.set.len() * 9 / 10 {
+		port, _ := s.next(client, app, 0)
+		live[port] = true
+	}
+	for range s.set.len() / 10 {
+		s.next(client, app, 0) // these have ended
+	}
+	for range 100 {
+		found := false
+		for failed := range bindAttempts {
+			port, err := s.next(client, app, failed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if found = !live[port]; found {
+				break
+			}
+		}
+		if !found {
+			t.Fatalf("no free port in %d attempts with %d of %d in use", bindAttempts, len(live), s.set.len())
+		}
+	}
+}
+
 func TestNoPorts(t *testing.T) {
 	s := &sourcePorts{read: time.Now().Add(time.Hour)}
-	if _, err := s.next(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("10.0.0.2:80")); err != errNoPorts {
+	if _, err := s.next(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("10.0.0.2:80"), 0); err != errNoPorts {
 		t.Errorf("got %v", err)
 	}
 }
