@@ -55,6 +55,7 @@ func Pods(hostProc string) (map[string][]Candidate, error) {
 		return nil, fmt.Errorf("find pods' network namespaces: %w", err)
 	}
 	out := map[string][]Candidate{}
+	var denied error
 	for _, e := range entries {
 		if _, err := strconv.Atoi(e.Name()); err != nil {
 			continue
@@ -63,6 +64,9 @@ func Pods(hostProc string) (map[string][]Candidate, error) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
 			continue // it has ended meanwhile
+		case errors.Is(err, fs.ErrPermission):
+			denied = err // one odd process does not hide the others
+			continue
 		case err != nil:
 			return nil, fmt.Errorf("find pods' network namespaces: %w", err)
 		case c.UID == "" || c.Inode == host:
@@ -76,6 +80,9 @@ func Pods(hostProc string) (map[string][]Candidate, error) {
 		}
 		slices.SortFunc(list, func(a, b Candidate) int { return cmp.Compare(a.started, b.started) })
 		out[c.UID] = list
+	}
+	if len(out) == 0 && denied != nil {
+		return nil, fmt.Errorf("find pods' network namespaces: %w", denied)
 	}
 	return out, nil
 }
@@ -129,17 +136,13 @@ func startTime(stat []byte) (uint64, error) {
 	return strconv.ParseUint(string(fields[19]), 10, 64)
 }
 
-// inode reads the number of a network namespace from the link to it, without opening it.
+// inode identifies the network namespace that a path leads to, without opening it.
 func inode(path string) (uint64, error) {
-	link, err := os.Readlink(path)
-	if err != nil {
-		return 0, err
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
-	number, found := strings.CutPrefix(strings.TrimSuffix(link, "]"), "net:[")
-	if !found {
-		return 0, fmt.Errorf("%s leads to %q, which is no network namespace", path, link)
-	}
-	return strconv.ParseUint(number, 10, 64)
+	return st.Ino, nil
 }
 
 // open opens a network namespace by a path to it, unless it is the host's.

@@ -49,20 +49,20 @@ func FuzzStat(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { startTime(b) })
 }
 
-// proc lays out a /proc: each line a process with its namespace's inode, start time and control group.
+// proc lays out a /proc: each line a process with the path of its network namespace, its start time and control group.
 func proc(t *testing.T, lines ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, line := range lines {
-		var pid, inode, started int
-		var group string
-		if _, err := fmt.Sscanf(line, "%d %d %d %s", &pid, &inode, &started, &group); err != nil {
+		var pid, started int
+		var netns, group string
+		if _, err := fmt.Sscanf(line, "%d %s %d %s", &pid, &netns, &started, &group); err != nil {
 			t.Fatal(err)
 		}
 		p := filepath.Join(dir, fmt.Sprint(pid))
 		for _, err := range []error{
 			os.MkdirAll(filepath.Join(p, "ns"), 0o755),
-			os.Symlink(fmt.Sprintf("net:[%d]", inode), filepath.Join(p, "ns/net")),
+			os.Symlink(netns, filepath.Join(p, "ns/net")),
 			os.WriteFile(filepath.Join(p, "cgroup"), []byte("0::"+group+"\n"), 0o644),
 			os.WriteFile(filepath.Join(p, "stat"), fmt.Appendf(nil, "%d (x) y) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 0 0 1 0 %d 0 0", pid, started), 0o644),
 		} {
@@ -75,20 +75,30 @@ func proc(t *testing.T, lines ...string) string {
 }
 
 func TestPods(t *testing.T) {
+	files := t.TempDir() // any file has an inode
+	at := func(name string) string {
+		path := filepath.Join(files, name)
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	host, pod, inner, other := at("host"), at("pod"), at("inner"), at("other")
 	dir := proc(t,
-		"1 1 0 /init",
-		"10 1 5 /kubepods/pod"+uid+"/hostnetwork-container",
-		"20 2 30 /kubepods/pod11111111-2222-3333-4444-555555555555/app",
-		"21 2 20 /kubepods/pod11111111-2222-3333-4444-555555555555/pause",
-		"22 9 40 /kubepods/pod11111111-2222-3333-4444-555555555555/inner-namespace",
-		"30 3 50 /system.slice/something-with-a-namespace",
+		"1 "+host+" 0 /init",
+		"10 "+host+" 5 /kubepods/pod"+uid+"/hostnetwork-container",
+		"20 "+pod+" 30 /kubepods/pod11111111-2222-3333-4444-555555555555/app",
+		"21 "+pod+" 20 /kubepods/pod11111111-2222-3333-4444-555555555555/pause",
+		"22 "+inner+" 40 /kubepods/pod11111111-2222-3333-4444-555555555555/inner-namespace",
+		"30 "+other+" 50 /system.slice/something-with-a-namespace",
+		"40 "+filepath.Join(files, "ended")+" 60 /kubepods/pod22222222-2222-3333-4444-555555555555/app",
 	)
 	got, err := Pods(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	list := got["11111111-2222-3333-4444-555555555555"]
-	if len(got) != 1 || len(list) != 2 || list[0].Inode != 2 || list[1].Inode != 9 || filepath.Base(filepath.Dir(filepath.Dir(list[0].Path))) != "21" {
+	if len(got) != 1 || len(list) != 2 || filepath.Base(filepath.Dir(filepath.Dir(list[0].Path))) != "21" || list[1].Inode == list[0].Inode {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -113,11 +123,7 @@ func TestThisProcess(t *testing.T) {
 
 func TestOpenRefusesTheHost(t *testing.T) {
 	host, pod := netnstest.New(t), netnstest.New(t)
-	number, err := Inode(host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hostProc := proc(t, fmt.Sprintf("1 %d 0 /init", number))
+	hostProc := proc(t, "1 "+host.Path()+" 0 /init")
 	if _, err := open(host.Path(), hostProc); !errors.Is(err, ErrHostNetwork) {
 		t.Errorf("got %v", err)
 	}
@@ -147,18 +153,10 @@ func TestNode(t *testing.T) {
 		}
 		numbers[name] = number
 	}
-	hostProc := proc(t, fmt.Sprintf("1 %d 0 /init", numbers["host"]),
-		fmt.Sprintf("20 %d 20 /kubepods/pod%s/makes-namespaces", numbers["inner"], uid),
-		fmt.Sprintf("21 %d 30 /kubepods/pod%s/app", numbers["pod"], uid))
-	// What the kernel's links lead to, a fixture's must be.
-	link := func(pid string, n ns.NetNS) {
-		if err := os.Symlink(n.Path(), filepath.Join(hostProc, pid, "ns/real")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link("20", inner)
-	link("21", pod)
-	n := &Node{HostProc: hostProc, NetNSDir: filepath.Dir(pod.Path()), link: "ns/real"}
+	hostProc := proc(t, "1 "+host.Path()+" 0 /init",
+		"20 "+inner.Path()+" 20 /kubepods/pod"+uid+"/makes-namespaces",
+		"21 "+pod.Path()+" 30 /kubepods/pod"+uid+"/app")
+	n := &Node{HostProc: hostProc, NetNSDir: filepath.Dir(pod.Path())}
 	found, err := n.Find(uid, []netip.Addr{netip.MustParseAddr("10.78.0.2")})
 	if err != nil {
 		t.Fatal(err)
@@ -184,7 +182,7 @@ func TestNode(t *testing.T) {
 			n.Close()
 		}
 	}
-	for _, path := range []string{"/var/run/netns/" + filepath.Base(pod.Path()), "/run/netns/" + filepath.Base(pod.Path()), "/proc/21/ns/real"} {
+	for _, path := range []string{"/var/run/netns/" + filepath.Base(pod.Path()), "/run/netns/" + filepath.Base(pod.Path()), "/proc/21/ns/net"} {
 		opened, err := n.Open(path)
 		if err != nil {
 			t.Errorf("%s: %v", path, err)

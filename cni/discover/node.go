@@ -1,7 +1,6 @@
 package discover
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,8 +25,6 @@ type Node struct {
 	// HostProc is the host's /proc, NetNSDir its /run/netns, as the caller sees them.
 	HostProc, NetNSDir string
 
-	link string // of a process to its network namespace; for tests
-
 	mu   sync.Mutex // guards the fields below
 	pods map[string][]Candidate
 	at   time.Time
@@ -49,7 +46,7 @@ func (n *Node) look() (map[string][]Candidate, error) {
 
 // open opens a candidate, unless the process that led to it has ended, and its number may lead elsewhere.
 func (n *Node) open(c Candidate) (ns.NetNS, error) {
-	netns, err := open(filepath.Join(filepath.Dir(filepath.Dir(c.Path)), cmp.Or(n.link, "ns/net")), n.HostProc)
+	netns, err := open(c.Path, n.HostProc)
 	if err != nil {
 		return nil, err
 	}

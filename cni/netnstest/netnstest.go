@@ -3,6 +3,7 @@
 package netnstest
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -164,7 +165,8 @@ func Listen(t testing.TB, netns ns.NetNS, addr string) net.Listener {
 	t.Helper()
 	var ln net.Listener
 	In(t, netns, func() (err error) {
-		ln, err = net.Listen("tcp", addr)
+		config := net.ListenConfig{KeepAlive: -1}
+		ln, err = config.Listen(context.Background(), "tcp", addr)
 		return err
 	})
 	t.Cleanup(func() { ln.Close() })
@@ -186,8 +188,9 @@ func Dial(t testing.TB, netns ns.NetNS, addr string) *net.TCPConn {
 func TryDial(netns ns.NetNS, addr string) (*net.TCPConn, error) {
 	var conn net.Conn
 	err := netns.Do(func(ns.NetNS) (err error) {
-		// An address, not a name: the dial stays on this thread, and so in the namespace.
-		conn, err = net.DialTimeout("tcp", addr, 5*time.Second)
+		// An address, not a name: the dial stays on this thread, and so in the namespace. No keepalive: idle means idle.
+		dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: -1}
+		conn, err = dialer.Dial("tcp", addr)
 		return err
 	})
 	if err != nil {
