@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cni/agentapi"
 	"github.com/ambit-mesh/ambit/cni/enrolment"
+	"github.com/ambit-mesh/ambit/cni/zds"
 )
 
 // lookLimit bounds reading a pod and its namespace from the API.
@@ -52,6 +54,13 @@ func (a *Agent) admit(ctx context.Context, r agentapi.AddRequest) error {
 		log.Info("pod starts captured", "because", d.Reason, "took", time.Since(begin).Round(time.Millisecond))
 	case errors.Is(err, context.Canceled) && ctx.Err() == nil:
 		err = fmt.Errorf("%w: the agent is stopping, or the pod's sandbox was replaced", agentapi.ErrNoAnswer)
+	case errors.Is(err, zds.ErrNoProxy):
+		err = fmt.Errorf("%w. The pod starts by itself once a node proxy runs on this node: look at DaemonSet %s/%s (kubectl -n %[2]s get pods -o wide)",
+			zds.ErrNoProxy, a.cfg.Namespace, api.NodeProxy)
+	case errors.Is(err, zds.ErrRefused):
+		err = fmt.Errorf("%w. It goes on trying; what is wrong is in its log: kubectl -n %s logs daemonset/%s", err, a.cfg.Namespace, api.NodeProxy)
+	case !errors.Is(err, agentapi.ErrNoAnswer):
+		err = fmt.Errorf("%w. The agent's log says more: kubectl -n %s logs daemonset/%s", err, a.cfg.Namespace, api.NodeAgent)
 	}
 	return err
 }

@@ -119,7 +119,8 @@ func (t Timings) withDefaults() Timings {
 
 // Config is what an Agent is made of. All fields but Timings must be set.
 type Config struct {
-	NodeName string
+	// NodeName is this node's, Namespace the mesh's own.
+	NodeName, Namespace string
 	// ExcludeNamespaces are never captured.
 	ExcludeNamespaces []string
 	// IPv6 captures IPv6, too, where a pod has it.

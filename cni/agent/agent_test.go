@@ -465,3 +465,22 @@ func TestPlan(t *testing.T) {
 		})
 	}
 }
+
+// TestMessagesNameTheRemedy: what a pod that must not start shows.
+func TestMessagesNameTheRemedy(t *testing.T) {
+	w := newWorld(t)
+	w.namespace("shop", "ambient")
+	r := w.start().ready(t)
+	w.pod("web")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err := r.admit(ctx, agentapi.AddRequest{Netns: w.sandbox("web", false).file, PodName: "web", PodNamespace: "shop"})
+	if err == nil || !strings.Contains(err.Error(), "no node proxy is connected") || !strings.Contains(err.Error(), "DaemonSet istio-system/ztunnel") {
+		t.Errorf("without a proxy: %v", err)
+	}
+	w.connect().Refuse("web", "no certificate")
+	err = w.plugin("web", w.sandbox("web", false))
+	if err == nil || !strings.Contains(err.Error(), "no certificate") || !strings.Contains(err.Error(), "logs daemonset/ztunnel") {
+		t.Errorf("refused: %v", err)
+	}
+}

@@ -101,7 +101,7 @@ func (k *kernelWorld) startKernel() *running {
 	}
 	r.server = zds.NewServer(zds.Config{Logger: log, Observe: func(e zds.Event) { r.ProxyEvent(e) }})
 	r.Agent = New(Config{
-		NodeName: "node1", ExcludeNamespaces: []string{"kube-system"}, IPv6: true, RunDir: k.dir, ZDSSocket: filepath.Join(k.dir, "zds"),
+		NodeName: "node1", Namespace: api.DefaultNamespace, ExcludeNamespaces: []string{"kube-system"}, IPv6: true, RunDir: k.dir, ZDSSocket: filepath.Join(k.dir, "zds"),
 		Cluster: Cluster{Client: k.client, NodeName: "node1", Namespace: api.DefaultNamespace, DaemonSet: api.NodeAgent, Events: k.events},
 		Kernel:  k.kernel, Connections: conntrack.Kernel{}, Probes: probes.New(probes.Config{NetNS: k.host, Backend: k.kernel.Host()}),
 		Node: k, Proxies: r.server, Installation: installation{k.world}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: log, Timings: k.timing,

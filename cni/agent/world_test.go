@@ -329,7 +329,7 @@ func (w *world) start() *running {
 	}
 	r.server = zds.NewServer(zds.Config{Logger: log, Observe: func(e zds.Event) { r.ProxyEvent(e) }})
 	r.Agent = New(Config{
-		NodeName: "node1", ExcludeNamespaces: []string{"kube-system"}, IPv6: true, RunDir: w.dir, ZDSSocket: filepath.Join(w.dir, "zds"),
+		NodeName: "node1", Namespace: api.DefaultNamespace, ExcludeNamespaces: []string{"kube-system"}, IPv6: true, RunDir: w.dir, ZDSSocket: filepath.Join(w.dir, "zds"),
 		Cluster: cluster{Cluster{Client: w.client, NodeName: "node1", Namespace: api.DefaultNamespace, DaemonSet: api.NodeAgent, Events: w.events}, w},
 		Kernel:  kernel{w}, Connections: connections{w}, Probes: probeSets{w}, Node: node{w}, Proxies: proxies{r.server, w},
 		Installation: installation{w}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: log, Timings: w.timing,

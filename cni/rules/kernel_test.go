@@ -276,3 +276,23 @@ func (c *cutOff) Err() error {
 	}
 	return nil
 }
+
+// TestPodWithoutIPv6: the kernel has IPv6 and the pod does not.
+func TestPodWithoutIPv6(t *testing.T) {
+	kinds(t, func(t *testing.T, k *Kernel, kind string) {
+		netns := netnstest.New(t)
+		netnstest.Run(t, netns, "sysctl -q -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1")
+		if err := k.Apply(t.Context(), netns, For(Config{IPv6: true})); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := k.Inspect(t.Context(), netns, For(Config{IPv6: true})); err != nil || len(st.Differences) > 0 || !st.Captured {
+			t.Errorf("state: %+v, %v", st, err)
+		}
+		if err := k.Remove(t.Context(), netns); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := k.Inspect(t.Context(), netns, For(Config{IPv6: true})); err != nil || st.Leftover {
+			t.Errorf("state: %+v, %v", st, err)
+		}
+	})
+}

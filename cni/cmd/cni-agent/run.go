@@ -191,7 +191,7 @@ func (s *settings) serve(ctx context.Context, stderr io.Writer) error {
 	proxies := zds.NewServer(zds.Config{Logger: log, Observe: func(e zds.Event) { a.ProxyEvent(e) }})
 	defer proxies.Close()
 	a = agent.New(agent.Config{
-		NodeName: nodeName, ExcludeNamespaces: s.excludeNamespaces, IPv6: s.ipv6, RunDir: s.runDir, ZDSSocket: s.zdsSocket,
+		NodeName: nodeName, Namespace: namespace, ExcludeNamespaces: s.excludeNamespaces, IPv6: s.ipv6, RunDir: s.runDir, ZDSSocket: s.zdsSocket,
 		Cluster: agent.Cluster{
 			Client: client, NodeName: nodeName, Namespace: namespace, DaemonSet: api.NodeAgent,
 			Events: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: api.NodeAgent, Host: nodeName}),
