@@ -217,11 +217,14 @@ func (c *Conn) diagnoseLocked(readErr error) error {
 		e.Remote = !errors.Is(c.cause, ErrClosed)
 	}
 	var v *violation
+	unused := len(c.streams) == 0 && c.reserved == 0
 	switch {
 	case errors.As(e.Err, &v):
 		e.Code, e.Remote = v.code, false
+	case unused && c.shutdown.begun && !errors.Is(e.Err, ErrClosed) && !errors.Is(e.Err, ErrSettingsTimeout):
+		return nil // both want it to end, and it does not matter how
 	case c.cause != nil:
-	case len(c.streams) == 0 && c.reserved == 0 && (c.send.closed || c.peer.seen && errors.Is(readErr, io.EOF)):
+	case unused && (c.send.closed || c.peer.seen && errors.Is(readErr, io.EOF)):
 		return nil
 	case errors.Is(readErr, io.EOF):
 		e.Err = ErrPeerClosed
