@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -85,8 +86,8 @@ func (k *Kernel) Fill(ctx context.Context, netns ns.NetNS, s Set) error {
 	})
 }
 
-// Hook lets connections into the chains of stages Guard and Capture, and then takes away what the other kind of iptables
-// may hold of ours. Fill comes before it.
+// Hook lets connections into the chains of stages Guard and Capture, and then takes away what is there of ours beyond the
+// set: in the other kind of iptables, or put by another release. Fill comes before it.
 func (k *Kernel) Hook(ctx context.Context, netns ns.NetNS, s Set) error {
 	return k.eachSet(ctx, netns, "hook chains", s, func(f FamilySet, now perBackend) error {
 		chosen := now.choose(k)
@@ -101,10 +102,7 @@ func (k *Kernel) Hook(ctx context.Context, netns ns.NetNS, s Set) error {
 			}
 		}
 		for b, t := range now {
-			if b == chosen {
-				continue
-			}
-			if err := b.Drop(ctx, f.Family, t, ours(t, Carry)...); err != nil {
+			if err := b.Drop(ctx, f.Family, t, f.surplus(t, b == chosen)...); err != nil {
 				return err
 			}
 		}
@@ -250,12 +248,19 @@ func (f FamilySet) differences(now perBackend, chosen *xtables.Backend) []string
 		}
 	}
 	for b, t := range now {
-		if b != chosen && len(ours(t, Carry)) > 0 {
-			out = append(out, string(f.Family)+": chains in iptables-"+b.Kind+", too")
+		for _, p := range f.surplus(t, b == chosen) {
+			out = append(out, fmt.Sprintf("%s: %s %s in iptables-%s is too much", f.Family, p.Table, p.Name, b.Kind))
 		}
 	}
 	slices.Sort(out)
 	return out
+}
+
+// surplus are the places of ours beyond the set; all of ours, unless the backend is the chosen one.
+func (f FamilySet) surplus(t xtables.Tables, chosen bool) []xtables.Place {
+	return slices.DeleteFunc(ours(t, Carry), func(p xtables.Place) bool {
+		return chosen && slices.ContainsFunc(f.Chains, func(c Chain) bool { return slices.Contains(c.kernel().Places(), p) })
+	})
 }
 
 // perBackend is what each kind of iptables holds in one family.
@@ -292,7 +297,7 @@ func (p perBackend) choose(k *Kernel) *xtables.Backend {
 
 func (p perBackend) foreign() error {
 	for b, t := range p {
-		for _, c := range chains() {
+		for _, c := range For(Config{}).Families[0].Chains {
 			for _, place := range c.kernel().Places() {
 				if owner(t, place) == somebody {
 					return fmt.Errorf("iptables-%s, table %s, chain %s: %w", b.Kind, place.Table, place.Name, ErrForeign)
@@ -303,23 +308,15 @@ func (p perBackend) foreign() error {
 	return nil
 }
 
-// chains are all chains that a pod may have, in the order in which they are un-hooked: capture first.
-func chains() []Chain {
-	return slices.Collect(func(yield func(Chain) bool) {
-		for _, c := range slices.Backward(For(Config{}).Families[0].Chains) {
-			if !yield(c) {
-				return
-			}
-		}
-	})
-}
-
-// ours are the places, down to the stage, that hold a chain of ours.
+// ours are the places, down to the stage, that hold a chain of ours, whichever release put it; capture first.
 func ours(t xtables.Tables, down Stage) []xtables.Place {
 	var out []xtables.Place
-	for _, c := range chains() {
-		for _, p := range c.kernel().Places() {
-			if c.Stage >= down && owner(t, p) == mesh {
+	for _, table := range []string{"nat", "mangle", "raw", "filter"} {
+		if table != "nat" && down == Capture {
+			break
+		}
+		for _, name := range slices.Sorted(maps.Keys(t[table])) {
+			if p := (xtables.Place{Table: table, Name: name}); claimed(name) && owner(t, p) == mesh {
 				out = append(out, p)
 			}
 		}
@@ -327,11 +324,16 @@ func ours(t xtables.Tables, down Stage) []xtables.Place {
 	return out
 }
 
+// claimed says whether a chain of that name may be ours.
+func claimed(name string) bool {
+	return strings.HasPrefix(name, ownPrefix) || strings.HasPrefix(name, chainPrerouting) || strings.HasPrefix(name, chainOutput)
+}
+
 // captured says whether a chain of ours redirects.
 func captured(t xtables.Tables) bool {
 	return slices.ContainsFunc(ours(t, Capture), func(p xtables.Place) bool {
 		rules, _ := t.Chain(p.Table, p.Name)
-		return t.Hooked(p.Table, p.Hook, p.Name) && len(rules) > 0
+		return t.Reached(p) && len(rules) > 0
 	})
 }
 
@@ -349,7 +351,7 @@ func owner(t xtables.Tables, p xtables.Place) int {
 	switch {
 	case !there:
 		return nobody
-	case len(rules) == 0:
+	case len(rules) == 0, strings.HasPrefix(p.Name, ownPrefix):
 		return mesh
 	}
 	for _, r := range rules {

@@ -296,3 +296,38 @@ func TestPodWithoutIPv6(t *testing.T) {
 		}
 	})
 }
+
+// TestAnotherRelease: chains that this release does not write, put by a later one or by Istio's agent with DNS capture, are
+// taken away when a pod is taken over, and when it is released.
+func TestAnotherRelease(t *testing.T) {
+	kinds(t, func(t *testing.T, k *Kernel, kind string) {
+		for name, act := range map[string]func(netns ns.NetNS) error{
+			"take over": func(netns ns.NetNS) error { return k.Apply(t.Context(), netns, For(Config{})) },
+			"release":   func(netns ns.NetNS) error { return k.Remove(t.Context(), netns) },
+		} {
+			netns := netnstest.New(t)
+			for _, c := range []string{
+				"-t raw -N AMBIT_DNS", "-t raw -N AMBIT_MORE", "-t raw -A AMBIT_MORE -j ACCEPT", "-t raw -A AMBIT_DNS -p udp -j AMBIT_MORE",
+				"-t raw -A OUTPUT -p udp -m udp --dport 53 -j AMBIT_DNS", "-t raw -A OUTPUT -p udp -j ACCEPT",
+				"-t raw -N ISTIO_OUTPUT", "-t raw -A ISTIO_OUTPUT -p udp -m mark --mark 0x539/0xfff -m udp --dport 53 -j CT --zone 1", "-t raw -A OUTPUT -j ISTIO_OUTPUT",
+				"-t nat -N ISTIO_OUTPUT", "-t nat -A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001", "-t nat -A OUTPUT -j ISTIO_OUTPUT",
+			} {
+				netnstest.Run(t, netns, "iptables-"+kind+" "+c)
+			}
+			if st, err := k.Inspect(t.Context(), netns, For(Config{})); err != nil || !st.Captured || st.Foreign || len(st.Differences) == 0 {
+				t.Errorf("%s: before: %+v, %v", name, st, err)
+			}
+			if err := act(netns); err != nil {
+				t.Fatalf("%s: %v\n%s", name, err, listing(t, netns))
+			}
+			raw := netnstest.Run(t, netns, "iptables-"+kind+" -t raw -S")
+			if strings.Contains(raw, "ISTIO") || strings.Contains(raw, "AMBIT") || !strings.Contains(raw, "-A OUTPUT -p udp -j ACCEPT") {
+				t.Errorf("%s: table raw:\n%s", name, raw)
+			}
+			st, err := k.Inspect(t.Context(), netns, For(Config{}))
+			if took := name == "take over"; err != nil || st.Captured != took || took && len(st.Differences) > 0 || !took && st.Leftover {
+				t.Errorf("%s: after: %+v, %v\n%s", name, st, err, listing(t, netns))
+			}
+		}
+	})
+}

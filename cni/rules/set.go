@@ -19,11 +19,13 @@ type Config struct {
 }
 
 // Names of the chains. The first two are those of Istio ambient, so that either agent recognises, repairs and removes
-// the rules of the other. A sidecar uses the name chainOutput too; see owner.
+// the rules of the other. A sidecar uses the name chainOutput too; see owner. Other chains, of later releases too, begin
+// with ownPrefix, so that every release finds those of every other.
 const (
 	chainPrerouting = "ISTIO_PRERT"
 	chainOutput     = "ISTIO_OUTPUT"
-	chainGuard      = "AMBIT_GUARD"
+	ownPrefix       = "AMBIT_"
+	chainGuard      = ownPrefix + "GUARD"
 )
 
 // Stage says when a chain is hooked and un-hooked.

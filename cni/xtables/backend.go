@@ -124,13 +124,16 @@ func Parse(text string) Tables {
 	return t
 }
 
+// builtIn are the chains that the kernel calls.
+var builtIn = []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
+
 // Size is the number of rules, and of chains that are not built in.
 func (t Tables) Size() int {
 	n := 0
 	for _, chains := range t {
 		for name, rules := range chains {
 			n += len(rules)
-			if !slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, name) {
+			if !slices.Contains(builtIn, name) {
 				n++
 			}
 		}

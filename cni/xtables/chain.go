@@ -20,11 +20,11 @@ type Chain struct {
 }
 
 // Place is where a chain may be.
-type Place struct{ Table, Hook, Name string }
+type Place struct{ Table, Name string }
 
 // Places are where the chain may be: its own place, and its spare's.
 func (c Chain) Places() []Place {
-	return []Place{{c.Table, c.Hook, c.Name}, {c.Table, c.Hook, c.Name + spare}}
+	return []Place{{c.Table, c.Name}, {c.Table, c.Name + spare}}
 }
 
 // Right says whether the chain, apart from its hook, is as it must be, with no spare beside it.
@@ -110,24 +110,39 @@ func (b *Backend) Hook(ctx context.Context, f Family, t Tables, c Chain, first b
 	return nil
 }
 
-// Unhook removes every jump to the chains.
+// Unhook removes every rule of a built-in chain that jumps to one of the chains.
 func (b *Backend) Unhook(ctx context.Context, f Family, t Tables, places ...Place) error {
 	ipt, err := b.Program(f)
 	if err != nil {
 		return err
 	}
 	for _, p := range places {
-		for _, rule := range t[p.Table][p.Hook] {
-			if rule != "-j "+p.Name {
-				continue
-			}
-			if err := step(ctx, ipt.Delete(p.Table, p.Hook, "-j", p.Name)); err != nil {
+		for _, j := range t.jumps(p) {
+			if err := step(ctx, ipt.Delete(p.Table, j.hook, strings.Fields(j.rule)...)); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
 }
+
+// jump is a rule of a built-in chain that leads to a chain of ours.
+type jump struct{ hook, rule string }
+
+func (t Tables) jumps(p Place) []jump {
+	var out []jump
+	for _, hook := range builtIn {
+		for _, rule := range t[p.Table][hook] {
+			if rule == "-j "+p.Name || strings.HasSuffix(rule, " -j "+p.Name) {
+				out = append(out, jump{hook, rule})
+			}
+		}
+	}
+	return out
+}
+
+// Reached says whether a built-in chain leads to the chain.
+func (t Tables) Reached(p Place) bool { return len(t.jumps(p)) > 0 }
 
 // Drop un-hooks and deletes the chains that are there.
 func (b *Backend) Drop(ctx context.Context, f Family, t Tables, places ...Place) error {
@@ -142,8 +157,13 @@ func (b *Backend) Drop(ctx context.Context, f Family, t Tables, places ...Place)
 	if err != nil {
 		return err
 	}
+	for _, p := range places { // they may lead to each other
+		if err := step(ctx, ipt.ClearChain(p.Table, p.Name)); err != nil {
+			return err
+		}
+	}
 	for _, p := range places {
-		if err := step(ctx, ipt.ClearAndDeleteChain(p.Table, p.Name)); err != nil {
+		if err := step(ctx, ipt.DeleteChain(p.Table, p.Name)); err != nil {
 			return err
 		}
 	}
@@ -158,14 +178,17 @@ func (b *Backend) Tidy(f Family, t Tables, places ...Place) {
 	if err != nil || b.Kind != "nft" {
 		return
 	}
+	ours := map[Place][]string{} // the rules of a built-in chain that are gone
 	for _, p := range places {
-		_, there := t.Chain(p.Table, p.Name)
-		others := slices.ContainsFunc(t[p.Table][p.Hook], func(rule string) bool {
-			return !slices.ContainsFunc(places, func(o Place) bool { return o.Table == p.Table && rule == "-j "+o.Name })
-		})
-		if there && !others {
-			// Refused, rightly, if somebody put a rule there since it was read; and gone for the second place of it.
-			_ = ipt.DeleteChain(p.Table, p.Hook)
+		for _, j := range t.jumps(p) {
+			at := Place{p.Table, j.hook}
+			ours[at] = append(ours[at], j.rule)
+		}
+	}
+	for at, rules := range ours {
+		if len(rules) == len(t[at.Table][at.Name]) {
+			// Refused, rightly, if somebody put a rule there since it was read.
+			_ = ipt.DeleteChain(at.Table, at.Name)
 		}
 	}
 }
