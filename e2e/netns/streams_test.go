@@ -313,3 +313,69 @@ func (w *world) sniff(p *lab.Pod, text string) func() (packets int, found bool) 
 		}
 	}
 }
+
+// TestIdleConnections leaves tunnelled connections alone until the proxies hold no goroutine for them, and then uses them,
+// ends them and resets them.
+func TestIdleConnections(t *testing.T) {
+	const idle = 100
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	resets := make(chan error, 1)
+	w.listen(server, ":8081", func(c *net.TCPConn) {
+		defer c.Close()
+		io.WriteString(c, "\n")
+		_, err := io.Copy(io.Discard, c)
+		resets <- err
+	})
+	w.settle()
+	w.expect(client, addr(server, false, 8080), client.IPv4)
+	var conns []*held
+	for range idle {
+		conns = append(conns, w.hold(client, addr(server, false, 8080)))
+	}
+	toReset := w.hold(client, addr(server, false, 8081))
+	for _, p := range w.proxies {
+		w.eventually("the proxy on "+p.Node.Name+" holds no goroutine for what is idle", func() error {
+			if routines, _ := w.usage(p); routines > idle {
+				return fmt.Errorf("%d goroutines", routines)
+			}
+			return nil
+		})
+	}
+	for i, c := range conns {
+		if err := c.works(); err != nil {
+			t.Fatalf("connection %d after idling: %v", i, err)
+		}
+	}
+	if err := conns[0].lastWords("the last words"); err != nil {
+		t.Errorf("half-close after idling: %v", err)
+	}
+	toReset.SetLinger(0)
+	toReset.Close()
+	select {
+	case err := <-resets:
+		if !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("server's read ended with %v, want connection reset", err)
+		}
+	case <-time.After(ioTimeout):
+		t.Error("the server did not hear of the reset")
+	}
+}
+
+// lastWords says a text, half-closes, and wants the echo and the end.
+func (c *held) lastWords(text string) error {
+	c.SetDeadline(time.Now().Add(ioTimeout))
+	if _, err := io.WriteString(c, text); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(c)
+	if err == nil && string(answer) != text {
+		err = fmt.Errorf("echo of %q is %q", text, answer)
+	}
+	return err
+}

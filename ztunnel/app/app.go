@@ -21,6 +21,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/build"
 	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/mesh/xds"
@@ -154,6 +155,11 @@ func (p *parts) make(stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	parker, err := hbone.NewParker()
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, parker)
 	p.node = proxy.NewNode(proxy.NodeConfig{
 		Config: proxy.Config{
 			Network: cfg.Network, ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, Mark: cfg.PacketMark,
@@ -163,6 +169,7 @@ func (p *parts) make(stderr io.Writer) error {
 			ResponseBaggage: cfg.ResponseBaggage, PolicyInfo: cfg.PolicyInfo,
 			MaxFiles: maxFiles(),
 		},
+		Parker:       parker,
 		Directory:    p.directory,
 		Certificates: p.certs,
 		Metrics:      telemetry.NewMetrics(registry),

@@ -28,8 +28,9 @@ type table struct {
 	mu    sync.Mutex // guards the fields below, and each conn's
 	conns map[*conn]bool
 	next  uint64
-	files int   // descriptors of conns
-	ended error // why there are to be no more connections
+	files int           // descriptors of conns
+	ended error         // why there are to be no more connections
+	empty chan struct{} // closed when there is none; nil if nobody waits for that
 }
 
 // conn is one connection: between the pod's application and a peer, plain or in a tunnel.
@@ -125,6 +126,7 @@ func (c *conn) close(n *Node, flag telemetry.Flag, err error) {
 	t.files -= c.files
 	c.reportLocked()
 	t.mu.Unlock()
+	defer t.leave()
 	if c.series != nil {
 		c.series.Closed(flag)
 	} else {
@@ -142,6 +144,32 @@ func (c *conn) bytes() (sent, received uint64) {
 		return c.counters.Received.Load(), c.counters.Sent.Load()
 	}
 	return c.counters.Sent.Load(), c.counters.Received.Load()
+}
+
+// leave tells who waits for the end of the last connection.
+func (t *table) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.conns) == 0 && t.empty != nil {
+		close(t.empty)
+		t.empty = nil
+	}
+}
+
+// none returns a channel that is closed as soon as there is no connection.
+func (t *table) none() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	empty := t.empty
+	if empty == nil {
+		empty = make(chan struct{})
+		if len(t.conns) == 0 {
+			close(empty)
+		} else {
+			t.empty = empty
+		}
+	}
+	return empty
 }
 
 // reportLocked adds the bytes since the last report to the metrics.

@@ -82,19 +82,6 @@ func (p *Pod) openInboundTunnel(ctx context.Context, in *hbone.Incoming) *conn {
 	return c
 }
 
-// relay counts a connection as open and carries it until its end. What opened it is not on the stack any more: connections
-// are idle for long, and many.
-func (p *Pod) relay(c *conn) {
-	c.established(p.node)
-	var err error
-	if c.stream != nil {
-		err = p.relayer.Relay(c.ctx, c.tcp, c.stream, &c.counters)
-	} else {
-		err = p.relayer.RelayTCP(c.ctx, c.tcp, c.second, &c.counters)
-	}
-	c.close(p.node, telemetry.FlagNone, err)
-}
-
 // sourceOf finds the workload that a tunnel comes from, for telemetry: that of the address, if it is who it proved to be.
 func (p *Pod) sourceOf(in *hbone.Incoming) *directory.Workload {
 	if w := p.node.workloadAt(in.RemoteAddr().Addr()); w != nil && w.Identity == in.Peer() {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,6 +27,12 @@ type listener struct {
 	ctx      context.Context // ends pauses
 	logger   *slog.Logger
 	draining atomic.Bool
+	once     sync.Once
+	drained  chan struct{} // closed when Accept has returned all that there was
+}
+
+func newListener(ctx context.Context, ln *net.TCPListener, logger *slog.Logger) *listener {
+	return &listener{TCPListener: ln, ctx: ctx, logger: logger, drained: make(chan struct{})}
 }
 
 // Accept returns the next connection; after drain those that are left in the queue, and then net.ErrClosed.
@@ -80,6 +87,7 @@ func (l *listener) acceptQueued() (net.Conn, error) {
 		return nil, net.ErrClosed
 	case errors.Is(err, syscall.EAGAIN):
 		l.Close()
+		l.once.Do(func() { close(l.drained) })
 		return nil, net.ErrClosed
 	case err != nil:
 		return nil, err
@@ -121,7 +129,7 @@ func (p *Pod) serve(l *listener, handle func(*net.TCPConn)) {
 			reset(conn)
 			continue
 		}
-		p.work.Go(func() { handle(conn) })
+		p.crew.do(func() { handle(conn) })
 	}
 }
 

@@ -20,7 +20,7 @@ func newTestListener(t *testing.T, ctx context.Context) *listener {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
-	return &listener{TCPListener: ln.(*net.TCPListener), ctx: ctx, logger: slog.New(slog.DiscardHandler)}
+	return newListener(ctx, ln.(*net.TCPListener), slog.New(slog.DiscardHandler))
 }
 
 // TestDrainedListenerServesItsQueue connects clients that nobody accepts, and drains: all of them are accepted, and only
@@ -49,6 +49,7 @@ func TestDrainedListenerServesItsQueue(t *testing.T) {
 	if c, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Fatalf("with an empty queue: %v, %v; want net.ErrClosed", c, err)
 	}
+	<-l.drained
 	for i, c := range clients {
 		if b, err := io.ReadAll(c); err != nil || string(b) != "x" {
 			t.Errorf("client %d got %q, %v", i, b, err)

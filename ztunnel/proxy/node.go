@@ -17,6 +17,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/h2"
+	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
@@ -58,9 +59,9 @@ const (
 	tidyInterval = 2 * time.Second
 	// tidyLeast is the smallest change in the number of connections that is worth it.
 	tidyLeast = 500
-	tidyTimes = 3
+	tidyTimes = 2
 	// tidyShare is the inverse of the share of time that it may take.
-	tidyShare = 50
+	tidyShare = 20
 )
 
 // Certificates gives out identities of pods. identity.Manager implements it.
@@ -112,6 +113,8 @@ type Node struct {
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
 
+	relayer hbone.Relayer
+
 	mu   sync.Mutex // guards the fields below
 	pods map[*Pod]bool
 	used map[identity.Identity]int // by how many pods
@@ -123,9 +126,11 @@ type Node struct {
 	changed chan struct{} // next was closed: for Run; capacity 1
 }
 
-// NodeConfig is what a Node is made of. Everything is required.
+// NodeConfig is what a Node is made of. Everything is required but Parker.
 type NodeConfig struct {
 	Config
+	// Parker watches idle connections. Who made it closes it, after the last pod's end.
+	Parker       *hbone.Parker
 	Directory    *directory.Directory
 	Certificates Certificates
 	Metrics      *telemetry.Metrics
@@ -142,6 +147,7 @@ func NewNode(c NodeConfig) *Node {
 		Metrics:      c.Metrics,
 		AccessLog:    c.AccessLog,
 		Logger:       c.Logger,
+		relayer:      hbone.Relayer{Parker: c.Parker},
 		pods:         map[*Pod]bool{},
 		used:         map[identity.Identity]int{},
 		next:         make(chan struct{}),

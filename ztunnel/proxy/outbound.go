@@ -51,6 +51,17 @@ func (p *Pod) openOutbound(client *net.TCPConn) *conn {
 	return c
 }
 
+// relay counts a connection as open and carries it until its end, in the background if it goes through a tunnel.
+func (p *Pod) relay(c *conn) {
+	c.established(p.node)
+	done := func(err error) { c.close(p.node, telemetry.FlagNone, err) }
+	if c.stream != nil {
+		p.node.relayer.Start(c.ctx, c.tcp, c.stream, &c.counters, done)
+		return
+	}
+	done(p.node.relayer.RelayTCP(c.ctx, c.tcp, c.second, &c.counters))
+}
+
 // admitOutbound learns who the pod is and connects.
 func (p *Pod) admitOutbound(ctx context.Context, c *conn, client *net.TCPConn, dst netip.AddrPort) (upstream, *refusal) {
 	self, err := p.self(ctx)

@@ -30,15 +30,14 @@ var errEnding = errors.New("its proxy is ending")
 
 // Pod is the proxy of one pod. It implements inpod.Proxy.
 type Pod struct {
-	node    *Node
-	pod     inpod.Pod
-	ns      *netns.Namespace // the caller's, until Done
-	logger  *slog.Logger
-	pool    *hbone.Pool
-	server  *hbone.Server
-	ports   *sourcePorts
-	conns   table
-	relayer hbone.Relayer
+	node   *Node
+	pod    inpod.Pod
+	ns     *netns.Namespace // the caller's, until Done
+	logger *slog.Logger
+	pool   *hbone.Pool
+	server *hbone.Server
+	ports  *sourcePorts
+	conns  table
 
 	// fallbackID is the pod's identity as long as discovery does not know the pod; id is the one in use, guarded by node.mu.
 	fallbackID identity.Identity
@@ -49,7 +48,8 @@ type Pod struct {
 
 	ctx      context.Context // of the listeners and the tunnel server
 	cancel   context.CancelFunc
-	work     sync.WaitGroup // accept loops and connections
+	work     sync.WaitGroup // accept loops, and connections until they are relayed
+	crew     crew           // of work
 	commands chan command
 	ending   chan struct{} // closed when Resume is too late
 	done     chan struct{}
@@ -97,6 +97,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		return nil, err
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.crew = crew{stop: p.ending, jobs: make(chan func()), wg: &p.work}
 	var err error
 	if p.tunnels, err = p.listen(api.PortHBONE); err == nil {
 		err = p.openCapture()
@@ -164,7 +165,7 @@ func (p *Pod) listen(port uint16) (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on port %d of the pod: %w", port, err)
 	}
-	return &listener{TCPListener: tcp, ctx: p.ctx, logger: p.logger.With("port", port)}, nil
+	return newListener(p.ctx, tcp, p.logger.With("port", port)), nil
 }
 
 // openCapture opens the ports that the pod's rules redirect to: both or none.
@@ -267,13 +268,19 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 	defer context.AfterFunc(p.ctx, cancel)()
 	p.closeCapture()
 	p.tunnels.drain()
+	select {
+	case <-p.tunnels.drained:
+	case <-ctx.Done():
+	}
 	// Tells peers by GOAWAY to open no more tunnels, and waits for those that there are.
 	if err := p.server.Shutdown(ctx); err != nil && ctx.Err() == nil {
 		p.logger.Error("shut down tunnels", "error", err)
 	}
 	p.work.Wait()
+	<-p.conns.none()
 	p.cut(cause)
 	p.server.Close()
+	<-p.conns.none()
 	p.pool.Close()
 	p.ports.close()
 	p.node.leave(p)
