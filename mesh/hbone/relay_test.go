@@ -328,12 +328,12 @@ func relayEndsWithContext(t *testing.T, relayer Relayer) {
 }
 
 func relayHalfCloseTimeout(t *testing.T, relayer Relayer) {
-	relayer.HalfCloseTimeout = 50 * time.Millisecond
+	relayer.HalfCloseTimeout = time.Second
 	c := newChain(t, context.Background(), relayer)
-	<-time.After(150 * time.Millisecond) // not half-closed: no limit
+	<-time.After(relayer.HalfCloseTimeout * 3 / 2) // not half-closed: no limit
 	_ = c.client.CloseWrite()
-	for range 5 { // half-closed and not silent: no limit
-		<-time.After(30 * time.Millisecond)
+	for range 8 { // half-closed and not silent: no limit
+		<-time.After(relayer.HalfCloseTimeout / 5)
 		exchangeBetween(t, c.server, c.client, "tick")
 	}
 	if _, err := io.ReadAll(c.client); !errors.Is(err, syscall.ECONNRESET) {
@@ -346,7 +346,11 @@ func relayHalfCloseTimeout(t *testing.T, relayer Relayer) {
 
 func relayBulkBothWays(t *testing.T, relayer Relayer) {
 	c := newChain(t, context.Background(), relayer)
-	data := pattern(40 << 20)
+	size := 24 << 20 // more than the connection's window
+	if relayer.Parker != nil {
+		size = 4 << 20 // what counts is how often it parks, not how much it carries
+	}
+	data := pattern(size)
 	var wg sync.WaitGroup
 	for _, end := range []*net.TCPConn{c.client, c.server} {
 		wg.Go(func() {
