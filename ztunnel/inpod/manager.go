@@ -84,7 +84,7 @@ type Manager struct {
 	named    map[string]bool   // pods of the snapshot that is being received; nil after it
 	firstTry time.Time         // when the first snapshot was complete
 
-	ended    chan *entry
+	ended    chan ending
 	watchers sync.WaitGroup // goroutines that wait for a proxy's Done
 	stopped  chan struct{}  // closed when nobody receives from ended any more
 
@@ -100,6 +100,12 @@ type entry struct {
 	proxy    Proxy // nil while it could not be started
 	err      error // why it could not
 	draining bool
+}
+
+// ending says that a proxy has ended, which may not be its pod's any more.
+type ending struct {
+	entry *entry
+	proxy Proxy
 }
 
 // State is what the manager does about a pod.
@@ -127,7 +133,7 @@ func NewManager(cfg Config) *Manager {
 		cfg:     cfg,
 		metrics: newMetrics(cfg.Registerer),
 		entries: map[string]*entry{},
-		ended:   make(chan *entry),
+		ended:   make(chan ending),
 		stopped: make(chan struct{}),
 	}
 	m.publish()
@@ -337,24 +343,34 @@ func (m *Manager) start(e *entry) error {
 	m.watchers.Go(func() {
 		<-proxy.Done()
 		select {
-		case m.ended <- e:
+		case m.ended <- ending{e, proxy}:
 		case <-m.stopped:
 		}
 	})
 	return nil
 }
 
-// resume makes a draining proxy serve again.
+// resume makes a draining proxy serve again, or, if it is too late for that, makes a new one.
 func (m *Manager) resume(e *entry) error {
 	if !e.draining {
 		return nil
 	}
-	if err := e.proxy.Resume(); err != nil {
-		return fmt.Errorf("resume proxy of pod %s: %w", e.pod, err)
-	}
 	e.draining = false
-	m.cfg.Logger.Info("pod is served again", "pod", e.pod, "uid", e.pod.UID)
-	return nil
+	err := e.proxy.Resume()
+	if err == nil {
+		m.cfg.Logger.Info("pod is served again", "pod", e.pod, "uid", e.pod.UID)
+		return nil
+	}
+	m.cfg.Logger.Info("pod gets a new proxy", "pod", e.pod, "uid", e.pod.UID, "reason", err)
+	m.stop(e)
+	return m.start(e)
+}
+
+// stop ends an entry's proxy at once.
+func (m *Manager) stop(e *entry) {
+	e.proxy.Stop()
+	e.proxy = nil
+	m.metrics.stopped.Inc()
 }
 
 // delete drains a pod's proxy. To delete a pod that there is not is no error.
@@ -384,26 +400,34 @@ func (m *Manager) endSnapshot() {
 	}
 }
 
-// drop ends a proxy at once and forgets it.
+// drop ends a pod's proxy at once and forgets the pod.
 func (m *Manager) drop(e *entry) {
 	delete(m.entries, e.pod.UID)
 	if e.proxy != nil {
-		e.proxy.Stop()
-		m.metrics.stopped.Inc()
-		e.proxy = nil // remove, which the watcher calls for, then finds nothing to do
+		m.stop(e)
 	}
 	e.ns.Close()
 }
 
-// remove forgets an entry whose proxy has ended by itself.
-func (m *Manager) remove(e *entry) {
-	if e.proxy == nil {
+// remove forgets a pod whose proxy has ended by itself.
+func (m *Manager) remove(end ending) {
+	e := end.entry
+	if e.proxy != end.proxy {
+		return // it was stopped, and perhaps replaced
+	}
+	e.proxy = nil
+	m.metrics.stopped.Inc()
+	if !e.draining {
+		// Nobody asked it to: its pod must not be without.
+		e.err = errors.New("its proxy ended unexpectedly")
+		m.cfg.Logger.Error("pod's proxy ended unexpectedly; starting another", "pod", e.pod, "uid", e.pod.UID)
+		if err := m.start(e); err != nil {
+			m.cfg.Logger.Error("pod is not served", "error", err)
+		}
 		return
 	}
 	delete(m.entries, e.pod.UID)
-	e.proxy = nil
 	e.ns.Close()
-	m.metrics.stopped.Inc()
 	m.cfg.Logger.Info("pod is no longer served", "pod", e.pod, "uid", e.pod.UID)
 }
 

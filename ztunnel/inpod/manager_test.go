@@ -163,9 +163,15 @@ type fakeProxy struct {
 	id   netns.ID
 	done chan struct{}
 
-	mu     sync.Mutex // guards log
+	mu     sync.Mutex // guards the fields below
 	log    []string
 	resume error
+}
+
+func (p *fakeProxy) setResume(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.resume = err
 }
 
 func (p *fakeProxy) note(s string) {
@@ -180,8 +186,14 @@ func (p *fakeProxy) told() string {
 	return strings.Join(p.log, " ")
 }
 
+func (p *fakeProxy) Resume() error {
+	p.note("resume")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.resume
+}
+
 func (p *fakeProxy) Drain()                   { p.note("drain") }
-func (p *fakeProxy) Resume() error            { p.note("resume"); return p.resume }
 func (p *fakeProxy) Shutdown(context.Context) { p.note("shutdown"); close(p.done) }
 func (p *fakeProxy) Stop()                    { p.note("stop"); close(p.done) }
 func (p *fakeProxy) Done() <-chan struct{}    { return p.done }
@@ -420,6 +432,53 @@ func TestFailedStartIsTriedAgain(t *testing.T) {
 	c.ask(add("b"), fd)
 	c.must(del("b"))
 	eventually(t, "b is forgotten", func() bool { return len(n.Status()) == 1 })
+}
+
+// TestTooLateToResume adds a pod whose proxy drains and cannot be taken back: the pod gets a new one, and is not left without.
+func TestTooLateToResume(t *testing.T) {
+	n := startNode(t)
+	fd := netnsFD(t)
+	c := n.agent.accept()
+	c.must(add("a"), fd)
+	c.must(snapshot())
+	c.must(del("a"))
+	old := n.proxy("a")
+	old.setResume(errors.New("too late"))
+	c.must(add("a"), fd)
+	if got := old.told(); got != "drain resume stop" {
+		t.Errorf("old proxy was told %q", got)
+	}
+	eventually(t, "a new proxy", func() bool { return n.proxy("a") != old })
+	c.must(add("a"), fd) // the old one's end is known by now, and is not the new one's
+	if s := n.Status(); len(s) != 1 || s[0].State != StateUp || n.started() != 2 {
+		t.Errorf("status %+v, %d proxies", s, n.started())
+	}
+	// If the new one cannot start either, it is tried again.
+	c.must(del("a"))
+	newer := n.proxy("a")
+	newer.setResume(errors.New("too late"))
+	n.setFail(errors.New("no room"))
+	if got := c.ask(add("a"), fd); !strings.Contains(got, "no room") {
+		t.Errorf("answer %q", got)
+	}
+	n.setFail(nil)
+	eventually(t, "another proxy", func() bool { return n.proxy("a") != newer })
+}
+
+// TestUnexpectedEnd ends a proxy that nobody asked to: the pod gets another.
+func TestUnexpectedEnd(t *testing.T) {
+	n := startNode(t)
+	fd := netnsFD(t)
+	c := n.agent.accept()
+	c.must(add("a"), fd)
+	c.must(snapshot())
+	old := n.proxy("a")
+	close(old.done)
+	eventually(t, "a new proxy", func() bool { return n.proxy("a") != old })
+	c.must(add("a"), fd)
+	if got := n.started(); got != 2 {
+		t.Errorf("%d proxies were started, want 2", got)
+	}
 }
 
 func TestBrokenProtocolEndsTheConnectionOnly(t *testing.T) {
