@@ -100,7 +100,7 @@ type Timings struct {
 	RetryMax    time.Duration // 15 s
 	Grace       time.Duration // after which a failure is told on the pod, which then no longer says that it is captured; 20 s
 	StartSettle time.Duration // how long after its start a pod is not un-enrolled by what informers say; 3 s
-	Unseen      time.Duration // after which a pod that started and that no informer has told of is taken for deleted; 2 min
+	Unseen      time.Duration // after which the API is asked about a pod that started and that no informer has told of; 1 min
 	Cleanup     time.Duration // what a clean-up at the end of the agent may take; 20 s
 }
 
@@ -108,7 +108,7 @@ func (t Timings) withDefaults() Timings {
 	for field, value := range map[*time.Duration]time.Duration{
 		&t.Tick: 250 * time.Millisecond, &t.Verify: 2 * time.Minute, &t.Hold: conntrack.HoldPeriod, &t.Host: time.Minute,
 		&t.DrainLook: 2 * time.Second, &t.DrainLimit: time.Hour, &t.RetryMin: 500 * time.Millisecond, &t.RetryMax: 15 * time.Second,
-		&t.Grace: 20 * time.Second, &t.StartSettle: 3 * time.Second, &t.Unseen: 2 * time.Minute, &t.Cleanup: 20 * time.Second,
+		&t.Grace: 20 * time.Second, &t.StartSettle: 3 * time.Second, &t.Unseen: time.Minute, &t.Cleanup: 20 * time.Second,
 	} {
 		if *field == 0 {
 			*field = value

@@ -455,10 +455,12 @@ func TestPlan(t *testing.T) {
 		"outside, says otherwise":       {podState{pod: enabled, phase: outside}, no, Serve, withdraw},
 		"says so before it has started": {podState{pod: Pod{Redirection: api.RedirectionEnabled}}, no, Serve, withdraw},
 		"ordered to drain":              {podState{pod: enabled, phase: captured, verifyAt: later}, yes, Drain, withdraw},
+		"unseen":                        {podState{pod: enabled, phase: captured, verifyAt: later, unseenAt: before}, yes, Serve, confirm},
 		"deleted":                       {podState{pod: enabled, phase: captured, deleted: true, due: later}, yes, Serve, forget},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.wish(&test.state)
+			test.state.seen = name != "unseen"
 			if got := test.state.plan(now, test.order); got != test.want {
 				t.Errorf("got %d, want %d", got, test.want)
 			}

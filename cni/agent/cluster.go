@@ -182,9 +182,12 @@ func podOf(p *corev1.Pod) Pod {
 	return out
 }
 
-// Look reads a pod and its namespace's labels from the API itself.
+// Look reads a pod and its namespace's labels from the API itself. ErrPodGone if there is no such pod.
 func (c Cluster) Look(ctx context.Context, namespace, name string) (Pod, map[string]string, error) {
 	p, err := c.Client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return Pod{}, nil, fmt.Errorf("read pod %s/%s: %w: %w", namespace, name, ErrPodGone, err)
+	}
 	if err != nil {
 		return Pod{}, nil, fmt.Errorf("read pod %s/%s: %w", namespace, name, err)
 	}

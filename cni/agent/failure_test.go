@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
@@ -360,4 +361,32 @@ func TestSandboxReplacedBehindOurBack(t *testing.T) {
 	eventually(t, "captured", func() bool { return w.isCaptured("web") })
 	w.sandbox("web", true)
 	eventually(t, "captured again", func() bool { return w.isCaptured("web") })
+}
+
+// TestInformerNeverTells of a pod that has started: it stays served as long as it exists, and is forgotten when it does not.
+func TestInformerNeverTells(t *testing.T) {
+	w := newWorld(t)
+	w.timing.Unseen = 20 * time.Millisecond
+	w.namespace("shop", "ambient")
+	w.start().ready(t)
+	w.connect()
+	exists := true
+	w.client.PrependReactor("get", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if a.(clienttesting.GetAction).GetName() != "web" {
+			return false, nil, nil
+		}
+		if !exists {
+			return true, nil, apierrors.NewNotFound(corev1.Resource("pods"), "web")
+		}
+		return true, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "web"}}, nil
+	})
+	w.client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) { return true, &corev1.Pod{}, nil })
+	if err := w.plugin("web", w.sandbox("web", false), "10.0.0.7"); err != nil {
+		t.Fatal(err)
+	}
+	never(t, "it is not served", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return !w.serves("web") })
+	w.with(func() { exists = false })
+	eventually(t, "it is forgotten", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return !w.serves("web") && len(w.sets) == 0 })
 }

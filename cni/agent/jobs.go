@@ -42,6 +42,7 @@ type result struct {
 	netns     ns.NetNS // if it found one, which is the loop's from now on
 	annotated *string  // the annotation's value, if it changed it
 	use       conntrack.Use
+	gone      bool  // the pod does not exist any more
 	err       error // nil if there is nothing to try again
 }
 
@@ -54,6 +55,11 @@ func (j jobs) do(ctx context.Context, a action, in input) result {
 	ctx, cancel := context.WithTimeout(ctx, jobLimit)
 	defer cancel()
 	r := result{phase: in.phase}
+	if a == confirm {
+		now, _, err := j.cfg.Cluster.Look(ctx, in.pod.Namespace, in.pod.Name)
+		r.gone = errors.Is(err, ErrPodGone) || (err == nil && now.UID != in.pod.UID)
+		return r // if the API does not answer, it is asked again
+	}
 	netns := in.netns
 	if netns == nil && a != forget {
 		found, err := j.cfg.Node.Find(in.pod.kubeletUID(), in.pod.IPs)

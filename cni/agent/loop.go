@@ -125,7 +125,7 @@ func (l *loop) receive() {
 func (l *loop) podChanged(p Pod) {
 	s := l.pods[p.UID]
 	if s == nil {
-		s = &podState{created: time.Now()}
+		s = &podState{}
 		l.pods[p.UID] = s
 		if p.Enrolment.Ended {
 			s.phase = outside // it took everything with it
@@ -194,7 +194,7 @@ func (l *loop) hurry() {
 func (l *loop) startPod(m startPod) {
 	s := l.pods[m.pod.UID]
 	if s == nil {
-		s = &podState{pod: m.pod, created: time.Now()}
+		s = &podState{pod: m.pod, unseenAt: time.Now().Add(l.t.Unseen)}
 		l.pods[m.pod.UID] = s
 	}
 	if _, known := l.namespaces[m.pod.Namespace]; !known {
@@ -219,9 +219,6 @@ func (l *loop) begin(ctx context.Context) {
 		if len(s.starts) > 0 {
 			l.beginStart(ctx, s)
 			continue
-		}
-		if !s.seen && now.Sub(s.created) > l.t.Unseen {
-			s.deleted = true
 		}
 		switch a := s.plan(now, l.order); a {
 		case nothing:
@@ -302,6 +299,8 @@ func (l *loop) jobDone(m jobDone) {
 	if m.result.annotated != nil {
 		s.pod.Redirection = *m.result.annotated
 	}
+	s.unseenAt = now.Add(l.t.Unseen)
+	s.deleted = s.deleted || m.result.gone
 	if m.result.err != nil {
 		l.jobFailed(s, m)
 		return
@@ -309,7 +308,7 @@ func (l *loop) jobDone(m jobDone) {
 	s.failures = 0
 	switch s.phase {
 	case captured:
-		if m.action != hold {
+		if m.action == start || m.action == enrol {
 			s.verifyAt = now.Add(jitter(l.t.Verify))
 		}
 		s.holdAt, s.drainEnd = now.Add(jitter(l.t.Hold)), time.Time{}
@@ -334,6 +333,7 @@ func (l *loop) jobFailed(s *podState, m jobDone) {
 	log := l.log.With("pod", s.pod.Namespace+"/"+s.pod.Name, "uid", m.uid, "error", m.result.err)
 	if errors.Is(m.result.err, context.Canceled) {
 		log.Debug("job ended early")
+		s.due = time.Now().Add(l.t.RetryMin)
 		return
 	}
 	if s.failures++; s.failures == 1 {

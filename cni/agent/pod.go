@@ -63,9 +63,9 @@ const (
 // may use.
 type podState struct {
 	pod      Pod
-	seen     bool // the informer knows the pod
-	deleted  bool // it did, and no longer does
-	created  time.Time
+	seen     bool      // the informer knows the pod
+	deleted  bool      // it did, and no longer does
+	unseenAt time.Time // when to ask the API about a pod that the informer has not told of
 	decision enrolment.Decision
 	// decided: the pod's namespace is known, and so the decision is one.
 	decided bool
@@ -99,6 +99,8 @@ const (
 	start
 	// forget: the pod has ended; whoever serves it is told.
 	forget
+	// confirm: it has started long ago, and no informer has told of it; does it exist?
+	confirm
 	// enrol: bring it, running, to captured; or verify that it is.
 	enrol
 	// hold: keep half-closed connections of a captured pod from being forgotten.
@@ -126,6 +128,8 @@ func (s *podState) plan(now time.Time, order Order) action {
 			return forget
 		}
 		return nothing
+	case !s.seen && !now.Before(s.unseenAt):
+		return confirm
 	case now.Before(s.due), !s.decided && order == Serve, !want && order == Serve && now.Before(s.settleAt):
 		return nothing
 	case s.phase == draining && !want:
