@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -166,6 +167,49 @@ func TestReplaceProxy(t *testing.T) {
 		old = newer
 	}
 	w.expect(client, to, client.IPv4)
+}
+
+// TestTwoProxies has two proxies on a node: the newer one takes what is new; when it crashes, the older one serves all again.
+func TestTwoProxies(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	older := w.proxies[1]
+	client, first := w.captured(n1, "client"), w.captured(n2, "first")
+	w.listen(first, ":8080", echo)
+	host, err := w.AddHost(n2.Name)
+	w.must(err)
+	second := *n2
+	second.Host = host
+	newer := w.start(&second)
+	late := w.captured(n2, "late")
+	w.listen(late, ":8080", echo)
+	w.settle()
+	serves := func(p *lab.Proxy) string {
+		var names []string
+		for _, s := range w.dump(p)["workloadState"].(map[string]any) {
+			names = append(names, s.(map[string]any)["info"].(map[string]any)["name"].(string))
+		}
+		slices.Sort(names)
+		return strings.Join(names, " ")
+	}
+	if got := serves(older); got != "first" {
+		t.Errorf("the older proxy serves %q, want first", got)
+	}
+	if got := serves(newer); got != "first late" {
+		t.Errorf("the newer proxy serves %q, want first late", got)
+	}
+	for _, p := range []*lab.Pod{first, late} {
+		w.expect(client, addr(p, false, 8080), client.IPv4)
+	}
+	newer.Kill()
+	w.expect(client, addr(first, false, 8080), client.IPv4)
+	w.eventually("the older proxy serves what the newer one did", func() error {
+		if got := serves(older); got != "first late" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	w.expect(client, addr(late, false, 8080), client.IPv4)
 }
 
 // TestGracePeriodEnds keeps a connection open past a proxy's grace period.

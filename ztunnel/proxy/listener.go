@@ -118,8 +118,8 @@ func (p *Pod) serve(l *listener, handle func(*net.TCPConn)) {
 		c, err := l.Accept()
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
-				p.logger.Error("accept loop ends", "port", l.Addr().(*net.TCPAddr).Port, "error", err)
 				l.Close()
+				p.fail(l.Addr().(*net.TCPAddr).Port, err)
 			}
 			return
 		}

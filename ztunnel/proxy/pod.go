@@ -130,7 +130,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	p.work.Go(func() {
 		if err := p.server.Serve(p.ctx, p.tunnels); err != nil && !errors.Is(err, hbone.ErrServerClosed) &&
 			!errors.Is(err, net.ErrClosed) && p.ctx.Err() == nil {
-			p.logger.Error("tunnel port ends", "error", err)
+			p.fail(api.PortHBONE, err)
 		}
 	})
 	p.serveCapture()
@@ -290,6 +290,12 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 func (p *Pod) cut(cause error) {
 	p.conns.end(cause)
 	p.cancel()
+}
+
+// fail ends a proxy that cannot take connections on one of its ports any more. Its owner makes another.
+func (p *Pod) fail(port int, err error) {
+	p.logger.Error("proxy of the pod cannot go on", "port", port, "error", err)
+	p.cut(fmt.Errorf("port %d of the proxy failed: %w", port, err))
 }
 
 // Drain implements inpod.Proxy.
