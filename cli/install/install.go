@@ -101,7 +101,7 @@ func run(ctx context.Context, env *command.Env, o options) error {
 		return &console.Error{Code: console.ExitUsage, Err: err}
 	}
 	if o.dryRun {
-		return print(env, namespace, manifest, o)
+		return printYAML(env, namespace, manifest, o)
 	}
 	cluster, version, err := env.Connect()
 	if err != nil {
@@ -133,8 +133,8 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	return nil
 }
 
-// print is --dry-run.
-func print(env *command.Env, namespace, manifest string, o options) error {
+// printYAML is --dry-run.
+func printYAML(env *command.Env, namespace, manifest string, o options) error {
 	fmt.Fprintf(env.Out, "---\n# The namespace, which Helm does not make by itself.\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: %s\n  labels:\n    %s: %s\n",
 		namespace, podSecurity, "privileged")
 	fmt.Fprint(env.Out, manifest)
