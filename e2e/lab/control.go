@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -96,7 +97,11 @@ func newControl(space *Namespace, dir string, logger *slog.Logger) (*Control, er
 	if err != nil {
 		return nil, fmt.Errorf("start control plane: %w", err)
 	}
-	c.server = grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{*serving}, MinVersion: tls.VersionTLS12})))
+	c.server = grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{*serving}, MinVersion: tls.VersionTLS12})),
+		// Proxies send a PING every 30 s, on an idle channel too.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(c.server, c)
 	ca.RegisterIstioCertificateServiceServer(c.server, c)
 	go func() {
