@@ -319,6 +319,9 @@ func (f *fakeAPI) patch(w http.ResponseWriter, r request, body []byte, contentTy
 		return
 	}
 	merged := merge(current, change)
+	if r.kind.name == "CustomResourceDefinition" {
+		dropSchemas(merged)
+	}
 	if apply {
 		meta(merged)["managedFields"] = []any{object{"manager": manager, "operation": "Apply", "apiVersion": r.kind.groupVersion()}}
 	}
@@ -343,6 +346,15 @@ func merge(into, from object) object {
 		}
 	}
 	return out
+}
+
+// dropSchemas takes the schemas out of a definition that the command applied. They are megabytes, and what is decided by
+// them is tested in package crd and by definitions that stories load.
+func dropSchemas(definition object) {
+	versions, _ := spec(definition)["versions"].([]any)
+	for _, version := range versions {
+		delete(version.(object), "schema")
+	}
 }
 
 // store puts an object into place as the API server does, and lets the controllers look at it.

@@ -2,6 +2,7 @@ package crd
 
 import (
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -10,18 +11,27 @@ import (
 	"github.com/ambit-mesh/ambit/deploy"
 )
 
-// shipped returns the definitions that the chart carries, each its own copy.
-func shipped(t *testing.T) []*Definition {
-	t.Helper()
+// parsed are the definitions that the chart carries; parsing them takes most of a second under the race detector.
+var parsed = sync.OnceValues(func() ([]*Definition, error) {
 	texts, err := deploy.CRDs()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	defs, err := Parse(texts)
+	return Parse(texts)
+})
+
+// shipped returns copies of parsed.
+func shipped(t *testing.T) []*Definition {
+	t.Helper()
+	defs, err := parsed()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return defs
+	copies := make([]*Definition, len(defs))
+	for i, d := range defs {
+		copies[i] = d.DeepCopy()
+	}
+	return copies
 }
 
 // cluster makes the definitions of a cluster of those shipped, as changed by change; false leaves one out.
