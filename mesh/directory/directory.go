@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/puzpuzpuz/xsync/v4"
 
@@ -28,7 +29,8 @@ type Config struct {
 
 // Directory holds what is known. Look-ups may be called concurrently with each other and with updates.
 type Directory struct {
-	cfg Config
+	cfg   Config
+	start time.Time
 
 	// Indexes. Readers take no lock; they are changed under mu only.
 	workloads *xsync.Map[string, *Workload]
@@ -59,6 +61,7 @@ type podKey struct{ namespace, name string }
 func New(cfg Config) *Directory {
 	return &Directory{
 		cfg:       cfg,
+		start:     time.Now(),
 		workloads: xsync.NewMap[string, *Workload](),
 		byAddr:    xsync.NewMap[NetworkAddr, *Workload](),
 		byPod:     xsync.NewMap[podKey, *Workload](),

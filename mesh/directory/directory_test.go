@@ -14,6 +14,7 @@ import (
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -178,7 +179,7 @@ func TestWorkloadValue(t *testing.T) {
 		},
 	}
 	byAddr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-	if diff := cmp.Diff(want, d.Workload(full.GetUid()), byAddr); diff != "" {
+	if diff := cmp.Diff(want, d.Workload(full.GetUid()), byAddr, cmpopts.IgnoreUnexported(directory.Workload{})); diff != "" {
 		t.Errorf("workload (-want +got):\n%s", diff)
 	}
 	b := d.Workload("Kubernetes//Pod/shop/b")

@@ -18,17 +18,20 @@ var (
 	ErrPassthrough = errors.New("service passes through")
 )
 
-// draws is how often Pick draws at random before it looks at each endpoint of a rank: more than once only where
-// some endpoints have not the port, or were tried already.
+// draws is how often Pick draws an endpoint at random before it looks for one in order: it draws again what was tried
+// already, and, as the second of two, the first one.
 const draws = 8
+
+// exactScan is the most endpoints among which a look in order keeps to the weights.
+const exactScan = 64
 
 // PickRequest asks for an endpoint of a service.
 type PickRequest struct {
 	Service *Service
 	// Port is the service port.
 	Port uint16
-	// Source is the client; its locality ranks endpoints. Nil: nothing is known of it but that it is of the proxy's
-	// network.
+	// Source is the client; its locality ranks endpoints, and its first address binds it to one where the service wants that. Nil:
+	// nothing is known of it but that it is of the proxy's network.
 	Source *Workload
 	// Addr is the address that the client asked for; endpoints' addresses of its family are preferred. Zero: none.
 	Addr netip.Addr
@@ -44,10 +47,14 @@ type Endpoint struct {
 	// Addr is the workload's address and target port. The address is zero for a workload that has only a host name, and
 	// for one of another network that is reached through its gateway.
 	Addr netip.AddrPort
+	// More tells that there are other endpoints which were not tried yet.
+	More bool
 }
 
-// Pick chooses an endpoint at random among those of the best rank that has one, by weight. Its cost does not depend on
-// the number of endpoints, unless most of them lack the port.
+// Pick chooses an endpoint among those of the best rank that has one: it draws two at random, by weight, and takes the one
+// with fewer connections for its weight (Hold). A client of a service with affinity gets the endpoint that it had, as
+// long as that can be picked. Ejected endpoints come last. The cost does not depend on the number of endpoints; only
+// the first pick of a locality, or of a client where there is affinity, looks at all of them.
 func (d *Directory) Pick(r PickRequest) (Endpoint, error) {
 	s := r.Service
 	if s.Balancing.Mode == ModePassthrough {
@@ -61,12 +68,21 @@ func (d *Directory) Pick(r PickRequest) (Endpoint, error) {
 	if r.Source != nil {
 		network = r.Source.Network
 	}
-	p := picker{request: &r, port: port, network: network}
 	if set, ok := d.endpoints.Load(s.ServiceKey); ok {
-		for _, rank := range set.ranks(keyFor(s.Balancing, r.Source, network)) {
-			if e, ok := p.fromRank(&rank); ok {
-				return e, nil
+		set.readmit(d.now)
+		p := picker{request: &r, port: port, network: network}
+		key := keyFor(s.Balancing, port, r.Source, network)
+		ranks := set.ranks(key)
+		var w *Workload
+		if s.Affinity > 0 && p.client().IsValid() {
+			if w = p.bound(d, set, key); w == nil {
+				w = p.bind(d, set, ranks)
 			}
+		} else {
+			w = p.choose(ranks)
+		}
+		if w != nil {
+			return p.endpoint(w, ranks), nil
 		}
 	}
 	return Endpoint{}, fmt.Errorf("service %s, port %d: %w", s, r.Port, ErrNoEndpoint)
@@ -79,31 +95,66 @@ type picker struct {
 	network string
 }
 
-func (p *picker) fromRank(r *rank) (Endpoint, bool) {
-	if r.weight == 0 {
-		return Endpoint{}, false
-	}
-	for range draws {
-		if e, ok := p.endpoint(r.draw()); ok {
-			return e, true
+// choose returns one of the best rank that has any, or nil.
+func (p *picker) choose(ranks []rank) *Workload {
+	for i := range ranks {
+		if w := p.fromRank(&ranks[i]); w != nil {
+			return w
 		}
 	}
-	// Look at all, and keep each with the share of its weight in what was seen so far.
-	var kept Endpoint
+	return nil
+}
+
+// fromRank returns the less busy of two that were drawn.
+func (p *picker) fromRank(r *rank) *Workload {
+	if r.weight == 0 {
+		return nil
+	}
+	first := p.draw(r, nil)
+	if first == nil {
+		return p.scan(r)
+	}
+	if r.n == 1 {
+		return first
+	}
+	if second := p.draw(r, first); second != nil && first.busier(second) {
+		return second
+	}
+	return first
+}
+
+// draw returns one that was not tried already and is another than not, or nil if chance does not have it.
+func (p *picker) draw(r *rank, not *Workload) *Workload {
+	for range draws {
+		if w := r.draw(); w != not && !p.tried(w) {
+			return w
+		}
+	}
+	return nil
+}
+
+func (p *picker) tried(w *Workload) bool { return slices.Contains(p.request.Exclude, w.UID) }
+
+// scan looks at all of a small rank, and keeps each with the share of its weight in what was seen so far. Of a large one it
+// takes the first that it finds: it skips no more than were tried already.
+func (p *picker) scan(r *rank) *Workload {
+	var kept *Workload
 	var seen uint64
 	for _, c := range r.classes {
 		for i := range c.list.n {
-			e, ok := p.endpoint(c.list.at(i))
-			if !ok {
+			w := c.list.at(i)
+			if p.tried(w) {
 				continue
 			}
-			w := uint64(e.Workload.Capacity)
-			if seen += w; rand.Uint64N(seen) < w {
-				kept = e
+			if r.n > exactScan {
+				return w
+			}
+			if seen += uint64(w.Capacity); rand.Uint64N(seen) < uint64(w.Capacity) {
+				kept = w
 			}
 		}
 	}
-	return kept, seen > 0
+	return kept
 }
 
 // draw returns an endpoint with a probability that is the share of its weight: a class by its weight, then one of the class, to be
@@ -124,37 +175,44 @@ func (r *rank) draw() *Workload {
 	}
 }
 
-// endpoint says where w is to be connected to, and whether it can be.
-func (p *picker) endpoint(w *Workload) (Endpoint, bool) {
-	if slices.Contains(p.request.Exclude, w.UID) {
-		return Endpoint{}, false
+// endpoint says where w, which is in one of the ranks, is to be connected to.
+func (p *picker) endpoint(w *Workload, ranks []rank) Endpoint {
+	total := 0
+	for i := range ranks {
+		total += ranks[i].n
 	}
-	port, ok := p.targetPort(w)
-	if !ok {
-		return Endpoint{}, false
+	s := p.request.Service
+	port, _ := s.targetPort(w, p.port)
+	e := Endpoint{Workload: w, Service: s, More: total > len(p.request.Exclude)+1}
+	var addr netip.Addr
+	if w.Network == p.network {
+		addr, _ = w.Addr(s.Families, p.request.Addr)
 	}
-	e := Endpoint{Workload: w, Service: p.request.Service}
-	if w.Network != p.network {
-		e.Addr = netip.AddrPortFrom(netip.Addr{}, port)
-		return e, w.NetworkGateway != nil
-	}
-	addr, ok := w.Addr(p.request.Service.Families, p.request.Addr)
 	e.Addr = netip.AddrPortFrom(addr, port)
-	return e, ok || len(w.Addrs) == 0 && w.Hostname != ""
+	return e
+}
+
+// TargetPort returns the port of w behind a port of s, by the rules of Pick, and whether there is one.
+func (s *Service) TargetPort(w *Workload, port uint16) (uint16, bool) {
+	m, ok := findPort(s.Ports, port)
+	if !ok {
+		return 0, false
+	}
+	return s.targetPort(w, m)
 }
 
 // targetPort is the endpoint's own mapping, else the service's, else, for an application tunnel, which takes all ports,
 // the service port itself.
-func (p *picker) targetPort(w *Workload) (uint16, bool) {
-	if m := w.membership(p.request.Service.ServiceKey); m != nil {
-		if own, ok := findPort(m.Ports, p.port.Service); ok && own.Target != 0 {
+func (s *Service) targetPort(w *Workload, m PortMapping) (uint16, bool) {
+	if member := w.membership(s.ServiceKey); member != nil {
+		if own, ok := findPort(member.Ports, m.Service); ok && own.Target != 0 {
 			return own.Target, true
 		}
 	}
-	if p.port.Target != 0 {
-		return p.port.Target, true
+	if m.Target != 0 {
+		return m.Target, true
 	}
-	return p.port.Service, w.AppTunnel != nil && w.AppTunnel.Port != 0
+	return m.Service, w.AppTunnel != nil && w.AppTunnel.Port != 0
 }
 
 // Addr returns the address to reach w at for a client that asked for asked: that one if it is w's own, else one that
@@ -172,14 +230,4 @@ func (w *Workload) Addr(families Families, asked netip.Addr) (netip.Addr, bool) 
 		}
 	}
 	return found, found.IsValid()
-}
-
-// TargetPort returns the port of w behind a port of s, by the rules of Pick, and whether there is one.
-func (s *Service) TargetPort(w *Workload, port uint16) (uint16, bool) {
-	m, ok := findPort(s.Ports, port)
-	if !ok {
-		return 0, false
-	}
-	p := picker{request: &PickRequest{Service: s}, port: m}
-	return p.targetPort(w)
 }

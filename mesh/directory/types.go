@@ -2,6 +2,7 @@ package directory
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/identity"
 )
@@ -63,6 +64,8 @@ type Workload struct {
 	Services []Membership
 	// Capacity is its weight in balancing; 1 by default, 0 for no traffic.
 	Capacity uint32
+
+	load *load // shared by all values of this uid; nil for one that no Directory made
 }
 
 // Membership makes a workload an endpoint of a service.
@@ -141,7 +144,9 @@ type Service struct {
 	// WeightedWaypoints share traffic instead of Waypoint; weight 0 gets none.
 	WeightedWaypoints []WeightedGateway
 	Balancing         Balancing
-	Families          Families
+	// Affinity is how long after its last connection a client gets the same endpoint; zero for no such thing.
+	Affinity time.Duration
+	Families Families
 	// Canonical: the winner among services of the same host name.
 	Canonical bool
 	// NamespaceOnly: only clients of the same namespace see it.

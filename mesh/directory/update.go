@@ -94,10 +94,13 @@ func (d *Directory) decodeAddress(r *discoveryv3.Resource) (*Workload, *Service,
 
 func (d *Directory) putWorkload(w *Workload, change *Change) {
 	old := d.Workload(w.UID)
-	if old != nil && reflect.DeepEqual(old, w) {
-		return
-	}
-	if old != nil {
+	if old == nil {
+		w.load = &load{}
+	} else {
+		w.load = old.load
+		if reflect.DeepEqual(old, w) {
+			return
+		}
 		// Whatever points to the old one and will not be pointed to the new one goes first.
 		for _, a := range old.Addrs {
 			if w.Network != old.Network || !indexed(w, a) {
