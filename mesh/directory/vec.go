@@ -12,6 +12,11 @@ type vec[T any] struct {
 	chunks [][]T
 }
 
+// vecOf takes over a list.
+func vecOf[T any](list []T) vec[T] {
+	return vec[T]{len(list), slices.Collect(slices.Chunk(list, chunkSize))}
+}
+
 func (v vec[T]) at(i int) T { return v.chunks[i/chunkSize][i%chunkSize] }
 
 func (v vec[T]) set(i int, x T) vec[T] {
@@ -56,6 +61,22 @@ type members struct {
 	pos  map[string]int // where each is, once there are more than smallMembers
 }
 
+// membersOf takes over a list of workloads with different uids.
+func membersOf(list []*Workload) members {
+	m := members{list: vecOf(list)}
+	if len(list) > smallMembers {
+		m.index()
+	}
+	return m
+}
+
+func (m *members) index() {
+	m.pos = make(map[string]int, m.list.n)
+	for i := range m.list.n {
+		m.pos[m.list.at(i).UID] = i
+	}
+}
+
 // find returns where the workload with this uid is.
 func (m *members) find(uid string) (int, bool) {
 	if m.pos != nil {
@@ -82,10 +103,7 @@ func (m *members) put(w *Workload) (old *Workload) {
 	case m.pos != nil:
 		m.pos[w.UID] = m.list.n - 1
 	case m.list.n > smallMembers:
-		m.pos = make(map[string]int, m.list.n)
-		for i := range m.list.n {
-			m.pos[m.list.at(i).UID] = i
-		}
+		m.index()
 	}
 	return nil
 }

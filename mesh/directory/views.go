@@ -47,14 +47,28 @@ type class struct {
 	weight uint64
 }
 
+// weightClass is the power of two of a weight that is not zero.
+func weightClass(w *Workload) int { return bits.Len32(w.Capacity) - 1 }
+
 func newView(s *endpointSet, key viewKey) *view {
 	n := 2 * rankCount(s.service.Balancing)
 	v := &view{key: key, classes: make([][]*class, n), where: map[string]int{}}
+	type slot struct{ rank, exp int }
+	sorted := map[slot][]*Workload{}
 	for i := range s.all.list.n {
 		w := s.all.list.at(i)
 		if r, ok := v.place(s, w); ok {
-			v.insert(w, r)
+			at := slot{r, weightClass(w)}
+			sorted[at] = append(sorted[at], w)
+			v.where[w.UID] = r
 		}
+	}
+	for at, list := range sorted {
+		c := &class{members: membersOf(list), exp: at.exp}
+		for _, w := range list {
+			c.weight += uint64(w.Capacity)
+		}
+		v.classes[at.rank] = append(v.classes[at.rank], c)
 	}
 	ranks := make([]rank, n)
 	for i := range ranks {
@@ -92,7 +106,7 @@ func (v *view) place(s *endpointSet, w *Workload) (int, bool) {
 }
 
 func (v *view) insert(w *Workload, r int) {
-	exp := bits.Len32(w.Capacity) - 1
+	exp := weightClass(w)
 	i := slices.IndexFunc(v.classes[r], func(c *class) bool { return c.exp == exp })
 	if i < 0 {
 		i = len(v.classes[r])
@@ -105,7 +119,7 @@ func (v *view) insert(w *Workload, r int) {
 }
 
 func (v *view) take(old *Workload, r int) {
-	exp := bits.Len32(old.Capacity) - 1
+	exp := weightClass(old)
 	i := slices.IndexFunc(v.classes[r], func(c *class) bool { return c.exp == exp })
 	c := v.classes[r][i]
 	c.remove(old.UID)
