@@ -32,6 +32,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	ca "istio.io/api/security/v1alpha1"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
 )
@@ -77,7 +78,7 @@ func newControl(space *Namespace, dir string, logger *slog.Logger) (*Control, er
 		RootFile: filepath.Join(dir, "root.pem"), TokenFile: filepath.Join(dir, "token"),
 		Addr:   net.JoinHostPort(Gateway4.String(), "15012"),
 		logger: logger, served: make(chan struct{}),
-		resources: map[string]map[string]*discovery.Resource{AddressType: {}, AuthorizationType: {}},
+		resources: map[string]map[string]*discovery.Resource{AddressType: {}, AuthorizationType: {}, extension.Type: {}},
 		changed:   make(chan struct{}), issued: map[string]int{},
 	}
 	if err := c.makeRoot(); err != nil {
@@ -135,6 +136,12 @@ func (c *Control) SetAuthorizations(policies ...*security.Authorization) {
 			put(p.GetNamespace()+"/"+p.GetName(), p)
 		}
 	})
+}
+
+// SetSettings serves settings of the mesh, as ambit's control plane does. Until it is called, requests for them are not
+// answered, as a peer's control plane does.
+func (c *Control) SetSettings(s *extension.Settings) {
+	c.set(extension.Type, func(put func(string, proto.Message)) { put(extension.Mesh, s) })
 }
 
 // AddressName is the name under which the resource is served.
@@ -216,7 +223,7 @@ func (c *Control) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryS
 		c.mu.Lock()
 		changed := c.changed
 		c.mu.Unlock()
-		for _, typeURL := range []string{AuthorizationType, AddressType} {
+		for _, typeURL := range []string{extension.Type, AuthorizationType, AddressType} {
 			if known[typeURL] == nil {
 				continue
 			}
@@ -235,13 +242,13 @@ func (c *Control) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryS
 				c.nacks = append(c.nacks, e.GetMessage())
 				c.mu.Unlock()
 			}
-			if t := r.GetTypeUrl(); known[t] == nil && (t == AddressType || t == AuthorizationType) {
+			if t := r.GetTypeUrl(); known[t] == nil && c.resources[t] != nil {
 				known[t] = map[string]string{}
 				for name, version := range r.GetInitialResourceVersions() {
 					known[t][name] = version
 				}
 				nonce++
-				if len(known[t]) > 0 || c.empty(t) {
+				if t != extension.Type && (len(known[t]) > 0 || c.empty(t)) {
 					// The first answer is due even if there is nothing to say.
 					if err := stream.Send(&discovery.DeltaDiscoveryResponse{TypeUrl: t, Nonce: fmt.Sprint(nonce)}); err != nil {
 						return err

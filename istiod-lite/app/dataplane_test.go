@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +21,7 @@ import (
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 )
 
@@ -54,7 +56,7 @@ func TestNodeProxyLibraries(t *testing.T) {
 	first, second := a.start(), a.start()
 	first.awaitReady()
 	second.awaitReady()
-	a.awaitWatch(2, "pods")
+	a.awaitWatch(2, "pods", "configmaps")
 	root, token := files(t, a, "ztunnel-node1")
 
 	var replica atomic.Pointer[string] // where the Service leads
@@ -68,8 +70,10 @@ func TestNodeProxyLibraries(t *testing.T) {
 	defer dir.Subscribe(func(c directory.Change) {
 		changed.Add(int32(len(c.Workloads) + len(c.Services) + len(c.Policies)))
 	})()
+	var held settings.Holder
 	client, err := xds.NewClient(xds.Config{Connect: channel, Node: proxyNode("node1"), Logger: log, Handlers: []xds.Handler{
 		{TypeURL: xds.TypeAuthorization, Apply: dir.HandleAuthorizations}, {TypeURL: xds.TypeAddress, Apply: dir.HandleAddresses},
+		held.Handler(),
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -89,6 +93,12 @@ func TestNodeProxyLibraries(t *testing.T) {
 	service := dir.ServiceByAddr("", netip.MustParseAddr("10.96.0.7"), "shop")
 	if web == nil || service == nil {
 		t.Fatalf("the directory has workload %v and service %v", web, service)
+	}
+	await(t, "the mesh's settings", func() bool { return held.Current().TrustDomain == "cluster.local" })
+	a.setMeshConfig("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\ntrustDomainAliases: [old.example]")
+	await(t, "a change of the mesh's settings", func() bool { return held.Current().RegistryOnly })
+	if diff := cmp.Diff([]string{"old.example"}, held.Current().TrustDomainAliases); diff != "" {
+		t.Errorf("trust domain aliases (-want +got):\n%s", diff)
 	}
 	conn, err := channel()
 	if err != nil {

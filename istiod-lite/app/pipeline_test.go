@@ -188,6 +188,22 @@ func (a *fakeAPI) createPeerAuthentication(namespace, name, mode string) {
 	}
 }
 
+// setMeshConfig creates or replaces the mesh's settings.
+func (a *fakeAPI) setMeshConfig(text string) {
+	a.Helper()
+	cm := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: api.DefaultNamespace, Name: api.MeshConfigMap}, Data: map[string]string{api.MeshConfigKey: text},
+	}
+	maps := a.core.CoreV1().ConfigMaps(api.DefaultNamespace)
+	_, err := maps.Update(a.Context(), cm, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = maps.Create(a.Context(), cm, metav1.CreateOptions{})
+	}
+	if err != nil {
+		a.Fatal(err)
+	}
+}
+
 // pod is a ready, captured pod.
 func pod(namespace, name, account, node, ip string) *corev1.Pod {
 	return &corev1.Pod{

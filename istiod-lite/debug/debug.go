@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
@@ -95,7 +96,10 @@ func (v Views) config(w http.ResponseWriter, r *http.Request) {
 }
 
 func message(t resource.Type) proto.Message {
-	if t == resource.Authorization {
+	switch t {
+	case resource.Settings:
+		return &extension.Settings{}
+	case resource.Authorization:
 		return &security.Authorization{}
 	}
 	return &workload.Address{}

@@ -21,8 +21,10 @@ type Type uint8
 
 // The types.
 const (
+	// Settings is ambit.v1.Settings, which only data planes of ours ask for.
+	Settings Type = iota
 	// Authorization is istio.security.Authorization.
-	Authorization Type = iota
+	Authorization
 	// Address is istio.workload.Address: a workload or a service.
 	Address
 	// Types is their number.
@@ -32,7 +34,7 @@ const (
 const typePrefix = "type.googleapis.com/"
 
 // typeNames are the protobuf names of the types.
-var typeNames = [Types]string{"istio.security.Authorization", "istio.workload.Address"}
+var typeNames = [Types]string{"ambit.v1.Settings", "istio.security.Authorization", "istio.workload.Address"}
 
 // URL is the type URL of discovery requests and responses.
 func (t Type) URL() string { return typePrefix + typeNames[t] }

@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
@@ -17,7 +18,9 @@ func (c *collector) static() {
 	for _, a := range translate.Static(c.state.mesh) {
 		contents[translate.AuthorizationName(a)] = a
 	}
-	c.many(object{kind: cluster.KindConfigMap}, resource.Authorization, contents, nil)
+	o := object{kind: cluster.KindConfigMap}
+	c.many(o, resource.Authorization, contents, nil)
+	c.one(o, resource.Name{Type: resource.Settings, Name: extension.Mesh}, translate.Settings(c.state.mesh), nil)
 }
 
 func (c *collector) pod(k cluster.Key) {

@@ -137,7 +137,8 @@ func (r *run) mesh(network string) translate.Mesh {
 	s := r.Settings()
 	m := translate.Mesh{
 		ClusterID: r.cfg.ClusterID, ClusterDomain: r.cfg.ClusterDomain, Network: network,
-		TrustDomain: s.TrustDomain, RootNamespace: s.RootNamespace,
+		TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RegistryOnly: s.RegistryOnly,
+		RootNamespace: s.RootNamespace,
 	}
 	if m.RootNamespace == "" {
 		m.RootNamespace = r.cfg.Namespace

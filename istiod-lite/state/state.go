@@ -124,7 +124,7 @@ func (s *State) Mesh() translate.Mesh { return s.mesh }
 
 // SetMesh replaces the settings. Everything depends on them.
 func (s *State) SetMesh(m translate.Mesh) {
-	if m == s.mesh {
+	if m.Equal(s.mesh) {
 		return
 	}
 	s.mesh = m

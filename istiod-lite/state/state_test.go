@@ -15,6 +15,7 @@ import (
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
@@ -63,6 +64,7 @@ func want(t *testing.T, s translate.Snapshot) (model, []translate.Problem) {
 		}
 		out[resource.Name{Type: typ, Name: name}] = r.Version
 	}
+	put(resource.Settings, extension.Mesh, cfg.Settings)
 	for name, a := range cfg.Addresses {
 		put(resource.Address, name, a)
 	}
@@ -260,6 +262,8 @@ func TestIncrementalIsAll(t *testing.T) {
 				case 9: // new settings
 					changed := s.Mesh()
 					changed.TrustDomain = pick(w, "cluster.local", "other.example")
+					changed.RegistryOnly = w.IntN(2) == 0
+					changed.TrustDomainAliases = pick(w, nil, []string{"old.example"})
 					changed.RootNamespace = pick(w, "istio-system", "a")
 					changed.Network = pick(w, "", "net1")
 					s.SetMesh(changed)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -23,6 +24,7 @@ type Snapshot struct {
 
 // Config is what data planes are told of it.
 type Config struct {
+	Settings *extension.Settings
 	// Addresses by resource name.
 	Addresses map[string]*workload.Address
 	// Authorizations by resource name.
@@ -34,7 +36,7 @@ type Config struct {
 // All translates a cluster at once. It looks at everything for each object, so its cost is the square of the cluster's size:
 // it is for checks and small inputs.
 func All(s Snapshot) Config {
-	out := Config{Addresses: map[string]*workload.Address{}, Authorizations: map[string]*security.Authorization{}}
+	out := Config{Settings: Settings(s.Mesh), Addresses: map[string]*workload.Address{}, Authorizations: map[string]*security.Authorization{}}
 	for _, a := range Static(s.Mesh) {
 		out.Authorizations[AuthorizationName(a)] = a
 	}

@@ -5,7 +5,10 @@
 package translate
 
 import (
+	"slices"
+
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
 
@@ -17,10 +20,30 @@ type Mesh struct {
 	ClusterDomain string
 	// TrustDomain is the first part of identities.
 	TrustDomain string
+	// TrustDomainAliases are other trust domains whose identities count as the mesh's own.
+	TrustDomainAliases []string
+	// RegistryOnly refuses connections to addresses that the mesh does not know.
+	RegistryOnly bool
 	// RootNamespace is where mesh-wide policy lives.
 	RootNamespace string
 	// Network is the network of this cluster's pods, "" if the mesh has one network only.
 	Network string
+}
+
+// Equal reports whether both are the same in every field.
+func (m Mesh) Equal(o Mesh) bool {
+	return m.ClusterID == o.ClusterID && m.ClusterDomain == o.ClusterDomain && m.TrustDomain == o.TrustDomain &&
+		slices.Equal(m.TrustDomainAliases, o.TrustDomainAliases) && m.RegistryOnly == o.RegistryOnly &&
+		m.RootNamespace == o.RootNamespace && m.Network == o.Network
+}
+
+// Settings is what data planes of ours are told of the mesh itself.
+func Settings(m Mesh) *extension.Settings {
+	s := &extension.Settings{TrustDomain: m.TrustDomain, TrustDomainAliases: m.TrustDomainAliases}
+	if m.RegistryOnly {
+		s.OutboundPolicy = extension.Settings_REGISTRY_ONLY
+	}
+	return s
 }
 
 // Problem is a fault of one object, for whoever wrote the object. It never keeps others from being translated.

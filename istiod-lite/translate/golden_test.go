@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
@@ -100,6 +101,9 @@ func render(t *testing.T, c translate.Config) (resources, problems []byte) {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(&out, "# %s %s\n%s", kind, name, text)
+	}
+	if !proto.Equal(c.Settings, translate.Settings(mesh)) {
+		write("Settings", extension.Mesh, c.Settings)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Authorizations)) {
 		write("Authorization", name, c.Authorizations[name])

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/auth"
@@ -332,6 +333,25 @@ func TestAddressesWaitForAuthorizations(t *testing.T) {
 	if waited := time.Since(start); waited < patience {
 		t.Errorf("addresses came after %s, before the client had its time to ask for authorisations (%s)", waited, patience)
 	}
+}
+
+// A peer's node proxy, which does not know the type of settings, is never sent one.
+func TestSettingsAreSentToWhoAsks(t *testing.T) {
+	hub, conn := serve(t, nil)
+	mesh := func(domain string) *resource.Resource {
+		return encode(t, resource.Settings, extension.Mesh, &extension.Settings{TrustDomain: domain})
+	}
+	hub.Publish(upserts(mesh("a.example"), address(t, "a", "1")))
+	peer := subscribed(t, conn)
+	ours := xdstest.Open(t.Context(), t, conn, node)
+	ours.Subscribe(resource.Authorization, nil)
+	ours.NextAck()
+	ours.Subscribe(resource.Settings, nil)
+	expect(t, ours.NextAck(), resource.Settings, "mesh")
+	hub.Publish(upserts(mesh("b.example")))
+	expect(t, ours.NextAck(), resource.Settings, "mesh")
+	hub.Publish(upserts(address(t, "a", "2")))
+	expect(t, peer.NextAck(), resource.Address, "a")
 }
 
 func TestRefusals(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/ztunnel/admin"
@@ -78,6 +79,7 @@ type parts struct {
 	home      *netns.Home
 	directory *directory.Directory
 	certs     *identity.Manager
+	settings  settings.Holder
 	discovery *xds.Client
 	node      *proxy.Node
 	pods      *inpod.Manager
@@ -148,6 +150,7 @@ func (p *parts) make(stderr io.Writer) error {
 		Handlers: []xds.Handler{
 			{TypeURL: xds.TypeAuthorization, Apply: p.directory.HandleAuthorizations},
 			{TypeURL: xds.TypeAddress, Apply: p.directory.HandleAddresses},
+			p.settings.Handler(),
 		},
 		Logger:     p.logger,
 		Registerer: registry,
