@@ -3,19 +3,13 @@ package directory
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/ambit-mesh/ambit/mesh/policy"
 )
 
-// Dump is the part of a config_dump that comes from discovery, in the names and values that istioctl reads.
-type Dump struct {
-	Workloads []DumpWorkload `json:"workloads"`
-	Services  []DumpService  `json:"services"`
-	Policies  []policy.Dump  `json:"policies"`
-}
-
-// DumpWorkload is a Workload, as a config_dump shows it.
+// DumpWorkload is a Workload, as a config_dump shows it: in the names and values that istioctl reads.
 type DumpWorkload struct {
 	UID                   string       `json:"uid"`
 	WorkloadIPs           []string     `json:"workloadIps"`
@@ -113,37 +107,71 @@ func (t Tunnel) String() string { return tunnelWords[t] }
 // String is as in a config_dump: deployment, cronjob, pod or job.
 func (k Kind) String() string { return kindWords[k] }
 
-// Dump returns everything in the shape of ztunnel's config_dump, sorted, to be encoded as JSON. It does not stop updates,
-// so the parts may be of slightly different moments.
-func (d *Directory) Dump() Dump {
-	out := Dump{Workloads: []DumpWorkload{}, Services: []DumpService{}, Policies: []policy.Dump{}}
-	for _, w := range d.workloads.All() {
-		out.Workloads = append(out.Workloads, w.dump())
-	}
-	slices.SortFunc(out.Workloads, func(a, b DumpWorkload) int { return cmp.Compare(a.UID, b.UID) })
-	for _, s := range d.services.All() {
-		ds := s.dump()
-		for w := range d.Endpoints(s.ServiceKey) {
-			e := DumpEndpoint{WorkloadUID: w.UID, Service: s.String(), Port: map[uint16]uint16{}, Status: statusWord(w)}
-			if m := w.membership(s.ServiceKey); m != nil {
-				for _, p := range m.Ports {
-					e.Port[p.Service] = p.Target
-				}
-			}
-			ds.Endpoints[w.UID] = e
+// DumpWorkloads shows the workloads, sorted by uid. Like DumpServices and DumpPolicies it takes note of what there is when
+// the iteration begins, and makes each element when its turn comes: it neither stops updates nor holds a copy of them all.
+func (d *Directory) DumpWorkloads() iter.Seq[DumpWorkload] {
+	return func(yield func(DumpWorkload) bool) {
+		var all []*Workload
+		for _, w := range d.workloads.All() {
+			all = append(all, w)
 		}
-		out.Services = append(out.Services, ds)
+		slices.SortFunc(all, func(a, b *Workload) int { return cmp.Compare(a.UID, b.UID) })
+		for _, w := range all {
+			if !yield(w.dump()) {
+				return
+			}
+		}
 	}
-	slices.SortFunc(out.Services, func(a, b DumpService) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Hostname, b.Hostname))
-	})
-	for _, p := range d.policies.byName.All() {
-		out.Policies = append(out.Policies, p.Dump())
+}
+
+// DumpServices shows the services with their endpoints, sorted by namespace and host name.
+func (d *Directory) DumpServices() iter.Seq[DumpService] {
+	return func(yield func(DumpService) bool) {
+		var all []*Service
+		for _, s := range d.services.All() {
+			all = append(all, s)
+		}
+		slices.SortFunc(all, func(a, b *Service) int {
+			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Hostname, b.Hostname))
+		})
+		for _, s := range all {
+			if !yield(d.dumpService(s)) {
+				return
+			}
+		}
 	}
-	slices.SortFunc(out.Policies, func(a, b policy.Dump) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
+}
+
+func (d *Directory) dumpService(s *Service) DumpService {
+	out := s.dump()
+	for w := range d.Endpoints(s.ServiceKey) {
+		e := DumpEndpoint{WorkloadUID: w.UID, Service: s.String(), Port: map[uint16]uint16{}, Status: statusWord(w)}
+		if m := w.membership(s.ServiceKey); m != nil {
+			for _, p := range m.Ports {
+				e.Port[p.Service] = p.Target
+			}
+		}
+		out.Endpoints[w.UID] = e
+	}
 	return out
+}
+
+// DumpPolicies shows the policies, sorted by namespace and name.
+func (d *Directory) DumpPolicies() iter.Seq[policy.Dump] {
+	return func(yield func(policy.Dump) bool) {
+		var all []*policy.Policy
+		for _, p := range d.policies.byName.All() {
+			all = append(all, p)
+		}
+		slices.SortFunc(all, func(a, b *policy.Policy) int {
+			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+		})
+		for _, p := range all {
+			if !yield(p.Dump()) {
+				return
+			}
+		}
+	}
 }
 
 func statusWord(w *Workload) string {

@@ -23,7 +23,9 @@ const reasonHeader = "x-ambit-reason"
 
 // dial makes one connection and gives its streams to those who wait.
 func (p *Pool) dial(pe *peer) {
+	p.cfg.Counts.Dials.Add(1)
 	w, err := p.connect(&pe.target)
+	p.cfg.Counts.failed(err)
 	p.mu.Lock()
 	pe.dials--
 	if err == nil && p.closed {
@@ -112,7 +114,9 @@ func (p *Pool) run(pc *poolConn) {
 	pe.conns = slices.DeleteFunc(pe.conns, func(c *poolConn) bool { return c == pc })
 	delete(p.conns, pc)
 	if !settled {
-		p.failLocked(pe, unsettledError(&pe.target, err))
+		unsettled := unsettledError(&pe.target, err)
+		p.cfg.Counts.failed(unsettled)
+		p.failLocked(pe, unsettled)
 	}
 	p.serveLocked(pe)
 	p.forgetLocked(pe)

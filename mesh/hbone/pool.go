@@ -99,6 +99,9 @@ func NewPool(cfg PoolConfig) *Pool {
 			*d.to = d.v
 		}
 	}
+	if cfg.Counts == nil {
+		cfg.Counts = new(PoolCounts)
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -183,9 +186,11 @@ func (p *Pool) acquire(ctx context.Context, t *Target, avoid *poolConn) (*poolCo
 	if len(pe.waiters) == 0 {
 		if pc := pe.reserve(avoid); pc != nil {
 			p.mu.Unlock()
+			p.cfg.Counts.Hits.Add(1)
 			return pc, nil
 		}
 	}
+	p.cfg.Counts.Waits.Add(1)
 	w := &waiter{ready: make(chan grant, 1), avoid: avoid}
 	pe.waiters = append(pe.waiters, w)
 	p.dialLocked(pe)

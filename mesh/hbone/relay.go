@@ -21,6 +21,21 @@ import (
 type Counters struct {
 	Sent     atomic.Uint64
 	Received atomic.Uint64
+	// First, if set before the relay begins, is told of the first payload of each direction.
+	First Watcher
+}
+
+// Watcher is told of the first payload of each direction of a relay: sent as in Counters.Sent, or received. It is called by
+// the goroutine that carried it, perhaps by both directions at once, and must not block.
+type Watcher interface{ FirstPayload(sent bool) }
+
+func (c *Counters) addSent(n int)     { c.add(&c.Sent, n, true) }
+func (c *Counters) addReceived(n int) { c.add(&c.Received, n, false) }
+
+func (c *Counters) add(to *atomic.Uint64, n int, sent bool) {
+	if n > 0 && to.Add(uint64(n)) == uint64(n) && c.First != nil {
+		c.First.FirstPayload(sent)
+	}
 }
 
 // DefaultHalfCloseTimeout is how long a relay of which one direction has ended may move no byte in the other.
@@ -268,14 +283,14 @@ func (r *relay) forward(limit int) error {
 	}
 	k, err := r.s.WriteScratch(buf[:h2.Headroom+n])
 	buffer.Put(buf)
-	r.counters.Sent.Add(uint64(k))
+	r.counters.addSent(k)
 	return err
 }
 
 // TryWrite implements h2.Sink. A drainer that is about to return does not write any more.
 func (r *relay) TryWrite(p []byte) (int, error) {
 	n, err := r.out.write(r.raw, p)
-	r.counters.Received.Add(uint64(n))
+	r.counters.addReceived(n)
 	if err != nil {
 		r.fail(err)
 	}
@@ -308,7 +323,7 @@ func (r *relay) drain(chunk h2.Chunk, err error) {
 	for err == nil {
 		n, werr := r.conn.Write(chunk.Bytes())
 		chunk.Release()
-		r.counters.Received.Add(uint64(n))
+		r.counters.addReceived(n)
 		if werr != nil {
 			r.fail(werr)
 			break

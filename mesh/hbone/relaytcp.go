@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
@@ -20,8 +19,8 @@ func (cfg Relayer) RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Co
 	r := &tcpRelay{counters: counters, halfClose: cfg.halfClose(), a: a, b: b}
 	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
 	var wg sync.WaitGroup
-	wg.Go(func() { r.copy(a, b, &counters.Received) })
-	r.copy(b, a, &counters.Sent)
+	wg.Go(func() { r.copy(a, b, false) })
+	r.copy(b, a, true)
 	wg.Wait()
 	r.close(nil, false)
 	return r.err
@@ -41,8 +40,8 @@ type tcpRelay struct {
 	seen  uint64
 }
 
-// copy copies from src to dst until src ends, and then ends dst.
-func (r *tcpRelay) copy(dst, src *net.TCPConn, counter *atomic.Uint64) {
+// copy copies from src to dst until src ends, and then ends dst. sent says which direction it is.
+func (r *tcpRelay) copy(dst, src *net.TCPConn, sent bool) {
 	raw, err := src.SyscallConn()
 	if err != nil {
 		r.abort(fmt.Errorf("relay: %w", err))
@@ -66,7 +65,11 @@ func (r *tcpRelay) copy(dst, src *net.TCPConn, counter *atomic.Uint64) {
 		}
 		n, err = dst.Write(buf[:n])
 		buffer.Put(buf)
-		counter.Add(uint64(n))
+		if sent {
+			r.counters.addSent(n)
+		} else {
+			r.counters.addReceived(n)
+		}
 		if err != nil {
 			r.abort(err)
 			return

@@ -61,6 +61,8 @@ type PoolConfig struct {
 	Timeouts    Timeouts
 	// H2 are the settings of the HTTP/2 connections. OnChange must be nil.
 	H2 h2.Config
+	// Counts, if set, counts what the pool does. Pools may share it.
+	Counts *PoolCounts
 	// Logger gets one line for each connection that ends in an error while no stream could tell. If nil, nothing is logged.
 	Logger *slog.Logger
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -56,7 +57,9 @@ type Connection struct {
 	// Sent is from the client to the server, Received the other way, in bytes. In the log, bytes_sent is what this node's
 	// workload has sent.
 	Sent, Received uint64
-	Duration       time.Duration
+	// Start is when the client connected; Duration is until now, or the end.
+	Start    time.Time
+	Duration time.Duration
 	// Flag and Err are how it ended; a nil Err is a success.
 	Flag Flag
 	Err  error
@@ -64,15 +67,36 @@ type Connection struct {
 
 // AccessLog writes a line for each connection. It is safe for concurrent use.
 type AccessLog struct {
-	log *slog.Logger
+	log     *slog.Logger
+	sampled uint32 // of 1<<32-1, share of successful connections that are logged
 }
 
-// NewAccessLog makes an AccessLog that writes through l, with the attribute scope=access.
-func NewAccessLog(l *slog.Logger) *AccessLog { return &AccessLog{log: l.With("scope", "access")} }
+// NewAccessLog makes an AccessLog that writes through l, whose target is TargetAccess. Of connections that were carried to
+// their end only the share sampling is logged, between 0 and 1; those that were denied or failed are always logged.
+func NewAccessLog(l *slog.Logger, sampling float64) *AccessLog {
+	return &AccessLog{log: l, sampled: uint32(min(max(sampling, 0), 1) * math.MaxUint32)}
+}
+
+// takes tells whether a connection is one of the sample. It is the same for both lines of a connection.
+func (a *AccessLog) takes(c *Connection) bool {
+	if a.sampled == math.MaxUint32 || c.Err != nil || c.Flag != FlagNone {
+		return true
+	}
+	return mix(c.SourceAddr.Port(), c.Start.UnixNano()) < a.sampled
+}
+
+// mix turns what differs between connections into a number that is spread evenly (FNV-1a).
+func mix(port uint16, at int64) uint32 {
+	h := uint64(14695981039346656037)
+	for v := uint64(at) ^ uint64(port)<<48; v != 0; v >>= 8 {
+		h = (h ^ v&0xff) * 1099511628211
+	}
+	return uint32(h>>32) ^ uint32(h)
+}
 
 // Opened logs, at debug, that a connection was opened.
 func (a *AccessLog) Opened(ctx context.Context, c *Connection) {
-	if !a.log.Enabled(ctx, slog.LevelDebug) {
+	if !a.log.Enabled(ctx, slog.LevelDebug) || !a.takes(c) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, maxAttrs)
@@ -88,7 +112,7 @@ func (a *AccessLog) Closed(ctx context.Context, c *Connection) {
 	case c.Err != nil:
 		level = slog.LevelError
 	}
-	if !a.log.Enabled(ctx, level) {
+	if !a.log.Enabled(ctx, level) || !a.takes(c) {
 		return
 	}
 	sent, received := c.Sent, c.Received
@@ -125,7 +149,9 @@ func (c *Connection) appendEnds(attrs []slog.Attr) []slog.Attr {
 			text(side+".workload", w.Name)
 			text(side+".namespace", w.Namespace)
 		}
-		text(side+".identity", id.String())
+		if c.MutualTLS {
+			text(side+".identity", id.String())
+		}
 		if w != nil {
 			text(side+".cluster", w.ClusterID)
 		}

@@ -44,6 +44,15 @@ var labelNames = [...]string{
 	"source_zone",
 }
 
+// Places in labelNames of what histograms are labelled with.
+const (
+	labelSecurity          = 0
+	labelService           = 7
+	labelWorkload          = 11
+	labelWorkloadNamespace = 12
+	labelReporter          = 14
+)
+
 // unknown stands for every value that is empty.
 const unknown = "unknown"
 
@@ -117,6 +126,8 @@ func (l *labels) pairs() labelPairs {
 // descriptions are of the metrics that Metrics exposes.
 type descriptions struct {
 	opened, closed, failed, sent, received, sockets *prometheus.Desc
+
+	connect, firstByte *prometheus.Desc
 }
 
 func newDescriptions() descriptions {
@@ -129,6 +140,10 @@ func newDescriptions() descriptions {
 		sent:     desc("istio_tcp_sent_bytes_total", "Bytes of payload that the reporter's workload has sent."),
 		received: desc("istio_tcp_received_bytes_total", "Bytes of payload that the reporter's workload has received."),
 		sockets:  prometheus.NewDesc("istio_tcp_sockets_open", "TCP connections that are open now.", []string{"reporter"}, nil),
+		connect: prometheus.NewDesc("ambit_tcp_connect_duration_seconds",
+			"From the client's connection to the open way to the server: certificate, handshake and the server's answer included.", latencyNames[:], nil),
+		firstByte: prometheus.NewDesc("ambit_tcp_first_byte_duration_seconds",
+			"From the opened connection to the first byte of the server's payload.", latencyNames[:], nil),
 	}
 }
 

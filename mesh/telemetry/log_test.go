@@ -25,7 +25,9 @@ var timestamps = regexp.MustCompile(`("?time"?[=:]"?)[^" ]*`)
 func logged(t *testing.T, format telemetry.Format, level slog.Level, f func(*telemetry.AccessLog)) string {
 	t.Helper()
 	var out bytes.Buffer
-	f(telemetry.NewAccessLog(telemetry.NewLogger(&out, format, level)))
+	levels := telemetry.NewLevels([]telemetry.Directive{{Level: level}}, telemetry.TargetAccess)
+	base := telemetry.NewLogger(&out, format, slog.LevelDebug)
+	f(telemetry.NewAccessLog(levels.Logger(base, telemetry.TargetAccess), 1))
 	return timestamps.ReplaceAllString(out.String(), "${1}T")
 }
 
@@ -81,6 +83,100 @@ func TestAccessLogLines(t *testing.T) {
 		if got := logged(t, tt.format, tt.level, tt.log); got != tt.want {
 			t.Errorf("%s:\ngot  %swant %s", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestAccessLogSampling: a share of what succeeds is logged, and all of what does not.
+func TestAccessLogSampling(t *testing.T) {
+	count := func(sampling float64, change func(*telemetry.Connection)) int {
+		var out bytes.Buffer
+		a := telemetry.NewAccessLog(telemetry.NewLogger(&out, telemetry.FormatPlain, slog.LevelInfo), sampling)
+		c := connection(false)
+		c.Start = time.Unix(1_700_000_000, 0)
+		change(c)
+		for range 10_000 {
+			c.Start = c.Start.Add(1234567 * time.Nanosecond)
+			a.Closed(t.Context(), c)
+		}
+		return strings.Count(out.String(), "connection complete")
+	}
+	success := func(*telemetry.Connection) {}
+	for _, tc := range []struct {
+		sampling    float64
+		least, most int
+	}{{0, 0, 0}, {0.01, 60, 140}, {0.5, 4700, 5300}, {1, 10_000, 10_000}} {
+		if n := count(tc.sampling, success); n < tc.least || n > tc.most {
+			t.Errorf("sampling %v: %d of 10,000 lines", tc.sampling, n)
+		}
+	}
+	for name, change := range map[string]func(*telemetry.Connection){
+		"failed":  func(c *telemetry.Connection) { c.Flag, c.Err = telemetry.FlagConnect, errors.New("refused") },
+		"denied":  func(c *telemetry.Connection) { c.Flag, c.Err = telemetry.FlagDenied, errors.New("denied") },
+		"revoked": func(c *telemetry.Connection) { c.Flag = telemetry.FlagRevoked },
+		"cut":     func(c *telemetry.Connection) { c.Err = errors.New("reset") },
+	} {
+		if n := count(0, change); n != 10_000 {
+			t.Errorf("%s: %d of 10,000 lines", name, n)
+		}
+	}
+}
+
+func TestLevels(t *testing.T) {
+	var out bytes.Buffer
+	initial, err := telemetry.ParseFilter("xds=warn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	levels := telemetry.NewLevels(initial, "access", "proxy", "xds")
+	base := telemetry.NewLogger(&out, telemetry.FormatPlain, slog.LevelDebug)
+	logs := func() string {
+		out.Reset()
+		for _, target := range []string{"access", "proxy", "xds", "else"} {
+			l := levels.Logger(base, target).With("k", "v")
+			for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+				l.Log(t.Context(), level, "m")
+			}
+		}
+		lines := regexp.MustCompile(`level=(.)\S* msg=m scope=(\S+) k=v`).FindAllStringSubmatch(out.String(), -1)
+		var got strings.Builder
+		for _, l := range lines {
+			got.WriteString(l[2] + "." + l[1] + " ")
+		}
+		return strings.TrimSpace(got.String())
+	}
+	for _, step := range []struct {
+		filter string
+		reset  bool
+		now    string // filter in force
+		want   string
+	}{
+		{"", false, "xds=warn,info", "access.i access.w access.e proxy.i proxy.w proxy.e xds.w xds.e else.i else.w else.e"},
+		{"error", false, "xds=warn,error", "access.e proxy.e xds.w xds.e else.e"},
+		{"ztunnel::proxy::inbound=debug,access:off", false, "access=off,proxy=debug,xds=warn,error", "proxy.d proxy.i proxy.w proxy.e xds.w xds.e else.e"},
+		{"off", false, "access=off,proxy=debug,xds=warn,off", "proxy.d proxy.i proxy.w proxy.e xds.w xds.e"},
+		{"access=error", true, "access=error,xds=warn,info", "access.e proxy.i proxy.w proxy.e xds.w xds.e else.i else.w else.e"},
+		{"ztunnel=error", true, "xds=warn,error", "access.e proxy.e xds.w xds.e else.e"},
+	} {
+		directives, err := telemetry.ParseFilter(step.filter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		levels.Set(step.reset, directives...)
+		if now, got := levels.String(), logs(); now != step.now || got != step.want {
+			t.Errorf("after %q: %q, want %q; lines %q, want %q", step.filter, now, step.now, got, step.want)
+		}
+	}
+	for _, bad := range []string{"loud", "access=loud", "access="} {
+		if _, err := telemetry.ParseFilter(bad); err == nil {
+			t.Errorf("filter %q is taken", bad)
+		}
+	}
+	some, err := telemetry.ParseFilter("h2=debug,access=info,info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if unknown := levels.Unknown(some); len(unknown) != 1 || unknown[0] != "h2" {
+		t.Errorf("unknown targets: %q", unknown)
 	}
 }
 
@@ -189,7 +285,7 @@ func TestWriterOfADeadReader(t *testing.T) {
 
 func BenchmarkAccessLog(b *testing.B) {
 	w := telemetry.NewWriter(io.Discard, 0, nil)
-	a := telemetry.NewAccessLog(telemetry.NewLogger(w, telemetry.FormatJSON, slog.LevelInfo))
+	a := telemetry.NewAccessLog(telemetry.NewLogger(w, telemetry.FormatJSON, slog.LevelInfo), 1)
 	c := connection(false)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"cmp"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -16,10 +17,6 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 )
-
-// expireAfter is how long series are kept once no workload is left that took part in them, so that the last values are
-// scraped.
-const expireAfter = 5 * time.Minute
 
 // Reporter is the side that counts.
 type Reporter uint8
@@ -89,9 +86,10 @@ type Metrics struct {
 	flows *xsync.Map[flowKey, *Series] // changed under mu only
 	open  [reporters]atomic.Int64      // connections
 
-	mu   sync.Mutex                      // guards the fields below
-	sets map[labels]*labelSet            // what is exposed
-	uses map[string]map[flowKey]struct{} // flows that a workload takes part in, by uid
+	mu        sync.Mutex                      // guards the fields below
+	sets      map[labels]*labelSet            // what is exposed
+	latencies map[latencyLabels]*latencies    // of sets
+	uses      map[string]map[flowKey]struct{} // flows that a workload takes part in, by uid
 
 	descriptions
 }
@@ -126,6 +124,9 @@ func keyOf(f *Flow) flowKey {
 type Series struct {
 	metrics *Metrics
 	set     *labelSet
+	used    atomic.Bool // since the last Sweep
+
+	idleSince time.Time // of Sweep; guarded by Metrics.mu
 
 	// What the labels were made of.
 	source, destination *directory.Workload
@@ -137,6 +138,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		flows:        xsync.NewMap[flowKey, *Series](),
 		sets:         map[labels]*labelSet{},
+		latencies:    map[latencyLabels]*latencies{},
 		uses:         map[string]map[flowKey]struct{}{},
 		descriptions: newDescriptions(),
 	}
@@ -149,6 +151,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 func (m *Metrics) Series(f Flow) *Series {
 	key := keyOf(&f)
 	if s, ok := m.flows.Load(key); ok && s.source == f.Source && s.destination == f.Destination && s.service == f.Service {
+		if !s.used.Load() { // most often it is, and nothing is written that other processors read
+			s.used.Store(true)
+		}
 		return s
 	}
 	s := &Series{metrics: m, source: f.Source, destination: f.Destination, service: f.Service}
@@ -159,8 +164,11 @@ func (m *Metrics) Series(f Flow) *Series {
 	if set == nil {
 		set = newLabelSet(f.Reporter, &l)
 		m.sets[l] = set
+		set.latencies = m.latenciesLocked(latencyOf(&l))
+		set.latencies.sets++
 	}
 	s.set = set
+	s.used.Store(true)
 	set.flows++
 	if old, ok := m.flows.Load(key); ok {
 		old.set.leave()
@@ -175,12 +183,26 @@ func (m *Metrics) Series(f Flow) *Series {
 	return s
 }
 
-// Opened counts a connection that was opened.
-func (s *Series) Opened() {
+func (m *Metrics) latenciesLocked(l latencyLabels) *latencies {
+	found := m.latencies[l]
+	if found == nil {
+		found = newLatencies(l)
+		m.latencies[l] = found
+	}
+	return found
+}
+
+// Opened counts a connection that was opened, which took so long since the client had connected or asked for a tunnel.
+func (s *Series) Opened(took time.Duration) {
+	s.set.latencies.connect.observe(took)
 	s.set.opened.Add(1)
 	s.set.open.Add(1)
 	s.metrics.open[s.set.reporter].Add(1)
 }
+
+// FirstByte counts that the first byte of the server came so long after the connection was opened. Call it at most once for
+// each connection.
+func (s *Series) FirstByte(took time.Duration) { s.set.latencies.firstByte.observe(took) }
 
 // Closed counts the end of a connection that was Opened, as flag.
 func (s *Series) Closed(flag Flag) {
@@ -202,24 +224,6 @@ func (s *Series) AddBytes(sent, received uint64) {
 	s.set.received.Add(received)
 }
 
-// Forget is to be called when a workload has gone: series in which no other workload takes part are dropped some minutes
-// after their last connection has ended.
-func (m *Metrics) Forget(uid string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for key := range m.uses[uid] {
-		if s, ok := m.flows.LoadAndDelete(key); ok {
-			s.set.leave()
-		}
-		for _, other := range [...]string{key.source, key.destination} {
-			delete(m.uses[other], key)
-			if len(m.uses[other]) == 0 {
-				delete(m.uses, other)
-			}
-		}
-	}
-}
-
 // NewRegistry makes a registry with process and Go runtime metrics, and istio_build{component, tag}.
 func NewRegistry(component, version string) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
@@ -239,7 +243,7 @@ func Handler(reg *prometheus.Registry) http.Handler {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range [...]*prometheus.Desc{m.opened, m.closed, m.failed, m.sent, m.received, m.sockets} {
+	for _, d := range [...]*prometheus.Desc{m.opened, m.closed, m.failed, m.sent, m.received, m.sockets, m.connect, m.firstByte} {
 		ch <- d
 	}
 }
@@ -251,14 +255,18 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	now := time.Now()
 	m.mu.Lock()
+	histograms := slices.Collect(maps.Values(m.latencies))
 	sets := make([]*labelSet, 0, len(m.sets))
 	for l, set := range m.sets {
 		sets = append(sets, set)
 		if set.expired(now) {
-			delete(m.sets, l)
+			m.deleteLocked(l, set)
 		}
 	}
 	m.mu.Unlock()
+	for _, h := range histograms {
+		h.collect(&m.descriptions, ch)
+	}
 	for _, set := range sets {
 		set.collect(&m.descriptions, ch)
 	}
@@ -266,8 +274,9 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 
 // labelSet is the series with one set of labels, of which flows between many pods may have the same.
 type labelSet struct {
-	reporter Reporter
-	pairs    [len(flags)]labelPairs // by flag
+	reporter  Reporter
+	pairs     [len(flags)]labelPairs // by flag
+	latencies *latencies
 
 	opened, sent, received atomic.Uint64
 	closed, failed         [len(flags)]atomic.Uint64
@@ -276,24 +285,6 @@ type labelSet struct {
 	// Guarded by Metrics.mu.
 	flows int       // that have this set
 	since time.Time // when the last of them left
-}
-
-func (s *labelSet) leave() {
-	if s.flows--; s.flows == 0 {
-		s.since = time.Now()
-	}
-}
-
-// expired reports whether the set is to be dropped after what it has now was exposed.
-func (s *labelSet) expired(now time.Time) bool {
-	if s.flows > 0 {
-		return false
-	}
-	if s.open.Load() > 0 {
-		s.since = now
-		return false
-	}
-	return now.Sub(s.since) >= expireAfter
 }
 
 func (s *labelSet) collect(d *descriptions, ch chan<- prometheus.Metric) {

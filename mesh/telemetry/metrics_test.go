@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -76,13 +77,14 @@ func TestExposition(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	m := telemetry.NewMetrics(reg)
 	out := m.Series(flow(telemetry.ReporterSource, client(1), server(1)))
-	out.Opened()
-	out.Opened()
+	out.Opened(700 * time.Microsecond)
+	out.Opened(time.Minute)
+	out.FirstByte(30 * time.Millisecond)
 	out.AddBytes(100, 2000)
 	out.Closed(telemetry.FlagNone)
 	out.Failed(telemetry.FlagConnect)
 	in := m.Series(flow(telemetry.ReporterDestination, client(1), server(1)))
-	in.Opened()
+	in.Opened(time.Millisecond) // a bound belongs to its bucket
 	in.AddBytes(100, 2000)
 	in.Closed(telemetry.FlagTLS)
 	m.Series(telemetry.Flow{}).Failed(telemetry.FlagDenied)
@@ -94,7 +96,9 @@ func TestExposition(t *testing.T) {
 	for _, id := range []string{"unknown/sa/unknown"} {
 		none = strings.ReplaceAll(none, "spiffe://cluster.local/ns/"+id, "unknown")
 	}
-	want := `
+	want := histogramText("connect_duration_seconds", "From the client's connection to the open way to the server: certificate, handshake and the server's answer included.",
+		"destination", ".001", 1, 0.001, "source", ".001 over", 2, 60.0007) +
+		histogramText("first_byte_duration_seconds", "From the opened connection to the first byte of the server's payload.", "source", ".05", 1, 0.03) + `
 # HELP istio_tcp_connections_closed_total TCP connections that were opened and have ended.
 # TYPE istio_tcp_connections_closed_total counter
 istio_tcp_connections_closed_total` + knownLabels("destination", "TLS_FAILURE") + ` 1
@@ -128,6 +132,27 @@ istio_tcp_sockets_open{reporter="source"} 1
 	}
 }
 
+// histogramText is the exposition of a histogram. For each reporter args has the name, the bounds of the buckets that hold one
+// sample each, the count and the sum.
+func histogramText(name, help string, args ...any) string {
+	var b strings.Builder
+	name = "ambit_tcp_" + name
+	fmt.Fprintf(&b, "\n# HELP %s %s\n# TYPE %s histogram\n", name, help, name)
+	for ; len(args) > 0; args = args[4:] {
+		l := fmt.Sprintf(`connection_security_policy="mutual_tls",destination_service="web.shop.svc.cluster.local",`+
+			`destination_workload="web-v2",destination_workload_namespace="shop",reporter=%q`, args[0])
+		n := 0
+		for _, bound := range []string{"0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10"} {
+			if slices.Contains(strings.Fields(args[1].(string)), strings.TrimPrefix(bound, "0")) {
+				n++
+			}
+			fmt.Fprintf(&b, "%s_bucket{%s,le=%q} %d\n", name, l, bound, n)
+		}
+		fmt.Fprintf(&b, "%s_bucket{%s,le=\"+Inf\"} %d\n%s_sum{%s} %v\n%s_count{%s} %d\n", name, l, args[2], name, l, args[3], name, l, args[2])
+	}
+	return b.String()[1:]
+}
+
 func TestFlags(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	m := telemetry.NewMetrics(reg)
@@ -156,11 +181,11 @@ func TestSeriesAreShared(t *testing.T) {
 	if m.Series(flow(telemetry.ReporterSource, c, s)) != first {
 		t.Error("the same flow has two series")
 	}
-	first.Opened()
-	m.Series(flow(telemetry.ReporterSource, client(2), server(2))).Opened() // other pods, the same labels
+	first.Opened(0)
+	m.Series(flow(telemetry.ReporterSource, client(2), server(2))).Opened(0) // other pods, the same labels
 	renamed := *s
 	renamed.CanonicalRevision = "v3"
-	m.Series(flow(telemetry.ReporterSource, c, &renamed)).Opened()
+	m.Series(flow(telemetry.ReporterSource, c, &renamed)).Opened(0)
 	text, _ := scrape(t, reg, "text/plain")
 	for version, want := range map[string]string{"v2": " 2\n", "v3": " 1\n"} {
 		found := false
@@ -192,8 +217,8 @@ func TestExpiry(t *testing.T) {
 		}
 		one := m.Series(flow(telemetry.ReporterSource, client(1), server(1)))
 		two := m.Series(flow(telemetry.ReporterSource, client(2), server(1)))
-		one.Opened()
-		two.Opened()
+		one.Opened(0)
+		two.Opened(0)
 		one.Closed(telemetry.FlagNone)
 		m.Forget("Kubernetes//Pod/front/curl-1")
 		time.Sleep(time.Hour)
@@ -217,11 +242,11 @@ func TestExpiry(t *testing.T) {
 			t.Fatalf("%d series long after", n)
 		}
 		again := m.Series(flow(telemetry.ReporterSource, client(1), server(1)))
-		again.Opened()
+		again.Opened(0)
 		again.Closed(telemetry.FlagNone)
 		m.Forget("Kubernetes//Pod/shop/web-1")
 		three := m.Series(flow(telemetry.ReporterSource, client(3), server(2)))
-		three.Opened()
+		three.Opened(0)
 		three.Closed(telemetry.FlagNone)
 		time.Sleep(time.Hour)
 		shown()
@@ -230,7 +255,7 @@ func TestExpiry(t *testing.T) {
 		}
 		renamed := client(3)
 		renamed.CanonicalName = "other"
-		m.Series(flow(telemetry.ReporterSource, renamed, server(2))).Opened()
+		m.Series(flow(telemetry.ReporterSource, renamed, server(2))).Opened(0)
 		if n := shown(); n != 2 {
 			t.Fatalf("%d series after a pod got other labels", n)
 		}
@@ -239,6 +264,49 @@ func TestExpiry(t *testing.T) {
 		if n := shown(); n != 1 {
 			t.Fatalf("%d series long after a pod got other labels", n)
 		}
+	})
+}
+
+// TestIdleFlowsExpire: what nothing uses is forgotten though its pods live, but not what has a connection.
+func TestIdleFlowsExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewPedanticRegistry()
+		m := telemetry.NewMetrics(reg)
+		sweep := func(d time.Duration) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(10 * time.Minute) {
+				m.Sweep(time.Hour)
+			}
+		}
+		shown := func(want int) {
+			t.Helper()
+			for _, name := range []string{"istio_tcp_connections_opened_total", "ambit_tcp_connect_duration_seconds"} {
+				if n, err := testutil.GatherAndCount(reg, name); n != want || err != nil {
+					t.Errorf("%d series of %s, want %d; %v", n, name, want, err)
+				}
+			}
+		}
+		// Without each other's labels: histograms tell by destination.
+		busy, quiet, held := server(1), server(2), server(3)
+		for _, w := range []*directory.Workload{busy, quiet, held} {
+			w.WorkloadName = w.Name
+		}
+		open := func(w *directory.Workload) *telemetry.Series {
+			s := m.Series(flow(telemetry.ReporterSource, client(1), w))
+			s.Opened(time.Millisecond)
+			return s
+		}
+		long := open(held)
+		open(quiet).Closed(telemetry.FlagNone)
+		for range 12 {
+			open(busy).Closed(telemetry.FlagNone)
+			sweep(30 * time.Minute)
+		}
+		shown(2) // and not that of quiet, though nobody has scraped meanwhile
+		long.Closed(telemetry.FlagNone)
+		sweep(2 * time.Hour)
+		shown(0)
+		open(quiet)
+		shown(1)
 	})
 }
 
@@ -251,9 +319,12 @@ func TestConcurrentUse(t *testing.T) {
 		users.Go(func() {
 			for i := range rounds {
 				s := m.Series(flow(telemetry.ReporterSource, client(i%7), server(g)))
-				s.Opened()
+				s.Opened(0)
 				s.AddBytes(1, 2)
 				s.Closed(telemetry.FlagNone)
+				if i%20 == 0 {
+					m.Sweep(0)
+				}
 				if i%50 == 0 {
 					m.Forget(client(i % 7).UID)
 					if _, err := reg.Gather(); err != nil {
@@ -272,7 +343,7 @@ func TestConcurrentUse(t *testing.T) {
 
 func TestRegistryAndFormats(t *testing.T) {
 	reg := telemetry.NewRegistry("ztunnel", "v1.2.3")
-	telemetry.NewMetrics(reg).Series(telemetry.Flow{}).Opened()
+	telemetry.NewMetrics(reg).Series(telemetry.Flow{}).Opened(0)
 	text, header := scrape(t, reg, "text/plain")
 	for _, want := range []string{`istio_build{component="ztunnel",tag="v1.2.3"} 1`, "process_open_fds ", "go_goroutines "} {
 		if !strings.Contains(text, want) {
@@ -289,14 +360,42 @@ func TestRegistryAndFormats(t *testing.T) {
 	}
 }
 
-func BenchmarkSeries(b *testing.B) {
+// BenchmarkConnection is what a connection's metrics cost: one look-up, and then a handle that is held.
+func BenchmarkConnection(b *testing.B) {
 	m := telemetry.NewMetrics(prometheus.NewRegistry())
 	f := flow(telemetry.ReporterSource, client(1), server(1))
 	b.ReportAllocs()
 	for b.Loop() {
 		s := m.Series(f)
-		s.Opened()
+		s.Opened(time.Millisecond)
+		s.FirstByte(time.Millisecond)
+		s.AddBytes(1000, 2000)
 		s.Closed(telemetry.FlagNone)
+	}
+}
+
+// BenchmarkBytes is what a report of bytes costs.
+func BenchmarkBytes(b *testing.B) {
+	s := telemetry.NewMetrics(prometheus.NewRegistry()).Series(flow(telemetry.ReporterSource, client(1), server(1)))
+	b.ReportAllocs()
+	for b.Loop() {
+		s.AddBytes(1000, 2000)
+	}
+}
+
+// BenchmarkScrape is what a scrape of 1,000 pairs of workloads costs.
+func BenchmarkScrape(b *testing.B) {
+	reg := prometheus.NewRegistry()
+	m := telemetry.NewMetrics(reg)
+	for i := range 1000 {
+		w := server(i)
+		w.WorkloadName = w.Name
+		m.Series(flow(telemetry.ReporterSource, client(1), w)).Opened(time.Millisecond)
+	}
+	handler := telemetry.Handler(reg)
+	b.ReportAllocs()
+	for b.Loop() {
+		handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil))
 	}
 }
 

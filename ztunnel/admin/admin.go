@@ -6,12 +6,10 @@ package admin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"html"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -20,7 +18,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/config"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
 // Timeouts of HTTP requests.
@@ -31,13 +29,12 @@ const (
 
 // Admin is what the loopback endpoint shows. All fields are required; the functions may be called concurrently.
 type Admin struct {
-	// Dump returns what /config_dump shows, to be encoded as JSON.
-	Dump func() any
-	// Connections returns what /connections shows.
-	Connections func() any
-	// Level is the log's level, which /logging changes; Initial is what `reset` goes back to.
-	Level   *slog.LevelVar
-	Initial slog.Level
+	// Dump writes what /config_dump shows, Connections what /connections shows: JSON. Their errors are the reader's.
+	Dump, Connections func(io.Writer) error
+	// Levels are the log's, which /logging changes.
+	Levels *telemetry.Levels
+	// Ready tells what readiness waits for, for the page at /.
+	Ready *Readiness
 	// Quit begins the end of the process, as SIGTERM does. It must not block.
 	Quit    func()
 	Version string
@@ -47,8 +44,8 @@ type Admin struct {
 func (a *Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", a.index)
-	mux.HandleFunc("GET /config_dump", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.Dump()) })
-	mux.HandleFunc("GET /connections", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.Connections()) })
+	mux.HandleFunc("GET /config_dump", streamed(a.Dump))
+	mux.HandleFunc("GET /connections", streamed(a.Connections))
 	mux.HandleFunc("/logging", a.logging)
 	mux.HandleFunc("POST /quitquitquit", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "shutdown now")
@@ -64,67 +61,68 @@ func (a *Admin) Handler() http.Handler {
 
 func (a *Admin) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	fmt.Fprintf(w, "<!doctype html><title>ztunnel</title><h1>ztunnel %s</h1><ul>\n", html.EscapeString(a.Version))
+	fmt.Fprintf(w, "<!doctype html><title>ztunnel</title><h1>ztunnel %s</h1>\n", html.EscapeString(a.Version))
+	if missing := a.Ready.Missing(); len(missing) > 0 {
+		fmt.Fprintf(w, "<p>Not ready, pending: %s\n", html.EscapeString(strings.Join(missing, ", ")))
+	} else {
+		fmt.Fprintln(w, "<p>Ready.")
+	}
+	fmt.Fprintf(w, "<p>Log: %s\n<ul>\n", a.Levels)
 	for _, p := range []struct{ path, about string }{
 		{"config_dump", "what the proxy knows, as JSON"},
-		{"connections", "open connections, as JSON"},
-		{"logging", "log level; POST ?level=debug changes it, ?level=reset goes back"},
-		{"debug/pprof/", "profiles of the process"},
+		{"connections", "open connections by pod, as JSON"},
+		{"logging", "log levels; POST ?level=debug or ?level=access=warn,info changes them, ?reset goes back"},
+		{"debug/pprof/", "profiles of the process: profile?seconds=10, heap, goroutine, ..."},
 	} {
 		fmt.Fprintf(w, "<li><a href=\"%s\">/%s</a>: %s\n", p.path, p.path, p.about)
 	}
 	fmt.Fprintln(w, "<li>POST /quitquitquit: end, as after SIGTERM\n</ul>")
 }
 
-// logging shows the level, and changes it on POST. A list such as istioctl sends ("ztunnel=debug") is taken by its last
-// entry, since there is one level.
+// logging shows the levels, and changes them on POST.
 func (a *Admin) logging(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	if r.Method == http.MethodPost {
-		if query.Has("reset") {
-			a.Level.Set(a.Initial)
+	switch query := r.URL.Query(); {
+	case r.Method == http.MethodPost:
+		filter, reset := query.Get("level"), query.Has("reset")
+		if filter == "reset" {
+			filter, reset = "", true
 		}
-		for item := range strings.SplitSeq(query.Get("level"), ",") {
-			text := item[strings.LastIndexByte(item, '=')+1:]
-			if text == "" {
-				continue
-			}
-			level := a.Initial
-			if text != "reset" {
-				var err error
-				if level, err = config.ParseLevel(text); err != nil {
-					http.Error(w, err.Error(), http.StatusBadRequest)
-					return
-				}
-			}
-			a.Level.Set(level)
+		directives, err := telemetry.ParseFilter(filter)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
 		}
-	} else if r.Method != http.MethodGet {
-		http.Error(w, "GET shows the level, POST ?level= changes it", http.StatusMethodNotAllowed)
+		if unknown := a.Levels.Unknown(directives); len(unknown) > 0 {
+			http.Error(w, fmt.Sprintf("there is no target %s; targets are %s", strings.Join(unknown, ", "),
+				strings.Join(a.Levels.Targets(), ", ")), http.StatusBadRequest)
+			return
+		}
+		a.Levels.Set(reset, directives...)
+	case r.Method != http.MethodGet:
+		http.Error(w, "GET shows the levels, POST ?level=<level> or ?level=<target>=<level>,... changes them, ?reset goes back",
+			http.StatusMethodNotAllowed)
 		return
 	}
-	level := strings.ToLower(a.Level.Level().String())
-	if a.Level.Level() >= config.LevelOff {
-		level = "off"
-	}
-	fmt.Fprintf(w, "current log level is %s\n", level)
+	fmt.Fprintf(w, "current log level is %s\n", a.Levels)
 }
 
-func writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(v); err != nil {
-		// The status has gone out; the client sees that the JSON does not end.
-		io.WriteString(w, "\n"+err.Error()+"\n")
+// streamed serves JSON that is written while it is made.
+func streamed(write func(io.Writer) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := write(w); err != nil {
+			// The status has gone out. A reader that is still there must not take a part for the whole.
+			panic(http.ErrAbortHandler)
+		}
 	}
 }
 
 // Readiness tells whether the proxy is ready, and if not, what is missing. Its methods may be called concurrently; the zero
 // value is ready.
 type Readiness struct {
-	mu      sync.Mutex // guards pending
+	mu      sync.Mutex // guards what follows
 	pending map[string]func() bool
+	details map[string]func() string
 }
 
 // Await makes readiness wait until done returns true. Once it has, it is not asked again.
@@ -137,6 +135,16 @@ func (r *Readiness) Await(name string, done func() bool) {
 	r.pending[name] = done
 }
 
+// Explain adds a detail to a part while it is waited for, such as the names of pods; "" adds none.
+func (r *Readiness) Explain(name string, detail func() string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.details == nil {
+		r.details = map[string]func() string{}
+	}
+	r.details[name] = detail
+}
+
 // Missing lists what is waited for, sorted; nothing means ready.
 func (r *Readiness) Missing() []string {
 	r.mu.Lock()
@@ -145,9 +153,14 @@ func (r *Readiness) Missing() []string {
 	for name, done := range r.pending {
 		if done() {
 			delete(r.pending, name)
-		} else {
-			missing = append(missing, name)
+			continue
 		}
+		if detail := r.details[name]; detail != nil {
+			if text := detail(); text != "" {
+				name += " (" + text + ")"
+			}
+		}
+		missing = append(missing, name)
 	}
 	slices.Sort(missing)
 	return missing

@@ -2,14 +2,16 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
 func TestReadiness(t *testing.T) {
@@ -32,6 +34,15 @@ func TestReadiness(t *testing.T) {
 	if code, body := get(); code != 500 || strings.Contains(body, "control plane") {
 		t.Errorf("with the control plane: %d %s", code, body)
 	}
+	why := "shop/web: no namespace"
+	r.Explain("pods", func() string { return why })
+	if _, body := get(); !strings.Contains(body, "pending: pods (shop/web: no namespace)") {
+		t.Errorf("with a detail: %s", body)
+	}
+	why = ""
+	if _, body := get(); !strings.Contains(body, "pending: pods\n") {
+		t.Errorf("without one: %q", body)
+	}
 	pods = true
 	if code, _ := get(); code != 200 {
 		t.Errorf("with all: %d", code)
@@ -49,10 +60,13 @@ func TestReadiness(t *testing.T) {
 func TestAdmin(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	quits := 0
+	var ready Readiness
+	ready.Await("<pods>", func() bool { return false })
 	a := &Admin{
-		Dump:        func() any { return map[string]string{"key": "value"} },
-		Connections: func() any { return []int{1} },
-		Level:       new(slog.LevelVar),
+		Dump:        func(w io.Writer) error { _, err := io.WriteString(w, `{"key": "value"}`); return err },
+		Connections: func(w io.Writer) error { io.WriteString(w, "{"); return errors.New("no more") },
+		Levels:      telemetry.NewLevels(nil, "access", "xds"),
+		Ready:       &ready,
 		Quit:        func() { quits++ },
 		Version:     "<v1>",
 	}
@@ -70,14 +84,19 @@ func TestAdmin(t *testing.T) {
 		body         string
 	}{
 		{"GET", "/", 200, "&lt;v1&gt;"},
+		{"GET", "/", 200, "pending: &lt;pods&gt;"},
 		{"GET", "/config_dump", 200, `"key": "value"`},
-		{"GET", "/connections", 200, "1"},
 		{"GET", "/logging", 200, "info"},
 		{"POST", "/logging?level=error", 200, "error"},
 		{"POST", "/logging?level=nonsense", 400, "nonsense"},
 		{"DELETE", "/logging", 405, ""},
-		{"POST", "/logging?level=a=debug,b=warn", 200, "warn"},
+		{"POST", "/logging?level=xds=debug,warn", 200, "is xds=debug,warn"},
+		{"POST", "/logging?level=access:off", 200, "is access=off,xds=debug,warn"},
+		{"POST", "/logging?level=a=debug,info", 400, "no target a; targets are access, xds"},
+		{"POST", "/logging", 200, "is access=off,xds=debug,warn"},
 		{"POST", "/logging?level=off", 200, "off"},
+		{"POST", "/logging?level=reset", 200, "is info"},
+		{"POST", "/logging?level=warn", 200, "is warn"},
 		{"POST", "/logging?reset", 200, "info"},
 		{"GET", "/quitquitquit", 405, ""},
 		{"POST", "/quitquitquit", 200, "shutdown"},
@@ -97,6 +116,15 @@ func TestAdmin(t *testing.T) {
 		if err != nil || resp.StatusCode != tc.code || !strings.Contains(string(body), tc.body) {
 			t.Errorf("%s %s: %d %s, %v; want %d with %q", tc.method, tc.path, resp.StatusCode, body, err, tc.code, tc.body)
 		}
+	}
+	// What broke off does not look like the whole.
+	resp, err := client.Get("http://" + s.lns[0].Addr().String() + "/connections")
+	if err == nil {
+		_, err = io.ReadAll(resp.Body)
+		resp.Body.Close()
+	}
+	if err == nil {
+		t.Error("/connections ended early, and nobody was told")
 	}
 	if quits != 1 {
 		t.Errorf("asked to end %d times, want once", quits)

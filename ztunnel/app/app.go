@@ -73,7 +73,8 @@ func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 // parts are the rooms of a running proxy.
 type parts struct {
 	cfg       *config.Config
-	level     slog.LevelVar
+	levels    *telemetry.Levels
+	base      *slog.Logger // without a target
 	log       *telemetry.Writer
 	logger    *slog.Logger
 	home      *netns.Home
@@ -106,17 +107,21 @@ func serve(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 func (p *parts) make(stderr io.Writer) error {
 	cfg := p.cfg
 	registry := telemetry.NewRegistry("ztunnel", build.Version())
-	p.level.Set(cfg.LogLevel)
 	p.log = telemetry.NewWriter(stderr, 0, registry)
 	format := telemetry.FormatPlain
 	if cfg.LogJSON {
 		format = telemetry.FormatJSON
 	}
-	p.logger = telemetry.NewLogger(p.log, format, &p.level)
+	p.levels = telemetry.NewLevels(cfg.LogFilter, targets[:]...)
+	p.base = telemetry.NewLogger(p.log, format, slog.LevelDebug)
+	p.logger = p.target("app")
 	p.logger.Info("ztunnel starts", "version", build.Version(), "node", cfg.Node.Name, "xds", cfg.XDS.Address,
 		"ca", cfg.CA.Address, "zds", cfg.ZDSSocket)
 	for _, note := range cfg.Notes {
 		p.logger.Warn(note)
+	}
+	for _, name := range p.levels.Unknown(cfg.LogFilter) {
+		p.logger.Warn("RUST_LOG names a target that there is not", "target", name, "targets", p.levels.Targets())
 	}
 	if cfg.Processors > 0 {
 		runtime.GOMAXPROCS(cfg.Processors)
@@ -128,7 +133,7 @@ func (p *parts) make(stderr io.Writer) error {
 	}
 	p.closers = append(p.closers, p.home)
 	p.directory = directory.New(directory.Config{
-		Network: cfg.Network, Node: cfg.Node.Name, ClusterID: cfg.ClusterID, Logger: p.logger,
+		Network: cfg.Network, Node: cfg.Node.Name, ClusterID: cfg.ClusterID, Logger: p.target("state"),
 	})
 	ca, err := identity.NewChannel(cfg.CA)
 	if err != nil {
@@ -137,8 +142,9 @@ func (p *parts) make(stderr io.Writer) error {
 	p.closers = append(p.closers, ca)
 	p.certs = identity.NewManager(identity.ManagerConfig{
 		Issuer: &identity.GRPCIssuer{Conn: ca, TTL: cfg.SecretTTL, Impersonate: true},
-		Logger: p.logger,
+		Logger: p.target("identity"),
 	})
+	registry.MustRegister(telemetry.NewCertificates(p.certs.Snapshot))
 	node, err := xdsNode(cfg.Node)
 	if err != nil {
 		return err
@@ -152,7 +158,7 @@ func (p *parts) make(stderr io.Writer) error {
 			{TypeURL: xds.TypeAddress, Apply: p.directory.HandleAddresses},
 			p.settings.Handler(),
 		},
-		Logger:     p.logger,
+		Logger:     p.target("xds"),
 		Registerer: registry,
 	})
 	if err != nil {
@@ -170,17 +176,18 @@ func (p *parts) make(stderr io.Writer) error {
 			KeepAlive: cfg.KeepAlive, UserTimeout: cfg.UserTimeout,
 			PoolStreams: cfg.PoolStreams, PoolIdle: cfg.PoolIdle, H2: cfg.H2, DrainLimit: cfg.DrainLimit,
 			ResponseBaggage: cfg.ResponseBaggage, PolicyInfo: cfg.PolicyInfo,
-			MaxFiles: maxFiles(),
+			MaxFiles: maxFiles(), MetricsIdle: cfg.MetricsIdle,
 		},
 		Parker:       parker,
 		Directory:    p.directory,
 		Certificates: p.certs,
 		Metrics:      telemetry.NewMetrics(registry),
-		AccessLog:    telemetry.NewAccessLog(p.logger),
-		Logger:       p.logger,
+		AccessLog:    telemetry.NewAccessLog(p.target(telemetry.TargetAccess), cfg.AccessLogSampling),
+		Logger:       p.target("proxy"),
 	})
+	registry.MustRegister(p.node.Collector())
 	p.pods = inpod.NewManager(inpod.Config{
-		Socket: cfg.ZDSSocket, Home: p.home, Start: p.node.Start, Logger: p.logger, Registerer: registry,
+		Socket: cfg.ZDSSocket, Home: p.home, Start: p.node.Start, Logger: p.target("inpod"), Registerer: registry,
 	})
 	p.ready.Await("control plane", func() bool {
 		select {
@@ -190,14 +197,22 @@ func (p *parts) make(stderr io.Writer) error {
 			return false
 		}
 	})
+	p.ready.Explain("control plane", p.missingDiscovery)
 	p.ready.Await("pods", p.pods.Ready)
+	p.ready.Explain("pods", p.pendingPods)
 	return p.listen(telemetry.Handler(registry))
 }
+
+// targets are those of log lines, named as Istio's ztunnel names its modules.
+var targets = [...]string{telemetry.TargetAccess, "app", "dns", "identity", "inpod", "policy", "proxy", "state", "xds"}
+
+// target returns the logger of one of targets.
+func (p *parts) target(name string) *slog.Logger { return p.levels.Logger(p.base, name) }
 
 // listen opens the proxy's own ports.
 func (p *parts) listen(metrics http.Handler) error {
 	a := admin.Admin{
-		Dump: p.dump, Connections: p.connections, Level: &p.level, Initial: p.cfg.LogLevel,
+		Dump: p.dump, Connections: p.connections, Levels: p.levels, Ready: &p.ready,
 		Quit:    func() { p.quit(errors.New("asked to by /quitquitquit")) },
 		Version: build.Version(),
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"iter"
 	"net/http"
 	"strings"
 	"time"
@@ -13,8 +15,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/ambit-mesh/ambit/api/build"
-	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/ztunnel/admin"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
@@ -44,18 +46,6 @@ func metricsMux(metrics http.Handler) http.Handler {
 	mux.Handle("GET /metrics", metrics)
 	mux.Handle("GET /stats/prometheus", metrics)
 	return mux
-}
-
-// configDump is /config_dump, with the keys that istioctl reads.
-type configDump struct {
-	directory.Dump
-	StagedServices map[string]any           `json:"stagedServices"`
-	StaticConfig   map[string]any           `json:"staticConfig"`
-	Version        map[string]string        `json:"version"`
-	Config         map[string]any           `json:"config"`
-	Certificates   []certificateDump        `json:"certificates"`
-	WorkloadState  map[string]workloadState `json:"workloadState"`
-	XDS            xdsDump                  `json:"xds"`
 }
 
 type xdsDump struct {
@@ -110,53 +100,67 @@ type connectionDump struct {
 	Opened              string `json:"opened"`
 }
 
-// dump gathers /config_dump.
-func (p *parts) dump() any {
+// dump writes /config_dump, with the keys that istioctl reads.
+func (p *parts) dump(w io.Writer) error {
 	c := p.cfg
+	d := admin.NewStream(w)
+	admin.List(d, "workloads", p.directory.DumpWorkloads())
+	admin.List(d, "services", p.directory.DumpServices())
+	admin.List(d, "policies", p.directory.DumpPolicies())
+	d.Member("stagedServices", struct{}{})
+	d.Member("staticConfig", struct{}{})
+	d.Member("version", map[string]string{"version": build.Version()})
+	d.Member("config", map[string]any{
+		"nodeName": c.Node.Name, "network": c.Network, "clusterId": c.ClusterID, "clusterDomain": c.ClusterDomain,
+		"trustDomain": c.TrustDomain, "xdsAddress": c.XDS.Address, "caAddress": c.CA.Address,
+		"xdsRootCert": c.XDS.RootCA, "caRootCert": c.CA.RootCA, "secretTtl": c.SecretTTL.String(),
+		"inpodUds": c.ZDSSocket, "inpodPortReuse": c.PortReuse, "packetMark": c.PacketMark,
+		"ipv6Enabled": c.IPv6, "originalSource": c.OriginalSource,
+		"poolMaxStreamsPerConnection": c.PoolStreams, "poolUnusedReleaseTimeout": c.PoolIdle.String(),
+		"windowSize": c.H2.StreamWindow, "connectionWindowSize": c.H2.ConnWindow, "frameSize": c.H2.MaxFrameSize,
+		"selfTerminationDeadline": c.Grace.String(), "drainLimit": c.DrainLimit.String(),
+		"accessLogSampling": c.AccessLogSampling, "metricsIdle": c.MetricsIdle.String(),
+	})
+	admin.List(d, "certificates", certificates(p.certs.Snapshot()))
+	admin.Map(d, "workloadState", p.workloadStates())
+	d.Member("xds", p.xdsState())
+	return d.Close()
+}
+
+func (p *parts) xdsState() xdsDump {
 	status := p.discovery.Status()
-	d := configDump{
-		Dump:           p.directory.Dump(),
-		StagedServices: map[string]any{},
-		StaticConfig:   map[string]any{},
-		Version:        map[string]string{"version": build.Version()},
-		Config: map[string]any{
-			"nodeName": c.Node.Name, "network": c.Network, "clusterId": c.ClusterID, "clusterDomain": c.ClusterDomain,
-			"trustDomain": c.TrustDomain, "xdsAddress": c.XDS.Address, "caAddress": c.CA.Address,
-			"xdsRootCert": c.XDS.RootCA, "caRootCert": c.CA.RootCA, "secretTtl": c.SecretTTL.String(),
-			"inpodUds": c.ZDSSocket, "inpodPortReuse": c.PortReuse, "packetMark": c.PacketMark,
-			"ipv6Enabled": c.IPv6, "originalSource": c.OriginalSource,
-			"poolMaxStreamsPerConnection": c.PoolStreams, "poolUnusedReleaseTimeout": c.PoolIdle.String(),
-			"windowSize": c.H2.StreamWindow, "connectionWindowSize": c.H2.ConnWindow, "frameSize": c.H2.MaxFrameSize,
-			"selfTerminationDeadline": c.Grace.String(), "drainLimit": c.DrainLimit.String(),
-		},
-		Certificates:  certificates(p.certs.Snapshot()),
-		WorkloadState: p.workloadStates(),
-		XDS:           xdsDump{Connected: status.Connected, Rejected: status.Rejected},
-	}
+	d := xdsDump{Connected: status.Connected, Rejected: status.Rejected}
 	if status.LastError != nil {
-		d.XDS.LastError = status.LastError.Error()
+		d.LastError = status.LastError.Error()
 	}
 	return d
 }
 
-func (p *parts) workloadStates() map[string]workloadState {
-	states := map[string]workloadState{}
-	for _, s := range p.pods.Status() {
-		state := workloadState{
-			State: string(s.State), Error: s.Err, NetNS: s.NetNS.String(),
-			Info:        workloadInfo{Name: s.Pod.Name, Namespace: s.Pod.Namespace, ServiceAccount: s.Pod.ServiceAccount},
-			Connections: connectionLists{Inbound: []connectionDump{}, Outbound: []connectionDump{}},
-		}
-		for _, c := range connectionsOf(s) {
-			list := &state.Connections.Outbound
-			if c.Inbound {
-				list = &state.Connections.Inbound
+// workloadStates shows the pods, by uid.
+func (p *parts) workloadStates() iter.Seq2[string, workloadState] {
+	return func(yield func(string, workloadState) bool) {
+		for _, s := range p.pods.Status() {
+			if !yield(s.Pod.UID, stateOf(s)) {
+				return
 			}
-			*list = append(*list, dumpConnection(c))
 		}
-		states[s.Pod.UID] = state
 	}
-	return states
+}
+
+func stateOf(s inpod.Status) workloadState {
+	state := workloadState{
+		State: string(s.State), Error: s.Err, NetNS: s.NetNS.String(),
+		Info:        workloadInfo{Name: s.Pod.Name, Namespace: s.Pod.Namespace, ServiceAccount: s.Pod.ServiceAccount},
+		Connections: connectionLists{Inbound: []connectionDump{}, Outbound: []connectionDump{}},
+	}
+	for _, c := range connectionsOf(s) {
+		list := &state.Connections.Outbound
+		if c.Inbound {
+			list = &state.Connections.Inbound
+		}
+		*list = append(*list, dumpConnection(c))
+	}
+	return state
 }
 
 func connectionsOf(s inpod.Status) []proxy.Connection {
@@ -180,39 +184,63 @@ func dumpConnection(c proxy.Connection) connectionDump {
 	}
 }
 
-// podConnections is one pod in /connections.
-type podConnections struct {
-	UID   string       `json:"uid"`
-	Pod   workloadInfo `json:"pod"`
-	State string       `json:"state"`
-	connectionLists
+// connections writes /connections: the pods' states, by uid.
+func (p *parts) connections(w io.Writer) error {
+	d := admin.NewStream(w)
+	admin.Map(d, "workloadState", p.workloadStates())
+	return d.Close()
 }
 
-// connections gathers /connections.
-func (p *parts) connections() any {
-	all := []podConnections{}
-	states := p.workloadStates()
+func certificates(all []identity.Status) iter.Seq[certificateDump] {
+	return func(yield func(certificateDump) bool) {
+		for _, s := range all {
+			d := certificateDump{Identity: s.Identity.String(), State: string(s.State), CertChain: []certDump{}, RootCerts: []certDump{}}
+			if s.Err != nil {
+				d.State += ": " + s.Err.Error()
+			}
+			if s.SVID != nil {
+				d.CertChain = certDumps(s.SVID.ChainPEM)
+				d.RootCerts = certDumps(s.SVID.RootsPEM)
+			}
+			if !yield(d) {
+				return
+			}
+		}
+	}
+}
+
+// missingDiscovery tells why the control plane's state is not known yet, for readiness.
+func (p *parts) missingDiscovery() string {
+	state := p.xdsState()
+	switch {
+	case state.LastError != "":
+		return state.LastError
+	case state.Connected:
+		return "connected, waiting for its first answers"
+	}
+	return ""
+}
+
+// pendingPods names pods that are not served yet, for readiness.
+func (p *parts) pendingPods() string {
+	if !p.pods.Connected() {
+		return "not connected to the CNI agent at " + p.cfg.ZDSSocket
+	}
+	const most = 5
+	var names []string
+	pending := 0
 	for _, s := range p.pods.Status() {
-		state := states[s.Pod.UID]
-		all = append(all, podConnections{UID: s.Pod.UID, Pod: state.Info, State: state.State, connectionLists: state.Connections})
-	}
-	return all
-}
-
-func certificates(all []identity.Status) []certificateDump {
-	dumps := []certificateDump{}
-	for _, s := range all {
-		d := certificateDump{Identity: s.Identity.String(), State: string(s.State), CertChain: []certDump{}, RootCerts: []certDump{}}
-		if s.Err != nil {
-			d.State += ": " + s.Err.Error()
+		if s.State != inpod.StatePending {
+			continue
 		}
-		if s.SVID != nil {
-			d.CertChain = certDumps(s.SVID.ChainPEM)
-			d.RootCerts = certDumps(s.SVID.RootsPEM)
+		if pending++; pending <= most {
+			names = append(names, s.Pod.String()+": "+s.Err)
 		}
-		dumps = append(dumps, d)
 	}
-	return dumps
+	if pending > most {
+		names = append(names, fmt.Sprintf("and %d more", pending-most))
+	}
+	return strings.Join(names, "; ")
 }
 
 // certDumps describes each certificate of a PEM text.

@@ -8,7 +8,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"math"
 	"net"
 	"os"
@@ -20,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
 // Config is what the environment says. It must not be changed after Parse.
@@ -65,9 +65,13 @@ type Config struct {
 	// DrainLimit is how long connections of a pod may go on that was deleted while its namespace lives.
 	DrainLimit time.Duration
 
-	// LogLevel and LogJSON are how the log starts.
-	LogLevel slog.Level
-	LogJSON  bool
+	// LogFilter and LogJSON are how the log starts.
+	LogFilter []telemetry.Directive
+	LogJSON   bool
+	// AccessLogSampling is the share of successful connections in the access log, from 0 to 1.
+	AccessLogSampling float64
+	// MetricsIdle is how long series are kept that nothing has used.
+	MetricsIdle time.Duration
 	// PolicyInfo logs decisions of dry-run policies at info instead of debug.
 	PolicyInfo bool
 	// ResponseBaggage has responses to tunnel requests describe the destination.
@@ -128,28 +132,30 @@ func Parse(environ []string) (*Config, error) {
 			InstanceIP:     e.text("INSTANCE_IP", ""),
 			Metadata:       e.metadata(),
 		},
-		Network:         e.text("NETWORK", ""),
-		ClusterID:       e.text("CLUSTER_ID", e.text("ISTIO_META_CLUSTER_ID", api.DefaultClusterID)),
-		ClusterDomain:   e.text("CLUSTER_DOMAIN", api.DefaultClusterDomain),
-		TrustDomain:     e.text("TRUST_DOMAIN", api.DefaultTrustDomain),
-		SecretTTL:       e.duration("SECRET_TTL", DefaultSecretTTL, time.Minute),
-		ZDSSocket:       e.text("INPOD_UDS", api.ZDSSocket),
-		PortReuse:       e.flag("INPOD_PORT_REUSE", true),
-		PacketMark:      e.integer("PACKET_MARK", api.MarkProxy, 1, math.MaxInt32),
-		IPv6:            e.flag("IPV6_ENABLED", true),
-		OriginalSource:  e.flag("ENABLE_ORIG_SRC", true),
-		Processors:      e.processors(runtime.NumCPU()),
-		PoolStreams:     e.integer("POOL_MAX_STREAMS_PER_CONNECTION", 100, 1, 1<<16),
-		PoolIdle:        e.duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute, time.Second),
-		KeepAlive:       e.keepAlive(),
-		Grace:           e.grace(),
-		DrainLimit:      e.duration("AMBIT_DRAIN_LIMIT", DefaultDrainLimit, 0),
-		LogJSON:         e.choice("LOG_FORMAT", "plain", "plain", "json") == "json",
-		PolicyInfo:      e.flag("AUTHZ_POLICY_INFO_LOGGING", false),
-		ResponseBaggage: e.flag("ENABLE_RESPONSE_BAGGAGE", true),
-		AdminPort:       e.port("proxyAdminPort", e.file.ProxyAdminPort, api.PortAdmin),
-		StatsPort:       e.port("statsPort", e.file.StatsPort, api.PortStats),
-		ReadinessPort:   api.PortReadiness,
+		Network:           e.text("NETWORK", ""),
+		ClusterID:         e.text("CLUSTER_ID", e.text("ISTIO_META_CLUSTER_ID", api.DefaultClusterID)),
+		ClusterDomain:     e.text("CLUSTER_DOMAIN", api.DefaultClusterDomain),
+		TrustDomain:       e.text("TRUST_DOMAIN", api.DefaultTrustDomain),
+		SecretTTL:         e.duration("SECRET_TTL", DefaultSecretTTL, time.Minute),
+		ZDSSocket:         e.text("INPOD_UDS", api.ZDSSocket),
+		PortReuse:         e.flag("INPOD_PORT_REUSE", true),
+		PacketMark:        e.integer("PACKET_MARK", api.MarkProxy, 1, math.MaxInt32),
+		IPv6:              e.flag("IPV6_ENABLED", true),
+		OriginalSource:    e.flag("ENABLE_ORIG_SRC", true),
+		Processors:        e.processors(runtime.NumCPU()),
+		PoolStreams:       e.integer("POOL_MAX_STREAMS_PER_CONNECTION", 100, 1, 1<<16),
+		PoolIdle:          e.duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute, time.Second),
+		KeepAlive:         e.keepAlive(),
+		Grace:             e.grace(),
+		DrainLimit:        e.duration("AMBIT_DRAIN_LIMIT", DefaultDrainLimit, 0),
+		LogJSON:           e.choice("LOG_FORMAT", "plain", "plain", "json") == "json",
+		AccessLogSampling: e.share("AMBIT_ACCESS_LOG_SAMPLING", 1),
+		MetricsIdle:       e.duration("AMBIT_METRICS_IDLE", telemetry.DefaultIdle, time.Minute),
+		PolicyInfo:        e.flag("AUTHZ_POLICY_INFO_LOGGING", false),
+		ResponseBaggage:   e.flag("ENABLE_RESPONSE_BAGGAGE", true),
+		AdminPort:         e.port("proxyAdminPort", e.file.ProxyAdminPort, api.PortAdmin),
+		StatsPort:         e.port("statsPort", e.file.StatsPort, api.PortStats),
+		ReadinessPort:     api.PortReadiness,
 		H2: h2.Config{
 			StreamWindow: int32(e.integer("HTTP2_STREAM_WINDOW_SIZE", h2.DefaultStreamWindow, 65535, math.MaxInt32)),
 			ConnWindow:   int32(e.integer("HTTP2_CONNECTION_WINDOW_SIZE", h2.DefaultConnWindow, 65535, math.MaxInt32)),
@@ -160,7 +166,7 @@ func Parse(environ []string) (*Config, error) {
 		k := c.KeepAlive
 		c.UserTimeout = k.Idle + time.Duration(k.Count)*k.Interval
 	}
-	c.LogLevel = e.logLevel(slog.LevelInfo)
+	c.LogFilter = e.logFilter()
 	e.controlPlane(c)
 	if c.PacketMark&api.MarkProxyMask != api.MarkProxy {
 		e.note("PACKET_MARK=%#x differs from the mark that ambit's rules look for (%#x/%#x): the pods' rules must be "+
@@ -323,50 +329,14 @@ func parseCPU(s string) (float64, error) {
 	return n, err
 }
 
-// logLevel reads RUST_LOG: a level, or a list of "scope=level" of which the entry without scope, or for ztunnel, counts.
-func (e *env) logLevel(fallback slog.Level) slog.Level {
+// logFilter reads RUST_LOG. Targets that there are not are the program's to note: it knows them.
+func (e *env) logFilter() []telemetry.Directive {
 	const name = "RUST_LOG"
-	level, noted := fallback, false
-	for item := range strings.SplitSeq(e.text(name, ""), ",") {
-		scope, text, scoped := strings.Cut(strings.TrimSpace(item), "=")
-		if !scoped {
-			scope, text = "", scope
-		}
-		if text == "" {
-			continue
-		}
-		l, err := ParseLevel(text)
-		switch {
-		case err != nil:
-			e.fail(name, "%v", err)
-		case scope == "" || scope == "ztunnel" || scope == "info":
-			level = l
-		case !noted:
-			e.note("%s: levels of single scopes (%s) have no effect", name, item)
-			noted = true
-		}
+	filter, err := telemetry.ParseFilter(e.text(name, ""))
+	if err != nil {
+		e.fail(name, "%v", err)
 	}
-	return level
-}
-
-// LevelOff is above every level that is logged.
-const LevelOff = slog.Level(math.MaxInt8)
-
-// ParseLevel reads a log level: off, error, warn, info, debug or trace (which is debug).
-func ParseLevel(s string) (slog.Level, error) {
-	switch strings.ToLower(s) {
-	case "off":
-		return LevelOff, nil
-	case "error":
-		return slog.LevelError, nil
-	case "warn", "warning":
-		return slog.LevelWarn, nil
-	case "info":
-		return slog.LevelInfo, nil
-	case "debug", "trace":
-		return slog.LevelDebug, nil
-	}
-	return 0, fmt.Errorf("level %q is none of off, error, warn, info, debug, trace", s)
+	return filter
 }
 
 // readMeshFile returns the proxy settings that a mesh-wide file holds; none if there is no file.

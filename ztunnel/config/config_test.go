@@ -14,6 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
 func TestDefaults(t *testing.T) {
@@ -28,28 +29,30 @@ func TestDefaults(t *testing.T) {
 		Headers:   map[string]string{"clusterid": "Kubernetes"},
 	}
 	want := &Config{
-		Node:            Node{Metadata: map[string]any{}},
-		ClusterID:       "Kubernetes",
-		ClusterDomain:   "cluster.local",
-		TrustDomain:     "cluster.local",
-		XDS:             channel,
-		CA:              channel,
-		SecretTTL:       24 * time.Hour,
-		ZDSSocket:       "/var/run/ztunnel/ztunnel.sock",
-		PortReuse:       true,
-		PacketMark:      1337,
-		IPv6:            true,
-		OriginalSource:  true,
-		PoolStreams:     100,
-		PoolIdle:        5 * time.Minute,
-		H2:              h2.Config{StreamWindow: 4194304, ConnWindow: 16777216, MaxFrameSize: 1048576},
-		KeepAlive:       net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9},
-		Grace:           5 * time.Second,
-		DrainLimit:      time.Hour,
-		ResponseBaggage: true,
-		AdminPort:       15000,
-		StatsPort:       15020,
-		ReadinessPort:   15021,
+		Node:              Node{Metadata: map[string]any{}},
+		ClusterID:         "Kubernetes",
+		ClusterDomain:     "cluster.local",
+		TrustDomain:       "cluster.local",
+		XDS:               channel,
+		CA:                channel,
+		SecretTTL:         24 * time.Hour,
+		ZDSSocket:         "/var/run/ztunnel/ztunnel.sock",
+		PortReuse:         true,
+		PacketMark:        1337,
+		IPv6:              true,
+		OriginalSource:    true,
+		PoolStreams:       100,
+		PoolIdle:          5 * time.Minute,
+		H2:                h2.Config{StreamWindow: 4194304, ConnWindow: 16777216, MaxFrameSize: 1048576},
+		KeepAlive:         net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9},
+		Grace:             5 * time.Second,
+		DrainLimit:        time.Hour,
+		ResponseBaggage:   true,
+		AccessLogSampling: 1,
+		MetricsIdle:       time.Hour,
+		AdminPort:         15000,
+		StatsPort:         15020,
+		ReadinessPort:     15021,
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(h2.Config{})); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
@@ -83,9 +86,12 @@ func TestSettings(t *testing.T) {
 		{"drain limit", []string{"AMBIT_DRAIN_LIMIT=90s"}, func(c *Config) any { return c.DrainLimit }, 90 * time.Second},
 		{"workers", []string{"ZTUNNEL_WORKER_THREADS=3"}, func(c *Config) any { return c.Processors }, 3},
 		{"CPU limit", []string{"ZTUNNEL_CPU_LIMIT=500m"}, func(c *Config) any { return c.Processors }, 1},
-		{"level", []string{"RUST_LOG=debug"}, func(c *Config) any { return c.LogLevel }, slog.LevelDebug},
-		{"level among scopes", []string{"RUST_LOG=xds=trace,warn"}, func(c *Config) any { return c.LogLevel }, slog.LevelWarn},
-		{"level of the program", []string{"RUST_LOG=ztunnel=error"}, func(c *Config) any { return c.LogLevel }, slog.LevelError},
+		{"level", []string{"RUST_LOG=debug"}, func(c *Config) any { return c.LogFilter }, []telemetry.Directive{{Level: slog.LevelDebug}}},
+		{"levels of targets", []string{"RUST_LOG=xds=trace,warn"}, func(c *Config) any { return c.LogFilter },
+			[]telemetry.Directive{{Target: "xds", Level: slog.LevelDebug}, {Level: slog.LevelWarn}}},
+		{"sampling", []string{"AMBIT_ACCESS_LOG_SAMPLING=0.25"}, func(c *Config) any { return c.AccessLogSampling }, 0.25},
+		{"all is logged", nil, func(c *Config) any { return c.AccessLogSampling }, 1.0},
+		{"level of the program", []string{"RUST_LOG=ztunnel=error"}, func(c *Config) any { return c.LogFilter }, []telemetry.Directive{{Level: slog.LevelError}}},
 		{"JSON", []string{"LOG_FORMAT=json"}, func(c *Config) any { return c.LogJSON }, true},
 		{"no keepalive", []string{"KEEPALIVE_ENABLED=false"}, func(c *Config) any { return c.KeepAlive.Enable }, false},
 		{"user timeout", []string{"USER_TIMEOUT_ENABLED=true"}, func(c *Config) any { return c.UserTimeout }, 1800 * time.Second},
@@ -140,6 +146,7 @@ func TestRefusals(t *testing.T) {
 		"LOCAL_XDS_PATH=/x", "LOCAL_XDS={}", "XDS_ON_DEMAND=true", "UNSTABLE_ENABLE_SOCKS5=true", "TLS12_ENABLED=true",
 		"CRL_PATH=/x", "COMPLIANCE_POLICY=pqc", "XDS_ADDRESS=", "CA_ADDRESS=", "PREFERED_SERVICE_NAMESPACE=x",
 		"IPV6_ENABLED=maybe", "SECRET_TTL=1", "SECRET_TTL=1s", "PACKET_MARK=0", "PACKET_MARK=x", "RUST_LOG=loud",
+		"AMBIT_ACCESS_LOG_SAMPLING=2", "AMBIT_ACCESS_LOG_SAMPLING=NaN", "AMBIT_METRICS_IDLE=1s",
 		"LOG_FORMAT=xml", "ZTUNNEL_WORKER_THREADS=-1", "ZTUNNEL_WORKER_THREADS=200%", "ZTUNNEL_CPU_LIMIT=lots",
 		"HTTP2_FRAME_SIZE=1", "ISTIO_METAJSON_X={", "PROXY_CONFIG=[", "AMBIT_DRAIN_LIMIT=-1s", "AMBIT_MESH_FILE=/dev/null/x",
 	} {

@@ -135,6 +135,20 @@ func (e *env) duration(name string, fallback, lowest time.Duration) time.Duratio
 	return d
 }
 
+// share reads a number from 0 to 1.
+func (e *env) share(name string, fallback float64) float64 {
+	v := e.vars[name]
+	if v == "" {
+		return fallback
+	}
+	f, err := strconv.ParseFloat(v, 64)
+	if err != nil || !(f >= 0 && f <= 1) {
+		e.fail(name, "%q is not a number from 0 to 1", v)
+		return fallback
+	}
+	return f
+}
+
 // port checks a port of fileConfig.
 func (e *env) port(name string, value, fallback int) uint16 {
 	if value == 0 {

@@ -37,7 +37,6 @@ type table struct {
 type conn struct {
 	table  *table
 	id     uint64
-	start  time.Time
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
@@ -51,17 +50,20 @@ type conn struct {
 	appFirst bool
 
 	// Set by the goroutine that serves the connection, under the table's lock; read by it without, by others under it.
-	record   telemetry.Connection
-	original netip.AddrPort    // where the client wanted to go
-	judged   policy.Connection // what policy decided on; zero for outbound
-	files    int               // descriptors of its own: streams share theirs
-	series   *telemetry.Series // since it is open
+	record   telemetry.Connection // Start is immutable
+	original netip.AddrPort       // where the client wanted to go
+	judged   policy.Connection    // what policy decided on; zero for outbound
+	files    int                  // descriptors of its own: streams share theirs
+	series   *telemetry.Series    // since it is open
+	took     time.Duration        // from the start until then
 	reported struct{ sent, received uint64 }
 }
 
 // open registers a connection, once fill has described it. Its context ends with parent and by cut; close must be called.
 func (t *table) open(parent context.Context, fill func(*conn)) *conn {
-	c := &conn{table: t, start: time.Now(), files: 1}
+	c := &conn{table: t, files: 1}
+	c.record.Start = time.Now()
+	c.counters.First = c
 	c.ctx, c.cancel = context.WithCancelCause(parent)
 	fill(c)
 	t.mu.Lock()
@@ -106,15 +108,23 @@ func (c *conn) cut(cause error) { c.cancel(cause) }
 // established counts the connection as open.
 func (c *conn) established(n *Node) {
 	series := n.Metrics.Series(c.record.Flow)
-	series.Opened()
+	took := time.Since(c.record.Start)
+	series.Opened(took)
 	c.update(func(c *conn) {
-		c.series = series
+		c.series, c.took = series, took
 		if !c.record.MutualTLS {
 			c.files++
 			c.table.files++
 		}
 	})
 	n.AccessLog.Opened(c.ctx, &c.record)
+}
+
+// FirstPayload implements hbone.Watcher: it measures how long the server takes to say something.
+func (c *conn) FirstPayload(sent bool) {
+	if sent == c.appFirst {
+		c.series.FirstByte(time.Since(c.record.Start) - c.took)
+	}
 }
 
 // close counts and logs the end, and forgets the connection. err is why it could not be opened, or was cut.
@@ -133,7 +143,7 @@ func (c *conn) close(n *Node, flag telemetry.Flag, err error) {
 		n.Metrics.Series(c.record.Flow).Failed(flag)
 	}
 	c.record.Sent, c.record.Received = c.bytes()
-	c.record.Duration = time.Since(c.start)
+	c.record.Duration = time.Since(c.record.Start)
 	c.record.Flag, c.record.Err = flag, err
 	n.AccessLog.Closed(c.ctx, &c.record)
 }
@@ -200,6 +210,22 @@ func (t *table) descriptors() int {
 	return t.files
 }
 
+// load is what there is of a pod's connections.
+type load struct{ inbound, outbound, files int }
+
+func (t *table) load() load {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := load{files: t.files}
+	for c := range t.conns {
+		if c.record.Inbound {
+			l.inbound++
+		}
+	}
+	l.outbound = len(t.conns) - l.inbound
+	return l
+}
+
 func (t *table) len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -252,7 +278,7 @@ func (t *table) list() []Connection {
 			ID: c.id, Inbound: c.record.Inbound, Tunnel: c.record.MutualTLS,
 			Source: c.record.SourceAddr, OriginalDestination: c.original, ActualDestination: c.record.DestinationAddr,
 			SourceIdentity: c.record.SourceIdentity, DestinationIdentity: c.record.DestinationIdentity,
-			Sent: sent, Received: received, Opened: c.start,
+			Sent: sent, Received: received, Opened: c.record.Start,
 		})
 	}
 	slices.SortFunc(all, func(a, b Connection) int { return cmp.Compare(a.ID, b.ID) })

@@ -54,6 +54,9 @@ const (
 // reportInterval is how often bytes of connections that live are added to the metrics.
 const reportInterval = 5 * time.Second
 
+// sweeps is how often series are looked through in the time after which they are forgotten if nothing uses them.
+const sweeps = 4
+
 // When memory is given back to the system.
 const (
 	tidyInterval = 2 * time.Second
@@ -100,6 +103,8 @@ type Config struct {
 	ResponseBaggage bool
 	// PolicyInfo logs dry-run policies at info instead of debug.
 	PolicyInfo bool
+	// MetricsIdle is how long series are kept that nothing has used. Zero: telemetry.DefaultIdle.
+	MetricsIdle time.Duration
 	// MaxFiles bounds the descriptors of one pod's connections, so that it leaves some to its neighbours. Zero: no bound.
 	MaxFiles int
 }
@@ -113,7 +118,8 @@ type Node struct {
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
 
-	relayer hbone.Relayer
+	relayer    hbone.Relayer
+	poolCounts hbone.PoolCounts // of all pods' pools, gone ones included
 
 	mu   sync.Mutex // guards the fields below
 	pods map[*Pod]bool
@@ -140,6 +146,9 @@ type NodeConfig struct {
 
 // NewNode makes a Node without pods.
 func NewNode(c NodeConfig) *Node {
+	if c.MetricsIdle == 0 {
+		c.MetricsIdle = telemetry.DefaultIdle
+	}
 	return &Node{
 		Config:       c.Config,
 		Directory:    c.Directory,
@@ -168,6 +177,8 @@ func (n *Node) Run(ctx context.Context) error {
 	defer report.Stop()
 	tidy := time.NewTicker(tidyInterval)
 	defer tidy.Stop()
+	sweep := time.NewTicker(max(n.MetricsIdle/sweeps, time.Second))
+	defer sweep.Stop()
 	var memory tidier
 	for {
 		select {
@@ -180,6 +191,8 @@ func (n *Node) Run(ctx context.Context) error {
 			for _, p := range n.snapshot() {
 				p.conns.report()
 			}
+		case <-sweep.C:
+			n.Metrics.Sweep(n.MetricsIdle)
 		case <-tidy.C:
 			if start := time.Now(); memory.due(n.connections(), start) {
 				debug.FreeOSMemory()

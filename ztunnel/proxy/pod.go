@@ -118,6 +118,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		MaxStreams:  n.PoolStreams,
 		IdleTimeout: n.PoolIdle,
 		H2:          n.H2,
+		Counts:      &n.poolCounts,
 		Logger:      p.logger,
 	})
 	p.server = hbone.NewServer(hbone.ServerConfig{
