@@ -5,6 +5,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
 )
 
 // ErrCode is an HTTP/2 error code (RFC 9113 section 7).
@@ -45,6 +47,7 @@ const (
 	DefaultSettingsTimeout    = 10 * time.Second
 	DefaultKeepaliveInterval  = 10 * time.Second
 	DefaultKeepaliveTimeout   = 20 * time.Second
+	DefaultWriteTimeout       = time.Minute
 )
 
 // Config holds a connection's settings. The zero value is ready to use. It must not be changed once a connection has it.
@@ -56,6 +59,9 @@ type Config struct {
 	// streams that do not read leave the connection's window to the others. Zero means the default; less than ConnWindow
 	// means ConnWindow.
 	MaxBuffered int
+	// Budget, if set, is shared with other connections of the same party. When half of it is used connections get smaller
+	// windows, and when all of it is, those that hold some of it are not read until there is room again.
+	Budget *buffer.Budget
 	// MaxFrameSize is the largest payload of a frame that the peer may send, 16 KiB to 16 MiB - 1. Zero means the default.
 	MaxFrameSize uint32
 	// MaxHeaderList is the largest header list that the peer may send, counted as in RFC 9113 section 6.5.2. A server
@@ -72,6 +78,9 @@ type Config struct {
 	// long it may then stay silent before the connection ends. Zero means the default, less than zero: no keepalive.
 	KeepaliveInterval time.Duration
 	KeepaliveTimeout  time.Duration
+	// WriteTimeout is how long the peer may take nothing of what is written to it, to within a keepalive interval. Zero means
+	// the default. Without keepalive there is no such bound.
+	WriteTimeout time.Duration
 	// OnChange, if set, is called without locks whenever the connection may be able to open more streams than before, or can
 	// open none any more: SETTINGS came, a stream ended, GOAWAY came, the connection ended. It must not block.
 	OnChange func(*Conn)
@@ -109,5 +118,6 @@ func (c Config) withDefaults(server bool) Config {
 	defDur(&c.SettingsTimeout, DefaultSettingsTimeout)
 	defDur(&c.KeepaliveInterval, DefaultKeepaliveInterval)
 	defDur(&c.KeepaliveTimeout, DefaultKeepaliveTimeout)
+	defDur(&c.WriteTimeout, DefaultWriteTimeout)
 	return c
 }

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
 )
 
 // Conn is an HTTP/2 connection, of a client or a server. Its methods may be called concurrently. It does nothing until Run.
@@ -39,6 +41,7 @@ type Conn struct {
 	peer      peerSettings
 	keepalive *time.Timer
 	pinging   bool // a keepalive PING is not answered yet
+	stalled   stall
 	settings  *time.Timer
 	shutdown  shutdownState
 	linger    *time.Timer
@@ -55,10 +58,19 @@ type peerSettings struct {
 	maxHeaderList uint32
 }
 
+// stall is a write that was under way when it was last looked.
+type stall struct {
+	write uint64 // of sender.writes
+	since time.Time
+}
+
 // recvWindow is the connection's window for the peer.
 type recvWindow struct {
 	open     int64 // bytes that the peer may still send
 	buffered int64 // bytes that wait in streams to be read
+	held     int64 // size of the buffers in which they are, and of those that are being read
+	room     sync.Cond
+	waiter   buffer.Waiter // of the budget
 }
 
 // preface is what a client sends first (RFC 9113 section 3.4).
@@ -114,6 +126,12 @@ func newConn(t Transport, cfg Config, server bool) *Conn {
 	}
 	c.send.window = initialWindow
 	c.send.room.L = &c.mu
+	c.recv.room.L = &c.mu
+	c.recv.waiter.Wake = func() {
+		c.mu.Lock()
+		c.recv.room.Broadcast()
+		c.mu.Unlock()
+	}
 	c.send.framer = http2.NewFramer(pendingWriter{c}, nil)
 	c.send.enc = hpack.NewEncoder(&c.send.block)
 	c.rd.init(c)
@@ -243,6 +261,7 @@ func (c *Conn) abortLocked(cause error) {
 	if c.ended == nil && c.cause == nil {
 		c.cause = cause
 		c.send.room.Broadcast()
+		c.recv.room.Broadcast()
 		c.t.Abort()
 	}
 }
@@ -449,6 +468,7 @@ type sender struct {
 	block   bytes.Buffer // of enc
 
 	writing bool      // somebody writes to the transport
+	writes  uint64    // begun and done: odd while one is under way
 	turns   []*Stream // who writes next, in order
 	kicks   uint32    // writes that began with something small
 	gather  int       // how many of them are still worth a yield

@@ -66,6 +66,8 @@ var (
 	ErrSettingsTimeout = errors.New("no SETTINGS from the peer in time")
 	// ErrKeepalive: nothing came from the peer for the keepalive time-out, not even the answer to a PING.
 	ErrKeepalive = errors.New("no answer to PING in time")
+	// ErrWriteStalled: the peer took nothing of what was written for the write time-out.
+	ErrWriteStalled = errors.New("the peer takes nothing of what is written")
 	// ErrPeerClosed: the peer closed the connection while streams were open.
 	ErrPeerClosed = errors.New("closed by the peer while streams were open")
 	// ErrTooLarge is what sending a header list returns that is larger than the peer accepts.
@@ -73,13 +75,3 @@ var (
 	// ErrWriteAfterEnd is what writing returns after CloseWrite.
 	ErrWriteAfterEnd = errors.New("h2: write after the end of the stream")
 )
-
-// violation is what a peer did against the protocol or the limits, for which the connection ends.
-type violation struct {
-	code   ErrCode
-	reason string
-}
-
-func (v *violation) Error() string { return fmt.Sprintf("%v: %s", v.code, v.reason) }
-
-func violated(code ErrCode, reason string) error { return &violation{code, reason} }

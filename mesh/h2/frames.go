@@ -21,11 +21,16 @@ func (c *Conn) onFrame(h http2.FrameHeader) error {
 		return violated(ProtocolError, "PUSH_PROMISE, which is off")
 	case http2.FrameContinuation:
 		return violated(ProtocolError, "CONTINUATION without HEADERS")
-	default: // PRIORITY, and types that we do not know, are ignored (RFC 9113 sections 5.3.2 and 5.5)
-		if err := r.wasted("PRIORITY or unknown frames"); err != nil {
-			return err
+	case http2.FramePriority:
+		if h.StreamID == 0 {
+			return violated(ProtocolError, "PRIORITY on stream 0")
 		}
-		return r.skip(Headroom + int(h.Length))
+		if h.Length != priorityLength {
+			return violated(FrameSizeError, "a PRIORITY frame of a wrong size")
+		}
+		return r.ignore(h)
+	default: // types that we do not know are ignored (RFC 9113 section 5.5)
+		return r.ignore(h)
 	}
 	f, err := r.framer.ReadFrame()
 	if err != nil {
@@ -35,15 +40,26 @@ func (c *Conn) onFrame(h http2.FrameHeader) error {
 	case *http2.SettingsFrame:
 		return c.onSettings(f)
 	case *http2.PingFrame:
-		c.onPing(f)
+		return c.onPing(f)
 	case *http2.GoAwayFrame:
-		c.onGoAway(f)
+		return c.onGoAway(f)
 	case *http2.WindowUpdateFrame:
 		return c.onWindowUpdate(f)
 	case *http2.RSTStreamFrame:
 		return c.onReset(f)
 	}
 	return nil
+}
+
+// priorityLength is the length of a PRIORITY frame (RFC 9113 section 6.3). What it says is ignored (section 5.3.2).
+const priorityLength = 5
+
+// ignore skips a frame.
+func (r *reader) ignore(h http2.FrameHeader) error {
+	if err := r.meter.count(floodUnknown); err != nil {
+		return err
+	}
+	return r.skip(Headroom + int(h.Length))
 }
 
 // frameError makes the Framer's errors ours.
@@ -62,13 +78,11 @@ func frameError(err error) error {
 
 // onSettings applies the peer's SETTINGS and acknowledges them.
 func (c *Conn) onSettings(f *http2.SettingsFrame) error {
-	if f.IsAck() {
-		return nil
+	if err := c.rd.meter.count(floodSettings); err != nil || f.IsAck() {
+		return err
 	}
-	if c.peer.seen {
-		if err := c.rd.wasted("SETTINGS"); err != nil {
-			return err
-		}
+	if f.NumSettings() > maxSettings {
+		return &violation{EnhanceYourCalm, CauseSettings, fmt.Sprintf("SETTINGS with more than %d entries", maxSettings)}
 	}
 	c.mu.Lock()
 	err := f.ForeachSetting(c.applySettingLocked)
@@ -115,9 +129,15 @@ func (c *Conn) applySettingLocked(s http2.Setting) error {
 }
 
 // onPing answers, or notes an answer.
-func (c *Conn) onPing(f *http2.PingFrame) {
+func (c *Conn) onPing(f *http2.PingFrame) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	ours := f.IsAck() && (f.Data == keepalivePing && c.pinging || f.Data == shutdownPing)
+	if !ours {
+		if err := c.rd.meter.count(floodPing); err != nil {
+			return err
+		}
+	}
 	switch {
 	case !f.IsAck():
 		c.mustFrame(c.send.framer.WritePing(true, f.Data))
@@ -127,10 +147,16 @@ func (c *Conn) onPing(f *http2.PingFrame) {
 	case f.Data == shutdownPing:
 		c.secondGoAwayLocked()
 	}
+	return nil
 }
 
 // onWindowUpdate lets writers go on.
 func (c *Conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
+	if f.Increment < tinyWindow {
+		if err := c.rd.meter.count(floodTinyWindow); err != nil {
+			return err
+		}
+	}
 	c.mu.Lock()
 	if f.StreamID == 0 {
 		defer c.mu.Unlock()
@@ -147,14 +173,14 @@ func (c *Conn) onWindowUpdate(f *http2.WindowUpdateFrame) error {
 		if c.idleLocked(f.StreamID) {
 			return violated(ProtocolError, "WINDOW_UPDATE on a stream that was never opened")
 		}
-		return nil
+		return c.rd.meter.count(floodEnded)
 	}
 	s.sendWindow += int64(f.Increment)
 	overflow := s.sendWindow > math.MaxInt32
 	s.wcond.Broadcast()
 	c.mu.Unlock()
 	if overflow {
-		s.reset(FlowControlError, false, "the stream's window is too large")
+		return c.rd.fault(s, FlowControlError, "the stream's window is too large")
 	}
 	return nil
 }
@@ -168,7 +194,7 @@ func (c *Conn) onReset(f *http2.RSTStreamFrame) error {
 		if c.idleLocked(f.StreamID) {
 			return violated(ProtocolError, "RST_STREAM on a stream that was never opened")
 		}
-		return c.rd.wasted("RST_STREAM of streams that have ended")
+		return c.rd.meter.count(floodEnded)
 	}
 	unanswered := c.server && !s.answered
 	err := &StreamError{Code: f.ErrCode, Remote: true}
@@ -179,13 +205,16 @@ func (c *Conn) onReset(f *http2.RSTStreamFrame) error {
 	s.endRead(err)
 	c.changed()
 	if unanswered {
-		return c.rd.wasted("streams that were reset at once")
+		return c.rd.meter.count(floodReset)
 	}
 	return nil
 }
 
 // onGoAway notes that the peer takes no more streams, and ends those that it has not looked at.
-func (c *Conn) onGoAway(f *http2.GoAwayFrame) {
+func (c *Conn) onGoAway(f *http2.GoAwayFrame) error {
+	if err := c.rd.meter.count(floodGoAway); err != nil {
+		return err
+	}
 	var unprocessed []*Stream
 	err := &StreamError{Code: RefusedStream, Remote: true, Reason: "the peer is shutting down"}
 	c.mu.Lock()
@@ -207,4 +236,5 @@ func (c *Conn) onGoAway(f *http2.GoAwayFrame) {
 		s.endRead(err)
 	}
 	c.changed()
+	return nil
 }

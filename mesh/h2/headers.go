@@ -12,6 +12,8 @@ const (
 	// hardHeaderFactor times the limit of a header list is what we are ready to read and forget to save the connection. A
 	// peer that sends more loses it.
 	hardHeaderFactor = 4
+	// hardExpansion times the limit is what a header list may expand to: fields from the compression table are a byte each.
+	hardExpansion = 16
 	// maxContinuations bounds the frames of one header block.
 	maxContinuations = 64
 )
@@ -168,7 +170,7 @@ func (c *Conn) onHeaders(h http2.FrameHeader) error {
 	case s != nil:
 		return c.onMoreHeaders(s, end)
 	case !idle:
-		return c.rd.wasted("HEADERS of streams that have ended")
+		return c.rd.meter.count(floodEnded)
 	case !c.server || c.isOwn(h.StreamID):
 		return violated(ProtocolError, "HEADERS on a stream that the peer may not open")
 	}
@@ -182,7 +184,7 @@ func (r *reader) readBlock(h http2.FrameHeader) error {
 	total := 0
 	for n := 0; ; n++ {
 		if total += int(h.Length); total > hard || n > maxContinuations {
-			return violated(EnhanceYourCalm, "a header block is far larger than the limit")
+			return &violation{EnhanceYourCalm, CauseHeaderBlock, "a header block is far larger than the limit"}
 		}
 		f, err := r.framer.ReadFrame()
 		if err != nil {
@@ -198,6 +200,9 @@ func (r *reader) readBlock(h http2.FrameHeader) error {
 		}
 		if _, err := r.dec.Write(block); err != nil {
 			return violated(CompressionError, err.Error())
+		}
+		if r.fields.size > hardExpansion*uint64(r.c.cfg.MaxHeaderList) {
+			return &violation{EnhanceYourCalm, CauseHeaderBlock, "a header block expands to far more than the limit"}
 		}
 		if last {
 			break
@@ -231,10 +236,12 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 	if c.shutdown.final {
 		// The peer learns from the GOAWAY that this one is not served.
 		c.mu.Unlock()
-		return c.rd.wasted("streams after GOAWAY")
+		return c.rd.meter.count(floodRefused)
 	}
 	c.lastID = id
+	c.rd.meter.streams++
 	open := len(c.streams) - c.own
+	kind := floodRefused
 	switch {
 	case f.tooLarge():
 		c.appendHeadersLocked(id, []Field{{Name: ":status", Value: "431"}}, true)
@@ -242,8 +249,12 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 			c.mustFrame(c.send.framer.WriteRSTStream(id, NoError))
 		}
 	case wrong != "":
+		kind = floodFault
 		c.mustFrame(c.send.framer.WriteRSTStream(id, ProtocolError))
 	case open >= int(c.cfg.MaxStreams) || c.handlers >= 2*int(c.cfg.MaxStreams):
+		if open < int(c.cfg.MaxStreams) {
+			kind = floodReset // streams are reset faster than their handlers can end
+		}
 		c.mustFrame(c.send.framer.WriteRSTStream(id, RefusedStream))
 	default:
 		s := c.newStreamLocked(id)
@@ -257,7 +268,7 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 	}
 	c.kickAsyncLocked(false)
 	c.mu.Unlock()
-	return c.rd.wasted("streams that were refused")
+	return c.rd.meter.count(kind)
 }
 
 // serve runs the handler of a stream.
@@ -281,8 +292,7 @@ func (c *Conn) onMoreHeaders(s *Stream, end bool) error {
 	final := true
 	switch {
 	case f.tooLarge():
-		s.reset(Cancel, false, fmt.Sprintf("header list is larger than %d bytes", f.limit))
-		return nil
+		return c.rd.fault(s, Cancel, fmt.Sprintf("header list is larger than %d bytes", f.limit))
 	case wrong != "":
 	case first:
 		status, w := checkResponse(f.list)
@@ -300,11 +310,10 @@ func (c *Conn) onMoreHeaders(s *Stream, end bool) error {
 		wrong = "pseudo-field in trailers"
 	}
 	if wrong != "" {
-		s.reset(ProtocolError, false, wrong)
-		return nil
+		return c.rd.fault(s, ProtocolError, wrong)
 	}
 	if !final {
-		if err := c.rd.wasted("informational responses"); err != nil {
+		if err := c.rd.meter.count(floodInformation); err != nil {
 			return err
 		}
 	}
@@ -320,8 +329,7 @@ func (c *Conn) onMoreHeaders(s *Stream, end bool) error {
 	}
 	c.mu.Unlock()
 	if late {
-		s.reset(StreamClosed, false, "HEADERS after the end")
-		return nil
+		return c.rd.fault(s, StreamClosed, "HEADERS after the end")
 	}
 	s.takeHeaders(f.list, first, end)
 	if removed {

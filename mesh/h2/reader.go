@@ -23,8 +23,7 @@ type reader struct {
 
 	have gathered
 
-	useless      int // frames that brought nothing since uselessSince
-	uselessSince time.Time
+	meter meter
 }
 
 // gathered is payload in buf[from:to] that is still to be handed to the stream.
@@ -35,11 +34,6 @@ type gathered struct {
 }
 
 const (
-	// maxUseless is how many frames in uselessTime may bring nothing: empty DATA, SETTINGS, PRIORITY, unknown types, streams
-	// that were refused or reset before they were answered. PINGs are never among them: some peers send many.
-	maxUseless  = 10_000
-	uselessTime = 10 * time.Second
-
 	// maxControlFrame bounds SETTINGS, GOAWAY and what else has a length of its own.
 	maxControlFrame = 16 << 10
 
@@ -106,24 +100,16 @@ func (r *reader) release() {
 	r.buf, r.r, r.w = nil, 0, 0
 }
 
-// wasted counts a frame that brought nothing, and says when there are too many.
-func (r *reader) wasted(what string) error {
-	r.useless++
-	if r.useless < maxUseless {
-		return nil
-	}
-	now := time.Now()
-	if now.Sub(r.uselessSince) < uselessTime {
-		return violated(EnhanceYourCalm, "too many frames without use: "+what)
-	}
-	r.useless, r.uselessSince = 0, now
-	return nil
+// fault resets a stream for what the peer did on it, and says when there were too many of them: each has had a handler.
+func (r *reader) fault(s *Stream, code ErrCode, reason string) error {
+	s.reset(code, false, reason)
+	return r.meter.count(floodFault)
 }
 
 // readLoop reads frames until the connection ends, and returns why.
 func (c *Conn) readLoop() error {
 	r := &c.rd
-	r.uselessSince = time.Now()
+	r.meter.init(time.Now())
 	if c.server {
 		if err := r.readPreface(); err != nil {
 			return err
@@ -139,7 +125,9 @@ func (c *Conn) readLoop() error {
 		}
 		if h.Type == http2.FrameData {
 			r.r += Headroom
-			err = c.onData(h)
+			if err = c.onData(h); err == nil {
+				c.awaitBudget()
+			}
 		} else {
 			r.handOver()
 			if err = c.onFrame(h); err == nil {
@@ -220,10 +208,8 @@ func (c *Conn) onData(h http2.FrameHeader) error {
 		}
 	}
 	end := h.Flags.Has(http2.FlagDataEndStream)
-	if left == pad && !end {
-		if err := r.wasted("empty DATA"); err != nil {
-			return err
-		}
+	if err := r.judgeData(h.StreamID, left-pad, end); err != nil {
+		return err
 	}
 	s, err := c.admitData(h.StreamID, int(h.Length), left-pad, end)
 	if err != nil {
@@ -241,6 +227,21 @@ func (c *Conn) onData(h http2.FrameHeader) error {
 		s.rmu.Unlock()
 	}
 	return r.skip(pad)
+}
+
+// judgeData counts DATA that costs more than it brings, and forgives PINGs for what brings something: there are peers that
+// measure the path with them.
+func (r *reader) judgeData(id uint32, payload int, end bool) error {
+	switch {
+	case payload == 0 && !end:
+		return r.meter.count(floodEmptyData)
+	case payload < tinyData && !end && r.have.s != nil && r.have.s.id == id:
+		// It came in one piece with the frame before, so one frame would have done for both.
+		return r.meter.count(floodTinyData)
+	case payload >= 1<<10:
+		r.meter.forgive(floodPing)
+	}
+	return nil
 }
 
 // admitData accounts for a DATA frame and returns its stream, nil if the payload is for nobody. The payload counts as
@@ -271,13 +272,14 @@ func (c *Conn) admitData(id uint32, length, payload int, end bool) (*Stream, err
 	c.mu.Unlock()
 	switch {
 	case s == nil:
+		if payload < 1<<10 { // more than that costs the peer as much
+			return nil, c.rd.meter.count(floodEnded)
+		}
 		return nil, nil
 	case early:
-		s.reset(ProtocolError, false, "DATA before the header")
-		return nil, nil
+		return nil, c.rd.fault(s, ProtocolError, "DATA before the header")
 	case late:
-		s.reset(StreamClosed, false, "DATA after the end")
-		return nil, nil
+		return nil, c.rd.fault(s, StreamClosed, "DATA after the end")
 	case removed:
 		c.changed()
 	}
@@ -287,8 +289,7 @@ func (c *Conn) admitData(id uint32, length, payload int, end bool) (*Stream, err
 	s.rmu.Unlock()
 	if overrun {
 		c.unbuffer(payload)
-		s.reset(FlowControlError, false, "more DATA than the stream's window allows")
-		return nil, nil
+		return nil, c.rd.fault(s, FlowControlError, "more DATA than the stream's window allows")
 	}
 	return s, nil
 }
@@ -313,6 +314,9 @@ func (c *Conn) idleLocked(id uint32) bool {
 // grantLocked gives the peer window on the connection again once it is worth a frame, and returns whether it did.
 func (c *Conn) grantLocked() bool {
 	target := min(int64(c.cfg.ConnWindow), int64(c.cfg.MaxBuffered)-c.recv.buffered)
+	if left, bounded := c.cfg.Budget.Left(); bounded {
+		target = min(target, max(left/4, initialWindow))
+	}
 	grant := target - c.recv.open
 	if grant <= 0 || grant < min(int64(c.cfg.ConnWindow)/4, target/2) {
 		return false

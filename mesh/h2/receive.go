@@ -85,7 +85,9 @@ func (s *Stream) enqueueLocked(r *reader, p []byte, to int) {
 		from += k
 	}
 	if from < to {
-		s.queue = append(s.queue, r.donate(from, to))
+		ch := r.donate(from, to)
+		s.queue = append(s.queue, ch)
+		s.c.hold(ch)
 	}
 }
 
@@ -98,6 +100,42 @@ func (s *Stream) dequeueLocked() chunk {
 	}
 	s.consumedLocked(ch.w - ch.r)
 	return ch
+}
+
+// hold counts a chunk's buffer.
+func (c *Conn) hold(ch chunk) {
+	c.mu.Lock()
+	c.recv.held += int64(cap(ch.buf))
+	c.mu.Unlock()
+	c.cfg.Budget.Take(cap(ch.buf))
+}
+
+// release gives a chunk's buffer back.
+func (c *Conn) release(ch chunk) {
+	n := cap(ch.buf)
+	buffer.Put(ch.buf)
+	c.mu.Lock()
+	if c.recv.held -= int64(n); c.recv.held == 0 {
+		c.recv.room.Broadcast()
+	}
+	c.mu.Unlock()
+	c.cfg.Budget.Give(n)
+}
+
+// awaitBudget keeps the reader from reading on while the party's budget is used up, if this connection holds some of it:
+// those that hold nothing go on.
+func (c *Conn) awaitBudget() {
+	b := c.cfg.Budget
+	if !b.Over() {
+		return
+	}
+	c.mu.Lock()
+	for c.recv.held > 0 && c.cause == nil && b.Await(&c.recv.waiter) {
+		c.recv.room.Wait()
+	}
+	c.mu.Unlock()
+	b.Leave(&c.recv.waiter)
+	c.heard.Store(true) // it is this side that was silent
 }
 
 // unbuffer notes that n bytes do not wait any more.
@@ -198,7 +236,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 		s.consumedLocked(n)
 		return n, nil
 	}
-	buffer.Put(s.dequeueLocked().buf)
+	s.c.release(s.dequeueLocked())
 	return n, nil
 }
 
@@ -251,5 +289,5 @@ func (s *Stream) Next(sink Sink) (Chunk, bool, error) {
 		}
 		s.rcond.Wait()
 	}
-	return Chunk{s.dequeueLocked()}, true, nil
+	return Chunk{s.dequeueLocked(), s.c}, true, nil
 }

@@ -54,7 +54,7 @@ func (c *Conn) appendLocked(p []byte) {
 	sd := &c.send
 	if len(sd.pend)-sd.pendLen < len(p) {
 		if sd.pendLen+len(p) > buffer.Large {
-			c.abortLocked(violated(EnhanceYourCalm, "more answers are pending than the peer reads"))
+			c.abortLocked(&violation{EnhanceYourCalm, CauseUnread, "more answers are pending than the peer reads"})
 			return
 		}
 		bigger := buffer.Get(sd.pendLen + len(p))
@@ -216,6 +216,7 @@ func (c *Conn) writeLocked(buf []byte, at, n int, id uint32) {
 	pend, pendLen := sd.pend, sd.pendLen
 	sd.pend, sd.pendLen = nil, 0
 	frame := c.framePayload()
+	sd.writes++
 	sd.room.Broadcast()
 	c.mu.Unlock()
 
@@ -235,6 +236,7 @@ func (c *Conn) writeLocked(buf []byte, at, n int, id uint32) {
 	}
 
 	c.mu.Lock()
+	sd.writes++
 	if err != nil {
 		c.abortLocked(err)
 	}

@@ -111,6 +111,8 @@ func (c *Conn) keepaliveTick() {
 	defer c.mu.Unlock()
 	switch {
 	case c.ended != nil || c.cause != nil:
+	case c.writeStalledLocked(time.Now()):
+		c.abortLocked(ErrWriteStalled)
 	case c.heard.Swap(false):
 		c.pinging = false
 		c.keepalive.Reset(c.cfg.KeepaliveInterval)
@@ -122,6 +124,20 @@ func (c *Conn) keepaliveTick() {
 	default:
 		c.abortLocked(ErrKeepalive)
 	}
+}
+
+// writeStalledLocked tells whether the same write has been under way for WriteTimeout. A peer that is heard of may still not
+// read.
+func (c *Conn) writeStalledLocked(now time.Time) bool {
+	switch w := c.send.writes; {
+	case w%2 == 0:
+		c.stalled = stall{}
+	case c.stalled.write != w:
+		c.stalled = stall{w, now}
+	default:
+		return now.Sub(c.stalled.since) >= c.cfg.WriteTimeout
+	}
+	return false
 }
 
 // keepaliveAnsweredLocked goes back to waiting for silence.

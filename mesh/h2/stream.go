@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-
-	"github.com/ambit-mesh/ambit/mesh/buffer"
 )
 
 // Stream is one request and its response. One goroutine may read and another write at a time; Reset, Close and the
@@ -56,13 +54,16 @@ type chunk struct {
 }
 
 // Chunk is payload of a stream. Its owner must call Release.
-type Chunk struct{ c chunk }
+type Chunk struct {
+	c    chunk
+	conn *Conn // that counts it
+}
 
 // Bytes returns the payload, valid until Release.
 func (c Chunk) Bytes() []byte { return c.c.buf[c.c.r:c.c.w] }
 
 // Release gives the buffer back.
-func (c Chunk) Release() { buffer.Put(c.c.buf) }
+func (c Chunk) Release() { c.conn.release(c.c) }
 
 // Sink takes a stream's payload from the goroutine that reads the connection, without a detour. Its methods are called one
 // at a time and must not block.
@@ -285,7 +286,7 @@ func (s *Stream) drop(err error) {
 	n := 0
 	for _, ch := range s.queue {
 		n += ch.w - ch.r
-		buffer.Put(ch.buf)
+		s.c.release(ch)
 	}
 	s.queue = nil
 	s.c.unbuffer(n)
