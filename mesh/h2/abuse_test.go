@@ -27,7 +27,8 @@ func repeat(of flood, f func(i uint32)) {
 	}
 }
 
-func attacks() []attack {
+// attacksByStreams open many streams, or try to.
+func attacksByStreams() []attack {
 	return []attack{
 		{"rapid reset", CauseRapidReset, func(p *rawPeer, f *http2.Framer) {
 			block := p.block(connect)
@@ -72,6 +73,12 @@ func attacks() []attack {
 				p.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 3, BlockFragment: refers, EndHeaders: true}))
 			})
 		}},
+	}
+}
+
+// attacksOnTheConnection need no stream, or only one.
+func attacksOnTheConnection() []attack {
+	return []attack{
 		{"endless CONTINUATION", CauseHeaderBlock, func(p *rawPeer, f *http2.Framer) {
 			p.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(connect)}))
 			for range maxContinuations + 1 {
@@ -142,7 +149,7 @@ func attacks() []attack {
 // TestAbuse lets a client do one thing too often. It loses its connection with ENHANCE_YOUR_CALM, the cause is told, little
 // memory was needed meanwhile, and another connection goes on.
 func TestAbuse(t *testing.T) {
-	for _, a := range attacks() {
+	for _, a := range append(attacksByStreams(), attacksOnTheConnection()...) {
 		t.Run(a.name, func(t *testing.T) {
 			serve := func(s *Stream) {
 				if s.WriteHeaders(ok200, false) == nil {
