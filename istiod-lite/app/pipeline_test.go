@@ -68,7 +68,10 @@ func await(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-var peerAuthenticationGVR = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+var (
+	peerAuthenticationGVR  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+	authorizationPolicyGVR = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+)
 
 // api is a fake API server, shared by the replicas of a test. It knows tokens besides objects.
 type fakeAPI struct {
@@ -88,7 +91,8 @@ func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
 	scheme := runtime.NewScheme()
 	a := &fakeAPI{
 		T: t, core: fake.NewClientset(objects...), tokens: map[string]authenticationv1.TokenReviewStatus{},
-		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{peerAuthenticationGVR: "PeerAuthenticationList"}),
+		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
+			peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList"}),
 	}
 	a.core.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		review := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview).DeepCopy()

@@ -31,6 +31,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/roster"
 	"github.com/ambit-mesh/ambit/istiod-lite/source"
 	"github.com/ambit-mesh/ambit/istiod-lite/state"
+	"github.com/ambit-mesh/ambit/istiod-lite/status"
 	"github.com/ambit-mesh/ambit/istiod-lite/xds"
 )
 
@@ -109,6 +110,7 @@ type program struct {
 	source    *source.Source
 	roster    *roster.Roster
 	loop      *state.Loop
+	reports   *status.Writer
 	hub       *xds.Hub
 	authority func() *ca.Authority
 	caMetrics *ca.Metrics
@@ -121,9 +123,10 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 	p.caMetrics = ca.NewMetrics(p.registry)
 	p.hub = xds.NewHub(xds.NewMetrics(p.registry))
+	p.reports = status.New(c.dynamic, log.With("room", "status"))
 	p.loop = state.NewLoop(state.LoopConfig{
 		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
-		Publish: p.hub.Publish, Registerer: p.registry, Log: log.With("room", "state"),
+		Publish: p.hub.Publish, Report: p.reports.Update, Registerer: p.registry, Log: log.With("room", "state"),
 	})
 	p.roster = roster.New(source.API{Core: c.callers})
 	p.source = source.New(source.Config{
@@ -188,7 +191,13 @@ func (p *program) write(ctx context.Context, failed chan<- error) {
 	writer := &roots.Writer{
 		Client: p.clients.core, Name: p.cfg.RootCertConfigMap, Bundle: func() string { return p.authority().Roots() }, Log: p.log.With("room", "roots"),
 	}
-	if err := election.Run(ctx, writer.Run); err != nil {
+	lead := func(ctx context.Context) {
+		var writers sync.WaitGroup
+		writers.Go(func() { writer.Run(ctx) })
+		writers.Go(func() { p.reports.Run(ctx) })
+		writers.Wait()
+	}
+	if err := election.Run(ctx, lead); err != nil {
 		failed <- err
 	}
 }

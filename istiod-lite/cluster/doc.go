@@ -25,13 +25,14 @@ type Kind string
 
 // The kinds. The values are what Kubernetes calls them.
 const (
-	KindNamespace          Kind = "Namespace"
-	KindNode               Kind = "Node"
-	KindPod                Kind = "Pod"
-	KindService            Kind = "Service"
-	KindEndpointSlice      Kind = "EndpointSlice"
-	KindPeerAuthentication Kind = "PeerAuthentication"
-	KindConfigMap          Kind = "ConfigMap"
+	KindNamespace           Kind = "Namespace"
+	KindNode                Kind = "Node"
+	KindPod                 Kind = "Pod"
+	KindService             Kind = "Service"
+	KindEndpointSlice       Kind = "EndpointSlice"
+	KindPeerAuthentication  Kind = "PeerAuthentication"
+	KindAuthorizationPolicy Kind = "AuthorizationPolicy"
+	KindConfigMap           Kind = "ConfigMap"
 )
 
 // Object is one of the nouns of this package.

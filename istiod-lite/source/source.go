@@ -32,7 +32,7 @@ import (
 // Kinds are the kinds that are watched. Of each, a Replace or an Absent comes before anything that follows from it is known.
 var Kinds = []cluster.Kind{
 	cluster.KindConfigMap, cluster.KindNamespace, cluster.KindNode, cluster.KindService, cluster.KindEndpointSlice,
-	cluster.KindPeerAuthentication, cluster.KindPod,
+	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindPod,
 }
 
 // Config configures a Source. All fields are required.
@@ -99,8 +99,11 @@ const (
 	slicesByHand = discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io"
 )
 
-// peerAuthentications are Istio's.
-var peerAuthentications = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+// Kinds of Istio's.
+var (
+	peerAuthentications   = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+	authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+)
 
 func (s *Source) watches() []watched {
 	core, discovery := s.cfg.Core.CoreV1(), s.cfg.Core.DiscoveryV1()
@@ -117,6 +120,7 @@ func (s *Source) watches() []watched {
 		of(typed(discovery.EndpointSlices(metav1.NamespaceAll), "", slicesByHand, cluster.EndpointSliceOf), cluster.KindEndpointSlice, &discoveryv1.EndpointSlice{}),
 		of(typed(core.Pods(metav1.NamespaceAll), livePods, "", cluster.PodOf), cluster.KindPod, &corev1.Pod{}),
 		s.custom(peerAuthentications, cluster.KindPeerAuthentication, func(u *unstructured.Unstructured) cluster.Object { return cluster.PeerAuthenticationOf(u) }),
+		s.custom(authorizationPolicies, cluster.KindAuthorizationPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.AuthorizationPolicyOf(u) }),
 	}
 }
 

@@ -23,6 +23,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setNamespace(o.Name, o)
 	case *cluster.PeerAuthentication:
 		s.setPolicy(o.Key, o)
+	case *cluster.AuthorizationPolicy:
+		s.setAuthorization(o.Key, o)
 	}
 }
 
@@ -41,6 +43,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setNamespace(key.Name, nil)
 	case cluster.KindPeerAuthentication:
 		s.setPolicy(key, nil)
+	case cluster.KindAuthorizationPolicy:
+		s.setAuthorization(key, nil)
 	}
 }
 
@@ -71,6 +75,8 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		out = keysOf(s.slices)
 	case cluster.KindPeerAuthentication:
 		out = keysOf(s.policies)
+	case cluster.KindAuthorizationPolicy:
+		out = keysOf(s.authorizations)
 	case cluster.KindNode:
 		for name := range s.nodes {
 			out = append(out, cluster.Key{Name: name})
@@ -98,10 +104,11 @@ func (s *State) group(name string) *namespace {
 	n := s.namespaces[name]
 	if n == nil {
 		n = &namespace{
-			pods:      set[cluster.Key]{},
-			services:  set[cluster.Key]{},
-			selecting: map[cluster.Label]set[cluster.Key]{},
-			policies:  set[cluster.Key]{},
+			pods:        set[cluster.Key]{},
+			services:    set[cluster.Key]{},
+			selecting:   map[cluster.Label]set[cluster.Key]{},
+			policies:    set[cluster.Key]{},
+			authorizing: map[cluster.Label]set[cluster.Key]{},
 		}
 		s.namespaces[name] = n
 	}
@@ -111,7 +118,7 @@ func (s *State) group(name string) *namespace {
 // ungroup forgets a namespace when nothing is left of it.
 func (s *State) ungroup(name string) {
 	n := s.namespaces[name]
-	if n != nil && n.object == nil && len(n.pods) == 0 && len(n.services) == 0 && len(n.policies) == 0 {
+	if n != nil && n.object == nil && len(n.pods) == 0 && len(n.services) == 0 && len(n.policies) == 0 && len(n.authorizing) == 0 {
 		delete(s.namespaces, name)
 	}
 }

@@ -116,7 +116,7 @@ func (s *State) policiesOf(p *cluster.Pod) []string {
 		look(s.mesh.RootNamespace)
 	}
 	inherited := translate.Inherited(s.widest(s.mesh.RootNamespace), s.widest(p.Namespace))
-	return translate.PeerAuthenticationPolicies(s.mesh, inherited, selected)
+	return translate.PoliciesOf(translate.PeerAuthenticationPolicies(s.mesh, inherited, selected), s.authorizing(p))
 }
 
 func (c *collector) service(k cluster.Key) {

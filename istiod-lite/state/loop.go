@@ -26,7 +26,9 @@ type LoopConfig struct {
 	// Kinds are those that must have been listed, or be absent, before anything is published.
 	Kinds []cluster.Kind
 	// Publish takes each change, the whole state first. It must not block for long.
-	Publish    func(resource.Change)
+	Publish func(resource.Change)
+	// Report takes what objects should say of themselves when that, or what they say, has changed. It must not block for long.
+	Report     func([]translate.Status)
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 }
@@ -210,6 +212,9 @@ func (r *run) flush() {
 			close(r.ready)
 			r.cfg.Log.Info("state is complete", "resources", len(change.Upserts), "took", time.Since(start).Round(time.Millisecond).String())
 		}
+	}
+	if statuses := r.state.TakeStatuses(); len(statuses) > 0 {
+		r.cfg.Report(statuses)
 	}
 	for kind, n := range r.state.Sizes() {
 		r.objects.WithLabelValues(string(kind)).Set(float64(n))

@@ -41,6 +41,8 @@ type namespace struct {
 	// selecting finds the services that may select a pod by the first label of their selector.
 	selecting map[cluster.Label]set[cluster.Key]
 	policies  set[cluster.Key] // PeerAuthentications
+	// authorizing finds the AuthorizationPolicies that may select a pod by the first label of their selector.
+	authorizing map[cluster.Label]set[cluster.Key]
 }
 
 // State is the cluster and what follows from it. Make one with New.
@@ -55,6 +57,7 @@ type State struct {
 	services         map[cluster.Key]*cluster.Service
 	slices           map[cluster.Key]*cluster.EndpointSlice
 	policies         map[cluster.Key]*cluster.PeerAuthentication
+	authorizations   map[cluster.Key]*cluster.AuthorizationPolicy
 
 	podsOnNode  map[string]set[cluster.Key]
 	podsAt      map[netip.Addr][]*cluster.Pod    // pods that have a place: nearly always one, so no set
@@ -65,8 +68,8 @@ type State struct {
 	claims      map[netip.Addr][]translate.Claim
 
 	dirty struct {
-		pods, services, slices, policies set[cluster.Key]
-		static                           bool
+		pods, services, slices, policies, authorizations set[cluster.Key]
+		static                                           bool
 	}
 
 	// out is what data planes were last told, by type and name.
@@ -77,6 +80,8 @@ type State struct {
 	problems map[object][]translate.Problem
 	// problemsChanged is set by Flush when the problems are others than before; whoever reports them clears it.
 	problemsChanged bool
+	// statuses are what objects should say of themselves, where it is not what it was at the last TakeStatuses.
+	statuses []translate.Status
 }
 
 // object names an object of the cluster.
@@ -88,22 +93,23 @@ type object struct {
 // New returns the state of an empty cluster.
 func New(mesh translate.Mesh) *State {
 	s := &State{
-		mesh:        mesh,
-		namespaces:  map[string]*namespace{},
-		nodes:       map[string]*cluster.Node{},
-		pods:        map[cluster.Key]*cluster.Pod{},
-		services:    map[cluster.Key]*cluster.Service{},
-		slices:      map[cluster.Key]*cluster.EndpointSlice{},
-		policies:    map[cluster.Key]*cluster.PeerAuthentication{},
-		podsOnNode:  map[string]set[cluster.Key]{},
-		podsAt:      map[netip.Addr][]*cluster.Pod{},
-		slicesOf:    map[cluster.Key]set[cluster.Key]{},
-		slicesAt:    map[netip.Addr]set[cluster.Key]{},
-		slicesNamed: map[cluster.Key]set[cluster.Key]{},
-		slicesOn:    map[string]set[cluster.Key]{},
-		claims:      map[netip.Addr][]translate.Claim{},
-		made:        map[object][]resource.Name{},
-		problems:    map[object][]translate.Problem{},
+		mesh:           mesh,
+		namespaces:     map[string]*namespace{},
+		nodes:          map[string]*cluster.Node{},
+		pods:           map[cluster.Key]*cluster.Pod{},
+		services:       map[cluster.Key]*cluster.Service{},
+		slices:         map[cluster.Key]*cluster.EndpointSlice{},
+		policies:       map[cluster.Key]*cluster.PeerAuthentication{},
+		authorizations: map[cluster.Key]*cluster.AuthorizationPolicy{},
+		podsOnNode:     map[string]set[cluster.Key]{},
+		podsAt:         map[netip.Addr][]*cluster.Pod{},
+		slicesOf:       map[cluster.Key]set[cluster.Key]{},
+		slicesAt:       map[netip.Addr]set[cluster.Key]{},
+		slicesNamed:    map[cluster.Key]set[cluster.Key]{},
+		slicesOn:       map[string]set[cluster.Key]{},
+		claims:         map[netip.Addr][]translate.Claim{},
+		made:           map[object][]resource.Name{},
+		problems:       map[object][]translate.Problem{},
 	}
 	for t := range s.out {
 		s.out[t] = map[string]*resource.Resource{}
@@ -116,6 +122,7 @@ func New(mesh translate.Mesh) *State {
 func (s *State) clean() {
 	s.dirty.pods, s.dirty.services = set[cluster.Key]{}, set[cluster.Key]{}
 	s.dirty.slices, s.dirty.policies = set[cluster.Key]{}, set[cluster.Key]{}
+	s.dirty.authorizations = set[cluster.Key]{}
 	s.dirty.static = false
 }
 
@@ -141,6 +148,9 @@ func (s *State) SetMesh(m translate.Mesh) {
 	for k := range s.policies {
 		s.dirty.policies[k] = struct{}{}
 	}
+	for k := range s.authorizations {
+		s.dirty.authorizations[k] = struct{}{}
+	}
 }
 
 // Flush translates what was marked since the last call and returns how what data planes are told has changed.
@@ -151,6 +161,9 @@ func (s *State) Flush() resource.Change {
 	}
 	for k := range s.dirty.policies {
 		c.policy(k)
+	}
+	for k := range s.dirty.authorizations {
+		c.authorization(k)
 	}
 	for k := range s.dirty.services {
 		c.service(k)
@@ -163,6 +176,14 @@ func (s *State) Flush() resource.Change {
 	}
 	s.clean()
 	return c.change
+}
+
+// TakeStatuses returns what objects should say of themselves, for those of which it, or what they say, has changed since the
+// last call.
+func (s *State) TakeStatuses() []translate.Status {
+	out := s.statuses
+	s.statuses = nil
+	return out
 }
 
 // Problems lists the faults of all objects, sorted.
@@ -178,12 +199,13 @@ func (s *State) Problems() []translate.Problem {
 // Sizes counts what is known, by kind.
 func (s *State) Sizes() map[cluster.Kind]int {
 	return map[cluster.Kind]int{
-		cluster.KindNamespace:          s.namespaceObjects,
-		cluster.KindNode:               len(s.nodes),
-		cluster.KindPod:                len(s.pods),
-		cluster.KindService:            len(s.services),
-		cluster.KindEndpointSlice:      len(s.slices),
-		cluster.KindPeerAuthentication: len(s.policies),
+		cluster.KindNamespace:           s.namespaceObjects,
+		cluster.KindNode:                len(s.nodes),
+		cluster.KindPod:                 len(s.pods),
+		cluster.KindService:             len(s.services),
+		cluster.KindEndpointSlice:       len(s.slices),
+		cluster.KindPeerAuthentication:  len(s.policies),
+		cluster.KindAuthorizationPolicy: len(s.authorizations),
 	}
 }
 

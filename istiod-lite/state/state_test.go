@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/proto"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -132,7 +133,7 @@ func checkEmpty(t *testing.T, s *State) {
 		"namespaces": len(s.namespaces), "nodes": len(s.nodes), "pods": len(s.pods), "services": len(s.services),
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
-		"claims": len(s.claims), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
+		"claims": len(s.claims), "authorizations": len(s.authorizations), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
 	} {
 		if n != 0 {
 			t.Errorf("%d entries are left in %s", n, what)
@@ -171,7 +172,9 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(12) {
+	switch w.IntN(14) {
+	case 12, 13:
+		return w.authorizationPolicy()
 	case 0:
 		return &cluster.Namespace{Name: pick(w, "a", "b", "istio-system"), Distribution: pick(w, "", "PreferClose", "wrong")}
 	case 1:
@@ -220,6 +223,41 @@ func (w world) object() cluster.Object {
 	return p
 }
 
+func (w world) authorizationPolicy() cluster.Object {
+	key := w.key()
+	spec := map[string]any{"action": pick(w, "ALLOW", "DENY", "AUDIT"), "rules": []any{map[string]any{
+		"to": []any{map[string]any{"operation": pick(w, map[string]any{"ports": []any{"80"}}, map[string]any{"methods": []any{"GET"}})}},
+	}}}
+	if w.IntN(3) > 0 {
+		spec["selector"] = map[string]any{"matchLabels": pick(w, map[string]any{"app": "1"}, map[string]any{"app": "2", "tier": "1"})}
+	}
+	if w.IntN(4) == 0 {
+		spec["targetRefs"] = []any{map[string]any{"kind": "Service", "name": "x"}}
+	}
+	return cluster.AuthorizationPolicyOf(&unstructured.Unstructured{Object: map[string]any{
+		"metadata": map[string]any{"namespace": key.Namespace, "name": key.Name, "generation": int64(w.IntN(3))}, "spec": spec,
+	}})
+}
+
+// checkStatuses lets known follow what is to be reported, and compares it with what All says.
+func checkStatuses(t *testing.T, s *State, known map[object]translate.Status, objects []cluster.Object) {
+	t.Helper()
+	for _, status := range s.TakeStatuses() {
+		if o := (object{status.Kind, status.Key}); status.Gone {
+			delete(known, o)
+		} else {
+			known[o] = status
+		}
+	}
+	wanted := map[object]translate.Status{}
+	for _, status := range translate.All(clustertest.Snapshot(s.mesh, objects)).Statuses {
+		wanted[object{status.Kind, status.Key}] = status
+	}
+	if diff := cmp.Diff(wanted, known, cmp.AllowUnexported(object{})); diff != "" {
+		t.Fatalf("statuses (-want +got):\n%s", diff)
+	}
+}
+
 func (w world) mode() cluster.MTLSMode {
 	return pick(w, cluster.MTLSUnset, cluster.MTLSDisable, cluster.MTLSPermissive, cluster.MTLSStrict)
 }
@@ -236,7 +274,7 @@ func TestIncrementalIsAll(t *testing.T) {
 			t.Parallel()
 			w := world{rand.New(rand.NewPCG(seed, 2))}
 			s, m := New(mesh), model{}
-			objects := map[object]cluster.Object{}
+			objects, statuses := map[object]cluster.Object{}, map[object]translate.Status{}
 			for range steps {
 				switch w.IntN(40) {
 				default:
@@ -250,7 +288,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindNode, cluster.KindNamespace)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindNode, cluster.KindNamespace)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {
@@ -271,6 +309,7 @@ func TestIncrementalIsAll(t *testing.T) {
 				if w.IntN(3) == 0 {
 					m.apply(t, s.Flush())
 					check(t, s, m, slices.Collect(maps.Values(objects)))
+					checkStatuses(t, s, statuses, slices.Collect(maps.Values(objects)))
 				}
 			}
 		})

@@ -13,13 +13,14 @@ import (
 
 // Snapshot is all that is known of a cluster.
 type Snapshot struct {
-	Mesh                Mesh
-	Namespaces          []*cluster.Namespace
-	Nodes               []*cluster.Node
-	Pods                []*cluster.Pod
-	Services            []*cluster.Service
-	EndpointSlices      []*cluster.EndpointSlice
-	PeerAuthentications []*cluster.PeerAuthentication
+	Mesh                  Mesh
+	Namespaces            []*cluster.Namespace
+	Nodes                 []*cluster.Node
+	Pods                  []*cluster.Pod
+	Services              []*cluster.Service
+	EndpointSlices        []*cluster.EndpointSlice
+	PeerAuthentications   []*cluster.PeerAuthentication
+	AuthorizationPolicies []*cluster.AuthorizationPolicy
 }
 
 // Config is what data planes are told of it.
@@ -31,6 +32,8 @@ type Config struct {
 	Authorizations map[string]*security.Authorization
 	// Problems are sorted.
 	Problems []Problem
+	// Statuses are what objects should say of themselves.
+	Statuses []Status
 }
 
 // All translates a cluster at once. It looks at everything for each object, so its cost is the square of the cluster's size:
@@ -49,6 +52,14 @@ func All(s Snapshot) Config {
 		if first := s.widest(p.Namespace); len(p.Selector) == 0 && first != p {
 			out.Problems = append(out.Problems, Shadowed(p, first))
 		}
+	}
+	for _, p := range s.AuthorizationPolicies {
+		a, problems := AuthorizationPolicy(s.Mesh, p)
+		if a != nil {
+			out.Authorizations[AuthorizationName(a)] = a
+		}
+		out.Problems = append(out.Problems, problems...)
+		out.Statuses = append(out.Statuses, AuthorizationPolicyStatus(p))
 	}
 	for _, svc := range s.Services {
 		w, problems := Service(s.Mesh, s.serviceInput(svc))
@@ -177,7 +188,13 @@ func (s Snapshot) podInput(p *cluster.Pod) PodInput {
 		}
 	}
 	inherited := Inherited(s.widest(s.Mesh.RootNamespace), s.widest(p.Namespace))
-	in.Policies = PeerAuthenticationPolicies(s.Mesh, inherited, selected)
+	var policies []*cluster.AuthorizationPolicy
+	for _, ap := range s.AuthorizationPolicies {
+		if Authorizes(s.Mesh, ap, p) {
+			policies = append(policies, ap)
+		}
+	}
+	in.Policies = PoliciesOf(PeerAuthenticationPolicies(s.Mesh, inherited, selected), policies)
 	return in
 }
 

@@ -55,6 +55,8 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return as(u, &corev1.ConfigMap{}, cluster.ConfigMapOf)
 	case cluster.KindPeerAuthentication:
 		return cluster.PeerAuthenticationOf(u), nil
+	case cluster.KindAuthorizationPolicy:
+		return cluster.AuthorizationPolicyOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -94,6 +96,8 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.EndpointSlices = append(s.EndpointSlices, o)
 		case *cluster.PeerAuthentication:
 			s.PeerAuthentications = append(s.PeerAuthentications, o)
+		case *cluster.AuthorizationPolicy:
+			s.AuthorizationPolicies = append(s.AuthorizationPolicies, o)
 		}
 	}
 	return s

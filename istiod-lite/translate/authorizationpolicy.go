@@ -1,0 +1,59 @@
+package translate
+
+import (
+	"slices"
+
+	"github.com/ambit-mesh/ambit/api/security"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/mesh/authz"
+)
+
+// AuthorizationPolicy translates a policy; nil if node proxies are not given it.
+func AuthorizationPolicy(m Mesh, p *cluster.AuthorizationPolicy) (*security.Authorization, []Problem) {
+	var problems []Problem
+	if c := p.Policy.Condition(); !c.Accepted && c.Reason != authz.ReasonAttached {
+		problems = append(problems, Problem{p.ObjectKind(), p.Key, c.Message})
+	}
+	return p.Policy.Authorization(authz.Mesh{RootNamespace: m.RootNamespace, TrustDomains: m.trustDomains()}), problems
+}
+
+// trustDomains are the mesh's own and its aliases.
+func (m Mesh) trustDomains() []string {
+	return []string{m.TrustDomain}
+}
+
+// Authorizes reports whether a pod's workload has to name a policy: others apply by their scope.
+func Authorizes(m Mesh, p *cluster.AuthorizationPolicy, pod *cluster.Pod) bool {
+	return len(p.Selector) > 0 && p.Policy.Enforced() && (p.Namespace == pod.Namespace || p.Namespace == m.RootNamespace) &&
+		pod.Labels.Contains(p.Selector)
+}
+
+// PoliciesOf names the authorisations that select a workload: what PeerAuthentications became, then policies by name.
+func PoliciesOf(converted []string, policies []*cluster.AuthorizationPolicy) []string {
+	var names []string
+	for _, p := range policies {
+		names = append(names, p.Key.String())
+	}
+	slices.Sort(names)
+	return append(converted, names...)
+}
+
+// Status is the condition that an object should have.
+type Status struct {
+	Kind cluster.Kind
+	Key  cluster.Key
+	// Want is that condition, Seen the one that the object has of that type.
+	Want, Seen cluster.Condition
+	// Gone says that the object is gone; Want and Seen are zero then.
+	Gone bool
+}
+
+// AuthorizationPolicyStatus says what node proxies make of a policy.
+func AuthorizationPolicyStatus(p *cluster.AuthorizationPolicy) Status {
+	c := p.Policy.Condition()
+	want := cluster.Condition{Type: authz.ConditionType, Status: "False", Reason: c.Reason, Message: c.Message, Generation: p.Generation}
+	if c.Accepted {
+		want.Status = "True"
+	}
+	return Status{Kind: p.ObjectKind(), Key: p.Key, Want: want, Seen: p.Seen}
+}
