@@ -412,6 +412,29 @@ func TestServerShutdownIsSeamless(t *testing.T) {
 	}
 }
 
+// TestGoAway: a server that goes on has clients leave the connections that they have, with no stream cut or refused.
+func TestGoAway(t *testing.T) {
+	w := newWorld(t, echo, nil)
+	p := w.pool(nil)
+	old := w.mustOpen(p)
+	w.server.GoAway()
+	await(t, "the client leaves the connection", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.peers) == 0
+	})
+	s := w.mustOpen(p)
+	exchange(t, s, "on another connection")
+	exchange(t, old, "still there")
+	if n := w.dialled(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+	_ = old.Close()
+	await(t, "the old connection is closed", func() bool { return p.Stats().Connections == 1 })
+	exchange(t, s, "not this one")
+	_ = s.Close()
+}
+
 func TestRetryOnDeadConnection(t *testing.T) {
 	w := newWorld(t, echo, nil)
 	var handled atomic.Int32

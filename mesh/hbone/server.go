@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -353,6 +354,17 @@ func (s *Server) Close() error {
 	}
 	s.wg.Wait()
 	return nil
+}
+
+// GoAway tells every client to open no more streams on the connections that there are (as Shutdown does); each closes
+// with its last stream. New connections are taken as before.
+func (s *Server) GoAway() {
+	s.mu.Lock()
+	conns := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.Shutdown()
+	}
 }
 
 // ServerStats counts what a server holds.

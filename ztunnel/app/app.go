@@ -182,6 +182,7 @@ func (p *parts) make(stderr io.Writer) error {
 		Directory:    p.directory,
 		Certificates: p.certs,
 		Metrics:      telemetry.NewMetrics(registry),
+		Balance:      telemetry.NewBalance(registry, p.directory),
 		AccessLog:    telemetry.NewAccessLog(p.target(telemetry.TargetAccess), cfg.AccessLogSampling),
 		Logger:       p.target("proxy"),
 	})

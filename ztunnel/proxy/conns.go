@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/policy"
@@ -43,6 +44,8 @@ type conn struct {
 	// What is relayed once the connection is open: tcp, and either a stream or a second connection.
 	tcp, second *net.TCPConn
 	stream      *hbone.Stream
+	// endpoint, if not nil, is held for balancing until the connection is closed.
+	endpoint *directory.Workload
 
 	// counters are live. They are the relay's, whose first side is the client for plain and outbound connections, and the
 	// application for tunnels that come in (appFirst).
@@ -137,6 +140,7 @@ func (c *conn) close(n *Node, flag telemetry.Flag, err error) {
 	c.reportLocked()
 	t.mu.Unlock()
 	defer t.leave()
+	c.endpoint.Release()
 	if c.series != nil {
 		c.series.Closed(flag)
 	} else {

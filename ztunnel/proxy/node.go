@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,6 +116,7 @@ type Node struct {
 	Directory    *directory.Directory
 	Certificates Certificates
 	Metrics      *telemetry.Metrics
+	Balance      *telemetry.Balance
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
 
@@ -125,14 +127,14 @@ type Node struct {
 	pods map[*Pod]bool
 	used map[identity.Identity]int // by how many pods
 	next chan struct{}             // closed, and made anew, when policies or workloads change
-	gone []string                  // uids of workloads that are gone and not yet evicted
+	fate fates                     // of workloads, not yet acted upon
 	// missed is when a certificate was last waited for in vain.
 	missed time.Time
 
 	changed chan struct{} // next was closed: for Run; capacity 1
 }
 
-// NodeConfig is what a Node is made of. Everything is required but Parker.
+// NodeConfig is what a Node is made of. Everything is required but Parker and Balance.
 type NodeConfig struct {
 	Config
 	// Parker watches idle connections. Who made it closes it, after the last pod's end.
@@ -140,6 +142,7 @@ type NodeConfig struct {
 	Directory    *directory.Directory
 	Certificates Certificates
 	Metrics      *telemetry.Metrics
+	Balance      *telemetry.Balance
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
 }
@@ -154,6 +157,7 @@ func NewNode(c NodeConfig) *Node {
 		Directory:    c.Directory,
 		Certificates: c.Certificates,
 		Metrics:      c.Metrics,
+		Balance:      c.Balance,
 		AccessLog:    c.AccessLog,
 		Logger:       c.Logger,
 		relayer:      hbone.Relayer{Parker: c.Parker},
@@ -183,7 +187,7 @@ func (n *Node) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-n.changed:
-			n.evict()
+			n.actOnFates()
 			for _, p := range n.snapshot() {
 				p.judgeAgain()
 			}
@@ -249,40 +253,19 @@ func (n *Node) connections() int {
 
 // onChange hears what discovery has changed; what is to be done about it, Run does.
 func (n *Node) onChange(c directory.Change) {
-	var gone []string
-	local := false
-	for _, w := range c.Workloads {
-		if w.Old != nil && w.New == nil {
-			gone = append(gone, w.Old.UID)
-		}
-		local = local || w.Local
-	}
-	if len(gone) == 0 && !local && len(c.Policies) == 0 {
+	fate := fatesOf(c)
+	local := slices.ContainsFunc(c.Workloads, func(w directory.WorkloadChange) bool { return w.Local })
+	if fate.empty() && !local && len(c.Policies) == 0 {
 		return
 	}
 	n.mu.Lock()
-	n.gone = append(n.gone, gone...)
+	n.fate.add(fate)
 	close(n.next)
 	n.next = make(chan struct{})
 	n.mu.Unlock()
 	select {
 	case n.changed <- struct{}{}:
 	default:
-	}
-}
-
-// evict takes tunnels to workloads that are gone out of use: their addresses may be other pods' next.
-func (n *Node) evict() {
-	n.mu.Lock()
-	gone := n.gone
-	n.gone = nil
-	n.mu.Unlock()
-	pods := n.snapshot()
-	for _, uid := range gone {
-		for _, p := range pods {
-			p.pool.Evict(uid)
-		}
-		n.Metrics.Forget(uid)
 	}
 }
 

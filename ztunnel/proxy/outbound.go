@@ -13,9 +13,6 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 )
 
-// maxEndpoints is how many endpoints of a service are tried for one connection.
-const maxEndpoints = 3
-
 // errOwnPort is why a connection was refused that would have come back to the proxy.
 var errOwnPort = errors.New("the destination is a port of the node proxy itself")
 
@@ -79,54 +76,6 @@ func (p *Pod) admitOutbound(ctx context.Context, c *conn, client *net.TCPConn, d
 		return upstream{}, refuse(0, flagOf(err), "%w", err)
 	}
 	return up, nil
-}
-
-// upstream is an open way: a stream or a connection.
-type upstream struct {
-	stream *hbone.Stream
-	tcp    *net.TCPConn
-}
-
-// connect opens the way to dst. No byte of the application has been sent yet, so another endpoint of the service is tried
-// when one fails.
-func (p *Pod) connect(ctx context.Context, c *conn, self *directory.Workload, dst netip.AddrPort) (upstream, error) {
-	var tried []string
-	var first error
-	for range maxEndpoints {
-		d, err := p.node.route(self, dst, tried)
-		if err != nil {
-			c.describe(&d)
-			return upstream{}, earlier(first, err)
-		}
-		c.describe(&d)
-		up, err := p.open(ctx, c, self, &d)
-		if err == nil {
-			return up, nil
-		}
-		first = earlier(first, err)
-		if d.service == nil || d.workload == nil || ctx.Err() != nil || !worthAnother(err) {
-			return upstream{}, first
-		}
-		tried = append(tried, d.workload.UID)
-	}
-	return upstream{}, first
-}
-
-// earlier is the first of two errors, if there was one: it tells more than that nothing else was left to try.
-func earlier(first, err error) error {
-	if first != nil {
-		return first
-	}
-	return err
-}
-
-// worthAnother tells whether another endpoint may take what this one did not.
-func worthAnother(err error) bool {
-	var status *hbone.StatusError
-	if errors.As(err, &status) {
-		return status.Status == statusUnavailable
-	}
-	return !errors.Is(err, errNoCertificate)
 }
 
 // describe records where a connection goes.

@@ -34,6 +34,10 @@ type destination struct {
 	authority string
 	// waypoint says that workload is a waypoint.
 	waypoint bool
+	// picked is the service of which workload was picked, the waypoint's for a waypoint; nil if there was nothing to
+	// choose. more says that it has endpoints that were not tried.
+	picked *directory.Service
+	more   bool
 }
 
 // identity is whom the destination has to prove to be; zero in plain.
@@ -78,7 +82,7 @@ func (n *Node) routeWorkload(self, w *directory.Workload, dst netip.AddrPort, ex
 
 // direct leads to an endpoint itself.
 func (n *Node) direct(self *directory.Workload, ep directory.Endpoint) (destination, error) {
-	d := destination{workload: ep.Workload, service: ep.Service, addr: ep.Addr}
+	d := destination{workload: ep.Workload, service: ep.Service, addr: ep.Addr, picked: ep.Service, more: ep.More}
 	if ep.Workload.Network != self.Network {
 		return d, fmt.Errorf("workload %s, network %q: %w", ep.Workload.UID, ep.Workload.Network, errOtherNetwork)
 	}
@@ -130,7 +134,7 @@ func (n *Node) routeWaypoint(self *directory.Workload, w waypointFor, exclude []
 	if ep.Workload.Network != self.Network {
 		return d, fmt.Errorf("waypoint %s of %s: %w", gatewayName(w.gw), w.dst, errOtherNetwork)
 	}
-	d.workload = ep.Workload
+	d.workload, d.picked, d.more = ep.Workload, ep.Service, ep.More
 	d.openTunnel(self, ep.Addr, w.dst)
 	// What a waypoint may prove is its own service's to say, not that of the service behind it.
 	d.target.Expect = expected(ep.Workload, ep.Service)

@@ -1,0 +1,124 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+)
+
+const (
+	// maxEndpoints is how many endpoints of a service are tried for one connection.
+	maxEndpoints = 3
+	// answerPatience is how long an endpoint may take to answer as long as there is another one to try: a host that is gone
+	// answers nothing, and two repetitions of the SYN, after 1 s and 3 s, tell it from one lost packet.
+	answerPatience = 3 * time.Second
+)
+
+// errNoAnswer is why an endpoint was left for another one.
+var errNoAnswer = fmt.Errorf("no answer within %v, and another endpoint is there to be tried", answerPatience)
+
+// upstream is an open way: a stream or a connection.
+type upstream struct {
+	stream *hbone.Stream
+	tcp    *net.TCPConn
+}
+
+// connect opens the way to dst. No byte of the application has been sent yet, so another endpoint of the service is tried
+// when one fails.
+func (p *Pod) connect(ctx context.Context, c *conn, self *directory.Workload, dst netip.AddrPort) (upstream, error) {
+	var tried []string
+	var failed error
+	for {
+		d, err := p.node.route(self, dst, tried)
+		c.describe(&d)
+		if err != nil {
+			p.node.Balance.Retried(len(tried), false)
+			return upstream{}, firstCause(failed, err)
+		}
+		last := len(tried) == maxEndpoints-1 || !d.more
+		up, err := p.attempt(ctx, c, self, &d, last)
+		if err == nil {
+			p.node.Balance.Retried(len(tried), true)
+			return up, nil
+		}
+		failed = firstCause(failed, err)
+		if d.picked == nil || last || ctx.Err() != nil || !endpointFault(err) {
+			p.node.Balance.Retried(len(tried), false)
+			return upstream{}, failed
+		}
+		p.logger.Debug("endpoint failed; trying another", "endpoint", d.workload.UID, "service", d.picked.String(), "error", err)
+		tried = append(tried, d.workload.UID)
+	}
+}
+
+// firstCause is the first of two errors, if there was one: it tells more than that nothing else was left to try. That an
+// endpoint was left before its time tells less than what became of the next one.
+func firstCause(first, err error) error {
+	if first == nil || errors.Is(first, errNoAnswer) && !errors.Is(err, directory.ErrNoEndpoint) {
+		return err
+	}
+	return first
+}
+
+// attempt opens a way, counts it as the endpoint's load, and tells balancing what the endpoint did. Unless it is the last
+// one, it does not wait long.
+func (p *Pod) attempt(ctx context.Context, c *conn, self *directory.Workload, d *destination, last bool) (upstream, error) {
+	d.workload.Hold()
+	limited, cancel := ctx, context.CancelFunc(func() {})
+	if !last {
+		limited, cancel = context.WithTimeoutCause(ctx, answerPatience, errNoAnswer)
+	}
+	up, err := p.open(limited, c, self, d)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = fmt.Errorf("endpoint %s: %w", d.workload.UID, errNoAnswer)
+	}
+	cancel()
+	if err == nil {
+		c.endpoint = d.workload
+	} else {
+		d.workload.Release()
+	}
+	if d.picked != nil && ctx.Err() == nil {
+		p.node.judgeEndpoint(d, err)
+	}
+	return up, err
+}
+
+// judgeEndpoint has balancing know whether an endpoint took a connection.
+func (n *Node) judgeEndpoint(d *destination, err error) {
+	switch {
+	case err == nil:
+		n.Directory.Succeeded(d.picked.ServiceKey, d.workload.UID)
+	case endpointFault(err):
+		if out := n.Directory.Failed(d.picked.ServiceKey, d.workload.UID); out > 0 {
+			n.Balance.Ejected(d.picked.ServiceKey)
+			n.Logger.Warn("endpoint ejected: connections to it failed one after the other", "endpoint", d.workload.UID,
+				"service", d.picked.String(), "for", out, "error", err)
+		}
+	}
+}
+
+// endpointFault tells whether a connection failed for a reason that another endpoint may not have: not by a refusal of
+// policy, and not by a want of this side.
+func endpointFault(err error) bool {
+	var status *hbone.StatusError
+	if errors.As(err, &status) {
+		return status.Status == statusUnavailable
+	}
+	if errors.Is(err, errNoCertificate) || errors.Is(err, hbone.ErrPoolClosed) {
+		return false
+	}
+	for _, own := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, own) {
+			return false
+		}
+	}
+	return true
+}
