@@ -17,9 +17,6 @@ type fates struct {
 	services []directory.ServiceKey
 }
 
-// podName is what discovery and the CNI agent both know a pod by.
-type podName struct{ namespace, name string }
-
 func fatesOf(c directory.Change) fates {
 	var f fates
 	for _, w := range c.Workloads {
@@ -30,7 +27,7 @@ func fatesOf(c directory.Change) fates {
 		case movedOn(w.Old, w.New):
 			f.moved = append(f.moved, w.Old.UID)
 		case w.Local && w.Old.Healthy && !w.New.Healthy:
-			f.leaving = append(f.leaving, podName{w.New.Namespace, w.New.Name})
+			f.leaving = append(f.leaving, podName{namespace: w.New.Namespace, pod: w.New.Name})
 		}
 	}
 	for _, s := range c.Services {
@@ -74,7 +71,7 @@ func (n *Node) actOnFates() {
 				p.pool.Evict(uid)
 			}
 		}
-		if slices.Contains(f.leaving, podName{p.pod.Namespace, p.pod.Name}) {
+		if slices.Contains(f.leaving, podName{namespace: p.pod.Namespace, pod: p.pod.Name}) {
 			p.server.GoAway()
 		}
 	}

@@ -35,7 +35,7 @@ func TestFates(t *testing.T) {
 		{"gone", directory.Change{Workloads: []directory.WorkloadChange{{Old: workload(nil)}}}, fates{gone: uid}},
 		{"no matter", directory.Change{Workloads: []directory.WorkloadChange{{Old: workload(nil), New: workload(same), Local: true}}}, fates{}},
 		{"leaves", directory.Change{Workloads: []directory.WorkloadChange{{Old: workload(nil), New: workload(sick), Local: true}}},
-			fates{leaving: []podName{{"ns", "a"}}}},
+			fates{leaving: []podName{{namespace: "ns", pod: "a"}}}},
 		{"leaves elsewhere", directory.Change{Workloads: []directory.WorkloadChange{{Old: workload(nil), New: workload(sick)}}}, fates{}},
 		{"was not ready anyway", directory.Change{Workloads: []directory.WorkloadChange{{Old: workload(sick), New: workload(sick), Local: true}}}, fates{}},
 		{"another address", directory.Change{Workloads: []directory.WorkloadChange{{Old: workload(nil), New: workload(func(w *directory.Workload) {
