@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -28,6 +29,8 @@ type Service struct {
 	PublishNotReady bool
 	// InternalLocal services (internalTrafficPolicy Local) send to endpoints of the client's own node only.
 	InternalLocal bool
+	// Affinity is how long a client's connections go to the same endpoint (sessionAffinity ClientIP); zero if they do not.
+	Affinity time.Duration
 	// Distribution is spec.trafficDistribution; DistributionAnnotation is api.AnnotationTrafficDistribution.
 	Distribution, DistributionAnnotation string
 	// IPv4 and IPv6 are the families of the service; neither if the API server has not said.
@@ -55,7 +58,7 @@ func (s *Service) Equal(o *Service) bool {
 	return s.Key == o.Key && s.Created.Equal(o.Created) && s.External == o.External &&
 		slices.Equal(s.ClusterIPs, o.ClusterIPs) && slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) &&
 		slices.Equal(s.Ports, o.Ports) && s.Selector.Equal(o.Selector) && s.PublishNotReady == o.PublishNotReady &&
-		s.InternalLocal == o.InternalLocal && s.Distribution == o.Distribution &&
+		s.InternalLocal == o.InternalLocal && s.Affinity == o.Affinity && s.Distribution == o.Distribution &&
 		s.DistributionAnnotation == o.DistributionAnnotation && s.IPv4 == o.IPv4 && s.IPv6 == o.IPv6 &&
 		slices.Equal(s.Faults, o.Faults)
 }
@@ -70,6 +73,9 @@ func ServiceOf(in *corev1.Service) *Service {
 		PublishNotReady:        in.Spec.PublishNotReadyAddresses,
 		InternalLocal:          in.Spec.InternalTrafficPolicy != nil && *in.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		DistributionAnnotation: in.Annotations[api.AnnotationTrafficDistribution],
+	}
+	if in.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		s.setAffinity(in.Spec.SessionAffinityConfig)
 	}
 	if in.Spec.TrafficDistribution != nil {
 		s.Distribution = *in.Spec.TrafficDistribution
@@ -109,6 +115,19 @@ func (s *Service) addAddr(to *[]netip.Addr, what, ip string) {
 	if !slices.Contains(*to, addr) {
 		*to = append(*to, addr)
 	}
+}
+
+// setAffinity reads the time, which the API server fills in and keeps within a day.
+func (s *Service) setAffinity(c *corev1.SessionAffinityConfig) {
+	seconds := corev1.DefaultClientIPServiceAffinitySeconds
+	if c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	if seconds <= 0 || seconds > 24*60*60 {
+		s.Faults = append(s.Faults, fmt.Sprintf("session affinity of %d seconds; want 1 to 86400; treated as None", seconds))
+		return
+	}
+	s.Affinity = time.Duration(seconds) * time.Second
 }
 
 func (s *Service) addPort(in corev1.ServicePort) {

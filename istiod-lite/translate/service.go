@@ -8,6 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
@@ -65,7 +68,24 @@ func Service(m Mesh, in ServiceInput) (*workload.Service, []Problem) {
 	if fault != "" {
 		problems = append(problems, Problem{s.ObjectKind(), s.Key, fault})
 	}
+	if s.Affinity > 0 {
+		options, err := optionsOf(s)
+		if err != nil {
+			problems = append(problems, Problem{s.ObjectKind(), s.Key, "session affinity: " + err.Error()})
+		} else {
+			out.Extensions = append(out.Extensions, options)
+		}
+	}
 	return out, problems
+}
+
+// optionsOf is what ambit's data planes are told of a service beyond Istio's protocol. Of one field it is the same bytes
+// each time.
+func optionsOf(s *cluster.Service) (*workload.Extension, error) {
+	body, err := anypb.New(&extension.ServiceOptions{
+		ClientIpAffinity: &extension.ClientIPAffinity{TimeoutSeconds: uint32(s.Affinity / time.Second)},
+	})
+	return &workload.Extension{Name: extension.ServiceOptionsName, Config: body}, err
 }
 
 func ipFamilies(s *cluster.Service) workload.IPFamilies {

@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/extension"
 	workloadpb "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 )
@@ -219,6 +221,9 @@ func (d *decoder) service(s *workloadpb.Service) (out *Service, skipped []string
 	if out.Balancing, err = balancing(s.GetLoadBalancing()); err != nil {
 		return nil, nil, fmt.Errorf("load balancing: %w", err)
 	}
+	if out.Affinity, err = affinityOf(s.GetExtensions()); err != nil {
+		return nil, nil, err
+	}
 	switch s.GetIpFamilies() {
 	case workloadpb.IPFamilies_AUTOMATIC, workloadpb.IPFamilies_DUAL:
 	case workloadpb.IPFamilies_IPV4_ONLY:
@@ -281,6 +286,28 @@ func balancing(lb *workloadpb.LoadBalancing) (Balancing, error) {
 		b.Preference = append(b.Preference, scope)
 	}
 	return b, nil
+}
+
+// defaultAffinity is Kubernetes' default time of session affinity.
+const defaultAffinity = 3 * time.Hour
+
+// affinityOf reads the service options that ambit's control plane sends. Other extensions are for others.
+func affinityOf(extensions []*workloadpb.Extension) (time.Duration, error) {
+	for _, e := range extensions {
+		if e.GetName() != extension.ServiceOptionsName {
+			continue
+		}
+		var options extension.ServiceOptions
+		if err := e.GetConfig().UnmarshalTo(&options); err != nil {
+			return 0, fmt.Errorf("extension %s: %w", e.GetName(), err)
+		}
+		if options.GetClientIpAffinity() == nil {
+			continue
+		}
+		seconds := options.GetClientIpAffinity().GetTimeoutSeconds()
+		return cmp.Or(time.Duration(seconds)*time.Second, defaultAffinity), nil
+	}
+	return 0, nil
 }
 
 func (d *decoder) gateway(g *workloadpb.GatewayAddress) (*GatewayAddr, error) {
