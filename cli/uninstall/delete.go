@@ -21,12 +21,28 @@ import (
 // ours selects what the parts made, beside what the chart made.
 const ours = api.LabelPartOf + "=" + api.PartOf
 
-// deleteDaemonSet deletes a DaemonSet and waits until its pods are gone, so that they end while what they need is there.
-func (r *remover) deleteDaemonSet(ctx context.Context, p *survey.Part) error {
+// idleGrace is the grace period, in seconds, of pods that have nothing left to carry.
+const idleGrace = int64(1)
+
+// deleteDaemonSet deletes a DaemonSet and waits until its pods are gone, so that they end while what they need is there. Idle
+// pods have nothing to wait for: what they still hold was cut already.
+func (r *remover) deleteDaemonSet(ctx context.Context, p *survey.Part, idle bool) error {
 	foreground := metav1.DeletePropagationForeground
 	err := r.client().AppsV1().DaemonSets(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{PropagationPolicy: &foreground})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete DaemonSet %s/%s: %w", p.Namespace, p.Name, err)
+	}
+	if idle {
+		pods, err := r.client().CoreV1().Pods(p.Namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(p.Selector).String()})
+		if err != nil {
+			return fmt.Errorf("list the pods of the %s: %w", p.Component.Title(), err)
+		}
+		for _, pod := range pods.Items {
+			err := r.client().CoreV1().Pods(p.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(idleGrace)})
+			if err != nil && !apierrors.IsNotFound(err) {
+				return fmt.Errorf("end pod %s/%s: %w", p.Namespace, pod.Name, err)
+			}
+		}
 	}
 	return r.awaitNoPods(ctx, p)
 }

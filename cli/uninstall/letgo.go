@@ -80,6 +80,7 @@ func (r *remover) letGo(ctx context.Context, agent *survey.Part) error {
 	state, err := r.awaitClean(drainCtx, agent)
 	cancel()
 	if err == nil {
+		r.clean = state.mute == 0
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -94,6 +95,7 @@ func (r *remover) letGo(ctx context.Context, agent *survey.Part) error {
 		state, err = r.awaitClean(cleanCtx, agent)
 		cancel()
 		if err == nil {
+			r.clean = state.mute == 0
 			return nil
 		}
 		if ctx.Err() != nil {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/ambit-mesh/ambit/cli/command"
 	"github.com/ambit-mesh/ambit/cli/console"
@@ -140,6 +141,34 @@ func TestLetGoCuts(t *testing.T) {
 			t.Errorf("notes:\n%s", s.notes)
 		}
 	})
+}
+
+// Once the nodes are clean the node proxies carry nothing: they are not given their whole grace period.
+func TestIdleProxiesEndAtOnce(t *testing.T) {
+	for _, idle := range []bool{true, false} {
+		t.Run(fmt.Sprintf("idle %t", idle), func(t *testing.T) {
+			s := newScene(t, time.Minute, false, "n1", "n2")
+			s.poll = time.Millisecond
+			var graces []*int64
+			s.client.PrependReactor("delete", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
+				graces = append(graces, action.(clienttesting.DeleteActionImpl).GetDeleteOptions().GracePeriodSeconds)
+				return false, nil, nil
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			err := s.deleteDaemonSet(ctx, s.agent, idle)
+			want := []*int64{new(idleGrace), new(idleGrace)}
+			if !idle {
+				want = nil // the fake cluster has nobody who deletes the pods of a DaemonSet that is gone
+			}
+			if (err == nil) != idle {
+				t.Errorf("error %v", err)
+			}
+			if diff := cmp.Diff(want, graces); diff != "" {
+				t.Errorf("grace periods (-want +got):\n%s", diff)
+			}
+		})
+	}
 }
 
 func TestLetGoUnclean(t *testing.T) {

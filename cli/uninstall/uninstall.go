@@ -125,6 +125,8 @@ type remover struct {
 	poll time.Duration
 	// report asks the agent in a pod how far it is; see askAgent.
 	report func(ctx context.Context, pod string) (agentReport, error)
+	// clean says that every agent has reported its node clean: nothing goes through the node proxies any more.
+	clean bool
 }
 
 func (r *remover) client() kubernetes.Interface { return r.cluster.Kubernetes }
@@ -145,7 +147,7 @@ func (r *remover) remove(ctx context.Context, releases *release.Releases, parts 
 	for _, component := range []survey.Component{survey.Agent, survey.NodeProxy} {
 		if p := byComponent[component]; p != nil {
 			r.env.Notef("Removing the %s", component.Title())
-			if err := r.deleteDaemonSet(ctx, p); err != nil {
+			if err := r.deleteDaemonSet(ctx, p, component == survey.NodeProxy && r.clean); err != nil {
 				return err
 			}
 		}
