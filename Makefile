@@ -24,8 +24,8 @@ cluster-reboot: ## cut the power of NODE=node2 and start it again
 kubectl: ## run kubectl against that cluster: ARGS="get pods -A"
 	@test -e .cache/cluster/state.json || { echo 'no cluster is up: run make cluster-up' >&2; exit 1; }
 	@.cache/bin/kubectl --kubeconfig .cache/cluster/kubeconfig $(ARGS)
-images: ## build the images (product and test) as OCI archives in .cache/images
-	@$(CLUSTER) images
+images: ## build the images (product and test) as OCI archives in .cache/images; VERSION=v0.1.0 builds and tags a release
+	@$(CLUSTER) images $(if $(filter file,$(origin VERSION)),,--version $(VERSION))
 load: ## put the images, or FILES="a.tar b.tar", on both nodes
 	@$(CLUSTER) load $(abspath $(FILES))
 

@@ -3,6 +3,7 @@ package product
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/cluster/image"
 )
 
-// Image is an image of this repository: its reference is docker.io/ambit/<Name>:dev, its archive <Name>.tar.
+// Image is an image of this repository: its reference is docker.io/ambit/<Name>:<tag>, its archive <Name>.tar.
 type Image struct {
 	Name       string
 	Programs   []string // packages below the repository's folder; "dir/..." is every program below dir. Each goes to /usr/local/bin.
@@ -70,6 +71,9 @@ type Builder struct {
 	Repository string    // absolute
 	Dir        string    // where archives go, absolute
 	Report     io.Writer // progress
+	// Version is a release, such as v0.1.0: what the programs say of themselves and the images' tag. Empty: the programs say
+	// what git describes, and the tag is dev.
+	Version string
 }
 
 // Build builds the named images, or all if none is named, and returns the archives. One that fails does not keep the
@@ -126,7 +130,7 @@ func (b *Builder) build(ctx context.Context, i Image) (string, error) {
 	}
 	archive := filepath.Join(b.Dir, i.Name+".tar")
 	return archive, image.Write(image.Definition{
-		Name:       "docker.io/ambit/" + i.Name + ":dev",
+		Name:       "docker.io/ambit/" + i.Name + ":" + cmp.Or(b.Version, "dev"),
 		Files:      programs,
 		Entrypoint: i.Entrypoint,
 		User:       i.User,
@@ -146,9 +150,11 @@ func (b *Builder) compile(ctx context.Context, i Image) ([]image.File, error) {
 	if len(packages) == 0 {
 		return nil, fmt.Errorf("no program in %s", strings.Join(i.Programs, " "))
 	}
-	version, err := b.run(ctx, "git", "describe", "--tags", "--always", "--dirty")
-	if err != nil {
-		version = "dev" // not a clone
+	version := b.Version
+	if version == "" {
+		if version, err = b.run(ctx, "git", "describe", "--tags", "--always", "--dirty"); err != nil {
+			version = "dev" // not a clone
+		}
 	}
 	dir := filepath.Join(b.Dir, "programs", i.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
