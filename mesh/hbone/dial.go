@@ -40,7 +40,7 @@ func (p *Pool) dial(pe *peer) {
 		p.mu.Unlock()
 		return
 	}
-	pc := &poolConn{peer: pe, idleSince: time.Now()}
+	pc := &poolConn{peer: pe, certs: w.ConnectionState().PeerCertificates, idleSince: time.Now()}
 	cfg := p.cfg.H2
 	cfg.OnChange = func(*h2.Conn) { p.changed(pc) }
 	pc.h2 = h2.NewClient(w, cfg)
@@ -56,6 +56,9 @@ func (p *Pool) dial(pe *peer) {
 	p.mu.Unlock()
 	if evicted {
 		pc.h2.Shutdown()
+	}
+	if p.revoked(pc) {
+		pc.h2.Close() // it was revoked during the handshake
 	}
 	// Whoever waited opens a stream now, and so sends the preface with it; this is for when nobody does.
 	runtime.Gosched()
@@ -213,7 +216,7 @@ func (p *Pool) request(ctx context.Context, pc *poolConn, t *Target, r *Request)
 			continue
 		case '2':
 			_ = s.SetReadDeadline(time.Time{})
-			return &Stream{s: s, header: fields}, nil
+			return &Stream{s: s, header: fields, certs: pc.certs}, nil
 		}
 		s.Close()
 		reason, _ := h2.Value(fields, reasonHeader)

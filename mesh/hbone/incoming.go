@@ -35,8 +35,8 @@ type Incoming struct {
 // Peer returns the identity that the client proved in the TLS handshake.
 func (in *Incoming) Peer() identity.Identity { return in.conn.peer }
 
-// PeerCertificate returns the client's leaf certificate. It must not be changed.
-func (in *Incoming) PeerCertificate() *x509.Certificate { return in.conn.cert }
+// PeerCertificates returns the client's certificates, leaf first. They must not be changed.
+func (in *Incoming) PeerCertificates() []*x509.Certificate { return in.conn.certs }
 
 // Authority returns what the client wants to reach: host:port or ip:port, syntactically valid (see ParseAuthority).
 func (in *Incoming) Authority() string { return in.authority }
@@ -65,7 +65,7 @@ func (in *Incoming) Accept(extra ...Header) (*Stream, error) {
 		in.s.Close()
 		return nil, err
 	}
-	return &Stream{s: in.s, header: in.header, release: in.cancel}, nil
+	return &Stream{s: in.s, header: in.header, certs: in.conn.certs, release: in.cancel}, nil
 }
 
 // Reject answers another status (400 to 599) and ends the stream. The reason goes to the client in the header

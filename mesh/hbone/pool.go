@@ -2,9 +2,11 @@ package hbone
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -72,6 +74,7 @@ type grant struct {
 type poolConn struct {
 	peer      *peer
 	h2        *h2.Conn
+	certs     []*x509.Certificate // the peer's
 	idleTimer *time.Timer
 	idleSince time.Time
 	settled   bool // its SETTINGS have come, so that the number of its streams is known
@@ -325,6 +328,25 @@ func (p *Pool) Evict(uid string) {
 	for _, pc := range out {
 		pc.h2.Shutdown()
 	}
+}
+
+func (p *Pool) revoked(pc *poolConn) bool {
+	return p.cfg.Revoked != nil && p.cfg.Revoked(pc.certs) != nil
+}
+
+// Recheck ends at once the connections whose peer's certificates are not good any more, and returns how many.
+func (p *Pool) Recheck() int {
+	p.mu.Lock()
+	all := slices.Collect(maps.Keys(p.conns))
+	p.mu.Unlock()
+	n := 0
+	for _, pc := range all {
+		if p.revoked(pc) {
+			pc.h2.Close()
+			n++
+		}
+	}
+	return n
 }
 
 // Drain lets nothing new be opened, waits until every stream has ended or the context has, and closes the connections.

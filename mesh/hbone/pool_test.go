@@ -46,7 +46,7 @@ func TestTunnel(t *testing.T) {
 		t.Errorf("response baggage %q", got)
 	}
 	in := <-got
-	if in.Peer() != clientID || in.PeerCertificate().URIs[0].String() != clientID.String() {
+	if in.Peer() != clientID || in.PeerCertificates()[0].URIs[0].String() != clientID.String() {
 		t.Errorf("peer %v", in.Peer())
 	}
 	for name, want := range map[string]string{

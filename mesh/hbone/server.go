@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -38,6 +39,9 @@ const (
 // ErrServerClosed is what Serve returns after Shutdown or Close.
 var ErrServerClosed = errors.New("hbone: server closed")
 
+// errSilent is why a connection ended whose client has said nothing: somebody looked whether the port is open.
+var errSilent = errors.New("the client left without a word")
+
 // ServerConfig holds a server's settings. TLS and Handler are required.
 type ServerConfig struct {
 	// TLS gives the configuration for one handshake: certificate, client verification, ALPN. It is not changed. An error ends
@@ -57,6 +61,13 @@ type ServerConfig struct {
 	// with the stream, when the server is closed, and, as long as neither was called, when the client resets the stream or
 	// the connection ends.
 	Handler func(ctx context.Context, in *Incoming)
+	// Revoked, if set, says why a client's certificates (leaf first) are not good any more; nil if they are. It is asked after
+	// each handshake and by Recheck.
+	Revoked func(client []*x509.Certificate) error
+	// Refused, if set, is told of each connection that ends in its handshake, with the error: *identity.VerifyError is among
+	// its causes if the client's certificate was refused. It is not told of clients that leave without a word, nor of those
+	// that the server's end cuts. It must not block.
+	Refused func(nc net.Conn, err error)
 	// Logger gets one line for each connection that fails before its first stream. If nil, nothing is logged.
 	Logger *slog.Logger
 }
@@ -74,7 +85,7 @@ type Server struct {
 	closed    bool
 	listeners map[net.Listener]struct{}
 	shaking   []*handshake // oldest first
-	conns     map[*h2.Conn]struct{}
+	conns     map[*h2.Conn]*connState
 	changed   sync.Cond // shaking or conns have changed
 }
 
@@ -103,7 +114,7 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg:       cfg,
 		slots:     make(chan struct{}, cfg.MaxHandshakes),
 		listeners: make(map[net.Listener]struct{}),
-		conns:     make(map[*h2.Conn]struct{}),
+		conns:     make(map[*h2.Conn]*connState),
 	}
 	s.changed.L = &s.mu
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -235,19 +246,25 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 // serve does the handshake, for which it has a slot, and serves the connection. The end of the context cuts the connection
 // if cut is set, and the handshake in any case.
 func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
-	c, err := s.accept(ctx, h)
+	c, cs, err := s.accept(ctx, h)
 	<-s.slots
 	s.mu.Lock()
 	s.shaking = slices.DeleteFunc(s.shaking, func(o *handshake) bool { return o == h })
 	if err == nil {
-		s.conns[c] = struct{}{}
+		s.conns[c] = cs
 	}
 	draining, closed := s.draining, s.closed
 	s.changed.Broadcast()
 	s.mu.Unlock()
 	if err != nil {
 		s.cfg.Logger.Debug("tunnel connection refused", "peer", h.nc.RemoteAddr(), "error", err)
+		if s.cfg.Refused != nil && !closed && ctx.Err() == nil && !errors.Is(err, errSilent) {
+			s.cfg.Refused(h.nc, err)
+		}
 		return err
+	}
+	if s.revoked(cs) {
+		c.Close() // it was revoked during the handshake
 	}
 	switch {
 	case closed:
@@ -267,12 +284,19 @@ func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
 }
 
 // accept does a handshake and returns the connection, ready to run.
-func (s *Server) accept(ctx context.Context, h *handshake) (*h2.Conn, error) {
+func (s *Server) accept(ctx context.Context, h *handshake) (*h2.Conn, *connState, error) {
 	ctx, cancel := withTimeout(ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
-	w, err := wire.Server(ctx, h.nc, s.cfg.TLS)
+	spoke := false
+	w, err := wire.Server(ctx, h.nc, func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		spoke = true
+		return s.cfg.TLS(hello)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("tls handshake: %w", err)
+		if !spoke && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
+			err = fmt.Errorf("%w: %w", errSilent, err)
+		}
+		return nil, nil, fmt.Errorf("tls handshake: %w", err)
 	}
 	state := w.ConnectionState()
 	cs := &connState{local: addrPort(w.LocalAddr()), remote: addrPort(w.RemoteAddr())}
@@ -282,21 +306,42 @@ func (s *Server) accept(ctx context.Context, h *handshake) (*h2.Conn, error) {
 	case len(state.PeerCertificates) == 0:
 		err = errors.New("the client showed no certificate")
 	default:
-		cs.cert = state.PeerCertificates[0]
-		cs.peer, err = identity.FromCertificate(cs.cert)
+		cs.certs = state.PeerCertificates
+		cs.peer, err = identity.FromCertificate(cs.certs[0])
 	}
 	if err != nil {
 		w.Abort()
 		w.Release()
-		return nil, err
+		return nil, nil, err
 	}
-	return h2.NewServer(w, s.cfg.H2, func(st *h2.Stream) { s.handle(cs, st) }), nil
+	return h2.NewServer(w, s.cfg.H2, func(st *h2.Stream) { s.handle(cs, st) }), cs, nil
+}
+
+func (s *Server) revoked(cs *connState) bool {
+	return s.cfg.Revoked != nil && s.cfg.Revoked(cs.certs) != nil
+}
+
+// Recheck ends at once the connections whose client's certificates are not good any more, and returns how many.
+func (s *Server) Recheck() int {
+	var out []*h2.Conn
+	s.mu.Lock()
+	conns := maps.Clone(s.conns)
+	s.mu.Unlock()
+	for c, cs := range conns {
+		if s.revoked(cs) {
+			out = append(out, c)
+		}
+	}
+	for _, c := range out {
+		c.Close()
+	}
+	return len(out)
 }
 
 // connState is what the streams of a connection have in common.
 type connState struct {
-	cert          *x509.Certificate // the client's
-	peer          identity.Identity // in cert
+	certs         []*x509.Certificate // the client's, leaf first
+	peer          identity.Identity   // in the leaf
 	local, remote netip.AddrPort
 }
 

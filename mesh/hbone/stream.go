@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"context"
+	"crypto/x509"
 	"net"
 	"net/netip"
 	"strings"
@@ -15,7 +16,8 @@ import (
 type Stream struct {
 	s       *h2.Stream
 	header  []h2.Field
-	release context.CancelFunc // ends the context of the handler that accepted it; nil at a client
+	certs   []*x509.Certificate // the peer's
+	release context.CancelFunc  // ends the context of the handler that accepted it; nil at a client
 }
 
 var _ net.Conn = (*Stream)(nil)
@@ -46,6 +48,9 @@ func (s *Stream) Close() error {
 
 // Header returns a header of the peer's response, or of its request at a server (name in lower case); "" if there is none.
 func (s *Stream) Header(name string) string { return header(s.header, name) }
+
+// PeerCertificates returns the certificates that the peer showed, leaf first. They must not be changed.
+func (s *Stream) PeerCertificates() []*x509.Certificate { return s.certs }
 
 // header joins the values of all fields of one name by commas (RFC 9110 section 5.3).
 func header(fields []h2.Field, name string) string {

@@ -3,6 +3,7 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -63,6 +64,9 @@ type PoolConfig struct {
 	H2 h2.Config
 	// Counts, if set, counts what the pool does. Pools may share it.
 	Counts *PoolCounts
+	// Revoked, if set, says why a peer's certificates (leaf first) are not good any more; nil if they are. It is asked after
+	// each handshake and by Recheck.
+	Revoked func(peer []*x509.Certificate) error
 	// Logger gets one line for each connection that ends in an error while no stream could tell. If nil, nothing is logged.
 	Logger *slog.Logger
 }

@@ -46,6 +46,8 @@ type ChannelConfig struct {
 	RootCA string
 	// ServerName is verified instead of Address's host, if not empty.
 	ServerName string
+	// PostQuantumOnly leaves X25519MLKEM768 as the only key exchange.
+	PostQuantumOnly bool
 	// TokenFile holds a bearer token, read anew for each call. Empty: no token is sent.
 	TokenFile string
 	// Headers are sent with each call, e.g. clusterid.
@@ -59,7 +61,7 @@ func NewChannel(cfg ChannelConfig) (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control plane address %q: %w", cfg.Address, err)
 	}
-	var transport credentials.TransportCredentials = &rootCredentials{rootCA: cfg.RootCA, serverName: cfg.ServerName}
+	var transport credentials.TransportCredentials = &rootCredentials{rootCA: cfg.RootCA, serverName: cfg.ServerName, groups: controlGroups(cfg.PostQuantumOnly)}
 	if plaintext {
 		transport = insecure.NewCredentials()
 	} else if cfg.RootCA == "" {
@@ -123,6 +125,14 @@ func isLoopback(host string) bool {
 type rootCredentials struct {
 	rootCA     string
 	serverName string
+	groups     []tls.CurveID // nil: Go's, which begin with X25519MLKEM768
+}
+
+func controlGroups(postQuantumOnly bool) []tls.CurveID {
+	if postQuantumOnly {
+		return []tls.CurveID{tls.X25519MLKEM768}
+	}
+	return nil
 }
 
 func (c *rootCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -130,7 +140,7 @@ func (c *rootCredentials) ClientHandshake(ctx context.Context, authority string,
 	if err != nil {
 		return nil, nil, err
 	}
-	cfg := &tls.Config{RootCAs: roots, ServerName: c.serverName, MinVersion: tls.VersionTLS12}
+	cfg := &tls.Config{RootCAs: roots, ServerName: c.serverName, MinVersion: tls.VersionTLS12, CurvePreferences: c.groups}
 	return credentials.NewTLS(cfg).ClientHandshake(ctx, authority, conn)
 }
 

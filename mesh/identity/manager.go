@@ -49,6 +49,9 @@ type ManagerConfig struct {
 	Concurrency int
 	// RequestTimeout bounds one request. Zero means 10 s.
 	RequestTimeout time.Duration
+	// Trust is what SVIDs verify peers by. Their roots are added to it, and withdrawn when an identity is forgotten. If nil,
+	// each SVID trusts its own roots only.
+	Trust *Trust
 	// Logger takes failures and renewals. Required.
 	Logger *slog.Logger
 	// OnChange, if set, is called by Run's goroutine for each SVID that was issued or renewed; it must not block.
@@ -63,6 +66,8 @@ type Manager struct {
 	entries *xsync.Map[Identity, *entry] // changed under mu only
 	poke    chan struct{}                // tells Run that something may be due; capacity 1
 	stopped chan struct{}                // closed when Run ends
+
+	issued, failed atomic.Uint64 // requests by their end
 
 	mu sync.Mutex // guards the fields of every entry but svid; never held across a request
 }
@@ -197,11 +202,18 @@ func (m *Manager) settle(r result) {
 	e.inFlight, e.last, e.err = false, now, r.err
 	forgotten := e.forgotten
 	if r.err != nil {
+		m.failed.Add(1)
 		e.failures++
 		e.due = now.Add(e.pause())
 	} else if !forgotten {
+		m.issued.Add(1)
 		e.failures = 0
 		e.due = now.Add(max(renewSoonest, spread(r.svid.NotAfter.Sub(now)/2, renewJitter)))
+		if m.cfg.Trust != nil {
+			// Peers may be verified by new roots before anyone proves to be this identity with them.
+			m.cfg.Trust.setRoots(e.id, r.svid.roots)
+			r.svid.withTrust(m.cfg.Trust)
+		}
 		e.svid.Store(r.svid)
 		close(e.ready)
 		e.ready = make(chan struct{})
@@ -361,7 +373,27 @@ func (m *Manager) Forget(id Identity) {
 	}
 	e.forgotten = true
 	close(e.ready)
+	if m.cfg.Trust != nil {
+		m.cfg.Trust.setRoots(id, nil)
+	}
 }
+
+// RenewBetween brings the renewals of all identities forward, to be spread evenly between two times from now: the CA signs
+// with another key, or hands out other roots.
+func (m *Manager) RenewBetween(first, last time.Duration) {
+	now := time.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.entries.All() {
+		if due := now.Add(first + time.Duration(rand.Float64()*float64(last-first))); e.failures == 0 && e.due.After(due) {
+			e.due = due
+		}
+	}
+	m.wake()
+}
+
+// Requests returns how many requests for certificates have succeeded and failed so far.
+func (m *Manager) Requests() (issued, failed uint64) { return m.issued.Load(), m.failed.Load() }
 
 // State is where an identity's certificate stands.
 type State string

@@ -31,8 +31,31 @@ type SVID struct {
 	// NotBefore and NotAfter bound the validity of the leaf.
 	NotBefore, NotAfter time.Time
 
+	// roots are RootsPEM, parsed. own is what peers are verified by where trust is nil.
+	roots []*x509.Certificate
+	own   *trusted
+	trust *Trust
+
 	clients configCache
 	servers configCache
+}
+
+// withTrust returns the SVID with peers verified by trust, which must hold its roots, instead of by what came with it alone.
+// Call it before the SVID is shared.
+func (s *SVID) withTrust(trust *Trust) *SVID {
+	s.trust = trust
+	return s
+}
+
+// trusted is what peers are verified by now.
+func (s *SVID) trusted() *trusted {
+	switch {
+	case s.trust != nil:
+		return s.trust.load()
+	case s.own != nil:
+		return s.own
+	}
+	return &trusted{roots: s.Roots}
 }
 
 // NewSVID checks what a CA returned for id and key, and makes an SVID of it. chainPEM is the leaf, then intermediates,
@@ -63,7 +86,9 @@ func NewSVID(id Identity, key crypto.Signer, chainPEM []string) (*SVID, error) {
 		ChainPEM:  encodeCertificates(chain),
 		NotBefore: chain[0].NotBefore,
 		NotAfter:  chain[0].NotAfter,
+		roots:     roots,
 	}
+	s.own = &trusted{roots: s.Roots, all: roots}
 	for _, c := range chain {
 		s.TLS.Certificate = append(s.TLS.Certificate, c.Raw)
 	}
@@ -89,24 +114,24 @@ func (s *SVID) check(chain []*x509.Certificate) error {
 			leaf.URIs, leaf.DNSNames, leaf.IPAddresses, leaf.EmailAddresses)
 	}
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		if err := verifyChain(chain, s.Roots, usage); err != nil {
+		if _, err := verifyChain(chain, s.Roots, usage, time.Now()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// verifyChain verifies chain[0] under roots, with the rest as intermediates.
-func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
-	opts := x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{usage}}
+// verifyChain verifies chain[0] under roots at a time, with the rest as intermediates. It returns all ways to a root, from
+// the leaf.
+func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, at time.Time) ([][]*x509.Certificate, error) {
+	opts := x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: at}
 	if len(chain) > 1 {
 		opts.Intermediates = x509.NewCertPool()
 		for _, c := range chain[1:] {
 			opts.Intermediates.AddCert(c)
 		}
 	}
-	_, err := chain[0].Verify(opts)
-	return err
+	return chain[0].Verify(opts)
 }
 
 // parseCertificates reads one or more PEM certificates, and nothing else.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // VerifyReason says why a peer's certificate was refused.
@@ -23,6 +24,8 @@ const (
 	ReasonNoIdentity VerifyReason = "no-identity"
 	// ReasonUnexpected: the identity is none of those that the client expected.
 	ReasonUnexpected VerifyReason = "unexpected-identity"
+	// ReasonRevoked: a certificate of the chain is in a revocation list, or the list is out of date where that is refused.
+	ReasonRevoked VerifyReason = "revoked"
 	// ReasonTrustDomain: the client's identity is of a trust domain that the server does not accept.
 	ReasonTrustDomain VerifyReason = "trust-domain"
 )
@@ -43,52 +46,52 @@ func (e *VerifyError) Unwrap() error { return e.Err }
 // alpn is the protocol of HBONE.
 const alpn = "h2"
 
-// baseConfig is what both roles share. Groups are in order of preference: the post-quantum hybrid first, then what every
-// peer has, and the NIST curves for FIPS mode.
-func baseConfig() *tls.Config {
+// baseConfig is what both roles share.
+func baseConfig(trust *Trust) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{alpn},
-		CurvePreferences:       []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384},
+		CurvePreferences:       trust.groups(),
 		SessionTicketsDisabled: true, // a resumed session would not be verified again
 		// Small first records are for browsers. With full ones from the start, mesh/wire need not clone the configuration.
 		DynamicRecordSizingDisabled: true,
 	}
 }
 
-// ClientTLS returns the configuration to connect as svid to a peer that must show one of the identities in expect: TLS
-// 1.3, ALPN h2, no server name, no resumption. With an empty expect every handshake fails. The result is shared between
-// callers and must not be changed.
+// ClientTLS returns the configuration to connect as svid to a peer that must show one of the identities in expect, under
+// whatever name of the mesh's trust domain: TLS 1.3, ALPN h2, no server name, no resumption. With an empty expect every
+// handshake fails. The result is shared between callers and must not be changed. Roots, trust-domain names and revocation lists
+// are those of the time of a handshake.
 func ClientTLS(svid *SVID, expect []Identity) *tls.Config {
 	return svid.clients.get(expectKey(expect), func() *tls.Config {
-		cfg := baseConfig()
+		cfg := baseConfig(svid.trust)
 		// Not cfg.Certificates: crypto/tls would show no certificate at all to a server that names only other CAs, as
 		// one does while roots are being rotated.
 		cert := &svid.TLS
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
-		roots, expect := svid.Roots, slices.Clone(expect)
+		expect := slices.Clone(expect)
 		cfg.InsecureSkipVerify = true // there is no host name to verify; VerifyConnection does it all
 		cfg.VerifyConnection = func(state tls.ConnectionState) error {
-			return verifyServer(state.PeerCertificates, roots, expect)
+			return verifyServer(state.PeerCertificates, svid.trusted(), expect)
 		}
 		return cfg
 	})
 }
 
 // ServerTLS returns the configuration to accept peers as svid: TLS 1.3, ALPN h2, a client certificate that chains to
-// svid's roots and holds a workload identity of one of trustDomains; svid's own trust domain if there are none. The
-// result is shared between callers and must not be changed.
+// svid's roots and holds a workload identity of one of trustDomains; if there are none, of svid's own trust domain under any
+// of its names. The result is shared between callers and must not be changed.
 func ServerTLS(svid *SVID, trustDomains []string) *tls.Config {
 	return svid.servers.get(strings.Join(trustDomains, "/"), func() *tls.Config {
-		cfg := baseConfig()
+		cfg := baseConfig(svid.trust)
 		cfg.Certificates = []tls.Certificate{svid.TLS}
 		cfg.ClientAuth = tls.RequireAnyClientCert
-		roots, domains := svid.Roots, slices.Clone(trustDomains)
+		domains := slices.Clone(trustDomains)
 		if len(domains) == 0 {
 			domains = []string{svid.TrustDomain}
 		}
 		cfg.VerifyConnection = func(state tls.ConnectionState) error {
-			return verifyClient(state.PeerCertificates, roots, domains)
+			return verifyClient(state.PeerCertificates, svid.trusted(), domains)
 		}
 		return cfg
 	})
@@ -107,12 +110,12 @@ func expectKey(expect []Identity) any {
 	return strings.Join(slices.Compact(names), " ")
 }
 
-func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, expect []Identity) error {
-	if err := verifyPeer(chain, roots, x509.ExtKeyUsageServerAuth); err != nil {
+func verifyServer(chain []*x509.Certificate, trusted *trusted, expect []Identity) error {
+	if err := verifyPeer(chain, trusted, x509.ExtKeyUsageServerAuth); err != nil {
 		return err
 	}
 	for _, u := range chain[0].URIs {
-		if id, err := Parse(u.String()); err == nil && slices.Contains(expect, id) {
+		if id, err := Parse(u.String()); err == nil && trusted.domains.containsSame(expect, id) {
 			return nil
 		}
 	}
@@ -123,28 +126,32 @@ func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, expect []Iden
 	return &VerifyError{Reason: ReasonUnexpected, Peer: id, Err: fmt.Errorf("peer is %s, expected %s", id, nameList(expect))}
 }
 
-func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, trustDomains []string) error {
-	if err := verifyPeer(chain, roots, x509.ExtKeyUsageClientAuth); err != nil {
+func verifyClient(chain []*x509.Certificate, trusted *trusted, trustDomains []string) error {
+	if err := verifyPeer(chain, trusted, x509.ExtKeyUsageClientAuth); err != nil {
 		return err
 	}
 	id, err := FromCertificate(chain[0])
 	if err != nil {
 		return &VerifyError{Reason: ReasonNoIdentity, Err: err}
 	}
-	if !slices.Contains(trustDomains, id.TrustDomain) {
-		return &VerifyError{Reason: ReasonTrustDomain, Peer: id,
-			Err: fmt.Errorf("peer is %s, accepted trust domains are %s", id, strings.Join(trustDomains, ", "))}
+	if slices.ContainsFunc(trustDomains, func(d string) bool { return trusted.domains.Same(d, id.TrustDomain) }) {
+		return nil
 	}
-	return nil
+	return &VerifyError{Reason: ReasonTrustDomain, Peer: id, Err: fmt.Errorf("peer is %s, accepted trust domains are %s", id,
+		strings.Join(trusted.domains.withAliases(trustDomains), ", "))}
 }
 
-func verifyPeer(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+func verifyPeer(chain []*x509.Certificate, trusted *trusted, usage x509.ExtKeyUsage) error {
 	if len(chain) == 0 {
 		return &VerifyError{Reason: ReasonNoCertificate, Err: errors.New("peer showed no certificate")}
 	}
-	err := verifyChain(chain, roots, usage)
+	now := time.Now()
+	chains, err := verifyChain(chain, trusted.roots, usage, now)
 	if err == nil {
-		return nil
+		if trusted.crl.Empty() {
+			return nil
+		}
+		return trusted.crl.checkAny(chains, now)
 	}
 	reason := ReasonUntrusted
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {

@@ -81,11 +81,15 @@ type parts struct {
 	directory *directory.Directory
 	certs     *identity.Manager
 	settings  settings.Holder
+	trust     *identity.Trust
+	files     *identity.Files
 	discovery *xds.Client
 	node      *proxy.Node
 	pods      *inpod.Manager
 	ready     admin.Readiness
-	quit      context.CancelCauseFunc
+
+	revocations *telemetry.Trust
+	quit        context.CancelCauseFunc
 
 	closers []io.Closer // in order of making
 	servers []*admin.Server
@@ -135,16 +139,9 @@ func (p *parts) make(stderr io.Writer) error {
 	p.directory = directory.New(directory.Config{
 		Network: cfg.Network, Node: cfg.Node.Name, ClusterID: cfg.ClusterID, Logger: p.target("state"),
 	})
-	ca, err := identity.NewChannel(cfg.CA)
-	if err != nil {
-		return fmt.Errorf("CA_ADDRESS: %w", err)
+	if err := p.makeIdentity(registry); err != nil {
+		return err
 	}
-	p.closers = append(p.closers, ca)
-	p.certs = identity.NewManager(identity.ManagerConfig{
-		Issuer: &identity.GRPCIssuer{Conn: ca, TTL: cfg.SecretTTL, Impersonate: true},
-		Logger: p.target("identity"),
-	})
-	registry.MustRegister(telemetry.NewCertificates(p.certs.Snapshot))
 	node, err := xdsNode(cfg.Node)
 	if err != nil {
 		return err
@@ -181,6 +178,8 @@ func (p *parts) make(stderr io.Writer) error {
 		Parker:       parker,
 		Directory:    p.directory,
 		Certificates: p.certs,
+		Trust:        p.trust,
+		Revocations:  p.revocations,
 		Metrics:      telemetry.NewMetrics(registry),
 		Balance:      telemetry.NewBalance(registry, p.directory),
 		AccessLog:    telemetry.NewAccessLog(p.target(telemetry.TargetAccess), cfg.AccessLogSampling),
@@ -253,6 +252,7 @@ func (p *parts) run(ctx context.Context) error {
 		room("http", s.Serve)
 	}
 	room("certificates", p.certs.Run)
+	room("trust", p.watchTrust)
 	room("discovery", p.discovery.Run)
 	room("connections", p.node.Run)
 

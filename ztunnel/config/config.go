@@ -35,6 +35,13 @@ type Config struct {
 
 	// XDS and CA are the channels to the control plane.
 	XDS, CA identity.ChannelConfig
+	// TrustBundle is a file of roots that peers may be under, beside those that come with certificates. It may be missing.
+	TrustBundle string
+	// CRLPath is a file of revocation lists; empty for none. StrictCRL refuses certificates whose issuer's list is out of date.
+	CRLPath   string
+	StrictCRL bool
+	// PostQuantumOnly leaves X25519MLKEM768 as the only key exchange.
+	PostQuantumOnly bool
 	// SecretTTL is the validity to ask for in certificates.
 	SecretTTL time.Duration
 
@@ -168,6 +175,7 @@ func Parse(environ []string) (*Config, error) {
 	}
 	c.LogFilter = e.logFilter()
 	e.controlPlane(c)
+	e.identity(c)
 	if c.PacketMark&api.MarkProxyMask != api.MarkProxy {
 		e.note("PACKET_MARK=%#x differs from the mark that ambit's rules look for (%#x/%#x): the pods' rules must be "+
 			"another agent's", c.PacketMark, api.MarkProxy, api.MarkProxyMask)
@@ -195,8 +203,6 @@ func (e *env) refuseUnsupported() {
 		{"LOCAL_XDS_PATH", "discovery comes from XDS_ADDRESS only"},
 		{"LOCAL_XDS", "discovery comes from XDS_ADDRESS only"},
 		{"PREFERED_SERVICE_NAMESPACE", "it belongs to the DNS proxy, which this version does not have"},
-		{"CRL_PATH", "revocation lists are not checked; a certificate is revoked by its short life"},
-		{"COMPLIANCE_POLICY", "X25519MLKEM768 is always preferred; Go's FIPS mode is GODEBUG=fips140=only"},
 	} {
 		if e.vars[unsupported.name] != "" {
 			refuse(unsupported.name, unsupported.why)

@@ -35,6 +35,7 @@ func TestDefaults(t *testing.T) {
 		TrustDomain:       "cluster.local",
 		XDS:               channel,
 		CA:                channel,
+		TrustBundle:       "/var/run/secrets/istio/root-cert.pem",
 		SecretTTL:         24 * time.Hour,
 		ZDSSocket:         "/var/run/ztunnel/ztunnel.sock",
 		PortReuse:         true,
@@ -105,6 +106,10 @@ func TestSettings(t *testing.T) {
 			func(c *Config) any { return c.Network }, "m"},
 		{"node id", []string{"POD_NAME=p", "POD_NAMESPACE=ns", "INSTANCE_IP=10.0.0.9"},
 			func(c *Config) any { return c.Node.ID() }, "ztunnel~10.0.0.9~p.ns~ns.svc.cluster.local"},
+		{"revocation lists", []string{"CRL_PATH=/crl", "AMBIT_CRL_EXPIRED=refuse", "AMBIT_TRUST_BUNDLE=/roots"},
+			func(c *Config) any { return []any{c.CRLPath, c.StrictCRL, c.TrustBundle} }, []any{"/crl", true, "/roots"}},
+		{"post-quantum only", []string{"COMPLIANCE_POLICY=pqc"},
+			func(c *Config) any { return []bool{c.PostQuantumOnly, c.XDS.PostQuantumOnly, c.CA.PostQuantumOnly} }, []bool{true, true, true}},
 		{"DNS capture is noted", []string{"ISTIO_META_DNS_CAPTURE=true"}, func(c *Config) any { return len(c.Notes) }, 1},
 		{"another mark is noted", []string{"PACKET_MARK=7"}, func(c *Config) any { return len(c.Notes) }, 1},
 	} {
@@ -144,7 +149,7 @@ func TestRefusals(t *testing.T) {
 	for _, env := range []string{
 		"PROXY_MODE=dedicated", "PROXY_MODE=other", "PROXY_WORKLOAD_INFO=a/b/c", "ENABLE_PROXY=false", "FAKE_CA=true",
 		"LOCAL_XDS_PATH=/x", "LOCAL_XDS={}", "XDS_ON_DEMAND=true", "UNSTABLE_ENABLE_SOCKS5=true", "TLS12_ENABLED=true",
-		"CRL_PATH=/x", "COMPLIANCE_POLICY=pqc", "XDS_ADDRESS=", "CA_ADDRESS=", "PREFERED_SERVICE_NAMESPACE=x",
+		"AMBIT_CRL_EXPIRED=maybe", "COMPLIANCE_POLICY=strict", "COMPLIANCE_POLICY=fips-140-3", "XDS_ADDRESS=", "CA_ADDRESS=", "PREFERED_SERVICE_NAMESPACE=x",
 		"IPV6_ENABLED=maybe", "SECRET_TTL=1", "SECRET_TTL=1s", "PACKET_MARK=0", "PACKET_MARK=x", "RUST_LOG=loud",
 		"AMBIT_ACCESS_LOG_SAMPLING=2", "AMBIT_ACCESS_LOG_SAMPLING=NaN", "AMBIT_METRICS_IDLE=1s",
 		"LOG_FORMAT=xml", "ZTUNNEL_WORKER_THREADS=-1", "ZTUNNEL_WORKER_THREADS=200%", "ZTUNNEL_CPU_LIMIT=lots",

@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
@@ -54,6 +55,7 @@ type conn struct {
 
 	// Set by the goroutine that serves the connection, under the table's lock; read by it without, by others under it.
 	record   telemetry.Connection // Start is immutable
+	certs    []*x509.Certificate  // the tunnel's peer's, leaf first
 	original netip.AddrPort       // where the client wanted to go
 	judged   policy.Connection    // what policy decided on; zero for outbound
 	files    int                  // descriptors of its own: streams share theirs
@@ -141,6 +143,9 @@ func (c *conn) close(n *Node, flag telemetry.Flag, err error) {
 	t.mu.Unlock()
 	defer t.leave()
 	c.endpoint.Release()
+	if flag == telemetry.FlagRevoked {
+		n.Revocations.Rejected(c.record.Reporter)
+	}
 	if c.series != nil {
 		c.series.Closed(flag)
 	} else {

@@ -90,6 +90,9 @@ func flagOf(err error) telemetry.Flag {
 	if errors.Is(err, errNoCertificate) {
 		return telemetry.FlagIdentity
 	}
+	if isRevoked(err) {
+		return telemetry.FlagRevoked
+	}
 	var dial *hbone.DialError
 	if errors.As(err, &dial) {
 		switch dial.Stage {

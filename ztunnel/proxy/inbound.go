@@ -54,7 +54,7 @@ func (p *Pod) openInboundTunnel(ctx context.Context, in *hbone.Incoming) *conn {
 		return nil
 	}
 	c := p.conns.open(ctx, func(c *conn) {
-		c.original, c.appFirst = in.LocalAddr(), true
+		c.original, c.appFirst, c.certs = in.LocalAddr(), true, in.PeerCertificates()
 		c.record.Reporter = telemetry.ReporterDestination
 		c.record.Source, c.record.SourceIdentity, c.record.MutualTLS = p.sourceOf(in), in.Peer(), true
 		c.record.SourceAddr, c.record.DestinationAddr, c.record.HBONEAddr = in.RemoteAddr(), in.LocalAddr(), in.Authority()

@@ -115,23 +115,29 @@ type Node struct {
 	Config
 	Directory    *directory.Directory
 	Certificates Certificates
-	Metrics      *telemetry.Metrics
-	Balance      *telemetry.Balance
-	AccessLog    *telemetry.AccessLog
-	Logger       *slog.Logger
+	// Trust is what peers are verified by.
+	Trust       *identity.Trust
+	Revocations Revocations
+	Metrics     *telemetry.Metrics
+	Balance     *telemetry.Balance
+	AccessLog   *telemetry.AccessLog
+	Logger      *slog.Logger
 
 	relayer    hbone.Relayer
 	poolCounts hbone.PoolCounts // of all pods' pools, gone ones included
 
 	mu   sync.Mutex // guards the fields below
 	pods map[*Pod]bool
-	used map[identity.Identity]int // by how many pods
-	next chan struct{}             // closed, and made anew, when policies or workloads change
-	fate fates                     // of workloads, not yet acted upon
+	used map[identity.Identity]int // by how many pods and workloads
+	// warmed are the identities of the node's workloads that discovery tells of, by uid.
+	warmed map[string]identity.Identity
+	next   chan struct{} // closed, and made anew, when policies or workloads change
+	fate   fates         // of workloads, not yet acted upon
 	// missed is when a certificate was last waited for in vain.
 	missed time.Time
 
-	changed chan struct{} // next was closed: for Run; capacity 1
+	changed     chan struct{} // next was closed: for Run; capacity 1
+	unsubscribe func()        // from the directory
 }
 
 // NodeConfig is what a Node is made of. Everything is required but Parker and Balance.
@@ -141,21 +147,25 @@ type NodeConfig struct {
 	Parker       *hbone.Parker
 	Directory    *directory.Directory
 	Certificates Certificates
+	Trust        *identity.Trust
+	Revocations  Revocations
 	Metrics      *telemetry.Metrics
 	Balance      *telemetry.Balance
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
 }
 
-// NewNode makes a Node without pods.
+// NewNode makes a Node without pods, which hears of changes of the directory until Run ends.
 func NewNode(c NodeConfig) *Node {
 	if c.MetricsIdle == 0 {
 		c.MetricsIdle = telemetry.DefaultIdle
 	}
-	return &Node{
+	n := &Node{
 		Config:       c.Config,
 		Directory:    c.Directory,
 		Certificates: c.Certificates,
+		Trust:        c.Trust,
+		Revocations:  c.Revocations,
 		Metrics:      c.Metrics,
 		Balance:      c.Balance,
 		AccessLog:    c.AccessLog,
@@ -163,9 +173,13 @@ func NewNode(c NodeConfig) *Node {
 		relayer:      hbone.Relayer{Parker: c.Parker},
 		pods:         map[*Pod]bool{},
 		used:         map[identity.Identity]int{},
+		warmed:       map[string]identity.Identity{},
 		next:         make(chan struct{}),
 		changed:      make(chan struct{}, 1),
 	}
+	// From here on, so that nothing of the first push is missed.
+	n.unsubscribe = n.Directory.Subscribe(n.onChange)
+	return n
 }
 
 // Start makes and starts the proxy of a pod. It fits inpod.Config.Start.
@@ -176,7 +190,7 @@ func (n *Node) Start(pod inpod.Pod, ns *netns.Namespace) (inpod.Proxy, error) {
 // Run judges connections again when policies change, evicts tunnels to workloads that are gone, and reports bytes, until
 // the context ends.
 func (n *Node) Run(ctx context.Context) error {
-	defer n.Directory.Subscribe(n.onChange)()
+	defer n.unsubscribe()
 	report := time.NewTicker(reportInterval)
 	defer report.Stop()
 	tidy := time.NewTicker(tidyInterval)
@@ -253,6 +267,7 @@ func (n *Node) connections() int {
 
 // onChange hears what discovery has changed; what is to be done about it, Run does.
 func (n *Node) onChange(c directory.Change) {
+	n.warm(c.Workloads)
 	fate := fatesOf(c)
 	local := slices.ContainsFunc(c.Workloads, func(w directory.WorkloadChange) bool { return w.Local })
 	if fate.empty() && !local && len(c.Policies) == 0 {

@@ -51,7 +51,7 @@ func (p *Pod) openOutbound(client *net.TCPConn) *conn {
 // relay counts a connection as open and carries it until its end, in the background if it goes through a tunnel.
 func (p *Pod) relay(c *conn) {
 	c.established(p.node)
-	done := func(err error) { c.close(p.node, telemetry.FlagNone, err) }
+	done := func(err error) { c.close(p.node, endFlag(err), err) }
 	if c.stream != nil {
 		p.node.relayer.Start(c.ctx, c.tcp, c.stream, &c.counters, done)
 		return
@@ -106,6 +106,7 @@ func (p *Pod) open(ctx context.Context, c *conn, self *directory.Workload, d *de
 	if err != nil {
 		return upstream{}, explain(err)
 	}
+	c.update(func(c *conn) { c.certs = s.PeerCertificates() })
 	return upstream{stream: s}, nil
 }
 

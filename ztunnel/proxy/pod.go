@@ -115,6 +115,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 			return p.ns.DialTCP(ctx, n.dialer(), addr)
 		},
 		TLS:         p.clientTLS,
+		Revoked:     n.revoked,
 		MaxStreams:  n.PoolStreams,
 		IdleTimeout: n.PoolIdle,
 		H2:          n.H2,
@@ -123,6 +124,8 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	})
 	p.server = hbone.NewServer(hbone.ServerConfig{
 		TLS:     p.serverTLS,
+		Revoked: n.revoked,
+		Refused: p.handshakeRefused,
 		H2:      n.H2,
 		Handler: p.inboundTunnel,
 		Logger:  p.logger,

@@ -24,6 +24,10 @@ type CA struct {
 	TTL time.Duration
 	// Mutate, if set, changes a certificate before it is signed, to make a bad one.
 	Mutate func(*x509.Certificate)
+	// Roots, if not empty, is what Issue returns as roots instead of RootPEM. Above are certificates between its own and a
+	// root, which Issue returns after the leaf.
+	Roots string
+	Above []string
 
 	root *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -73,7 +77,7 @@ func authority(name string) *x509.Certificate {
 		NotAfter:              time.Now().AddDate(10, 0, 0),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 }
 
@@ -100,8 +104,29 @@ func (c *CA) Issue(_ context.Context, id identity.Identity, csrPEM []byte) ([]st
 	if err != nil {
 		return nil, err
 	}
-	return []string{leaf, c.RootPEM()}, nil
+	roots := c.Roots
+	if roots == "" {
+		roots = c.RootPEM()
+	}
+	return append(append([]string{leaf}, c.Above...), roots), nil
 }
+
+// CRL signs a revocation list, in PEM, which is out of date after nextUpdate.
+func (c *CA) CRL(nextUpdate time.Time, revoked ...*x509.Certificate) ([]byte, error) {
+	list := &x509.RevocationList{Number: serial(), ThisUpdate: nextUpdate.Add(-24 * time.Hour), NextUpdate: nextUpdate}
+	for _, cert := range revoked {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
+			x509.RevocationListEntry{SerialNumber: cert.SerialNumber, RevocationTime: list.ThisUpdate})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, c.root, c.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign revocation list: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}), nil
+}
+
+// Certificate returns the CA's own certificate.
+func (c *CA) Certificate() *x509.Certificate { return c.root }
 
 // Server signs a certificate for DNS names, with a key of its own, both in PEM.
 func (c *CA) Server(names ...string) (certPEM, keyPEM []byte, err error) {
