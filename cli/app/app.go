@@ -18,6 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/cli/uninstall"
 	"github.com/ambit-mesh/ambit/cli/upgrade"
 	"github.com/ambit-mesh/ambit/cli/versions"
+	"github.com/ambit-mesh/ambit/cli/ztunnel"
 )
 
 const long = `ambit installs, upgrades, checks and removes the ambit service mesh.
@@ -80,6 +81,7 @@ func New(env *command.Env) *cobra.Command {
 		uninstall.New(env),
 		check.New(env),
 		versions.New(env),
+		ztunnel.New(env),
 	)
 	return root
 }

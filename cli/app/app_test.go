@@ -63,6 +63,7 @@ func TestCommands(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"objects": cmdObjects, "stored": cmdStored, "field": cmdField, "agent": cmdAgent, "deny": cmdDeny, "code": cmdCode, "remove": cmdRemove,
+			"dump": cmdDump,
 		},
 	})
 }
@@ -122,6 +123,14 @@ func cmdAgent(ts *testscript.TestScript, _ bool, args []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reports[args[0]] = args[1:]
+}
+
+// cmdDump NODE FILE sets what the node proxy of a node answers at /config_dump.
+func cmdDump(ts *testscript.TestScript, _ bool, args []string) {
+	f := fake(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dumps[args[0]] = ts.ReadFile(args[1])
 }
 
 // cmdDeny "VERB RESOURCE"... takes rights away.

@@ -76,10 +76,13 @@ type fakeAPI struct {
 	denied map[string]bool
 	// reports are what the agent on a node answers at /release, in this order; the last one again and again.
 	reports map[string][]string
+	// dumps are what the node proxy on a node answers at /config_dump; levels are its log levels.
+	dumps, levels map[string]string
 }
 
 func newFakeAPI(t testing.TB) *fakeAPI {
-	f := &fakeAPI{objects: map[string]map[string]object{}, denied: map[string]bool{}, reports: map[string][]string{}}
+	f := &fakeAPI{objects: map[string]map[string]object{}, denied: map[string]bool{}, reports: map[string][]string{},
+		dumps: map[string]string{}, levels: map[string]string{}}
 	f.server = httptest.NewServer(f)
 	t.Cleanup(f.server.Close)
 	return f

@@ -2,6 +2,7 @@ package app
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -154,13 +155,40 @@ func (f *fakeAPI) agent(s io.ReadWriter, r request) {
 	if err != nil {
 		return
 	}
-	body := f.report(r)
-	code := http.StatusOK
-	if req.URL.Path != "/release" || body == "" {
+	code, body := http.StatusOK, ""
+	switch req.URL.Path {
+	case "/release":
+		body = f.report(r)
+	case "/config_dump", "/logging":
+		code, body = f.nodeProxy(req, r)
+	}
+	if body == "" {
 		code, body = http.StatusNotFound, "not found"
 	}
 	resp := http.Response{StatusCode: code, ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(body)), Body: io.NopCloser(strings.NewReader(body))}
 	resp.Write(s)
+}
+
+// nodeProxy answers as the admin endpoint of a node proxy.
+func (f *fakeAPI) nodeProxy(req *http.Request, r request) (code int, body string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	node := str(spec(f.objects["pods"][key(r.namespace, r.name)]), "nodeName")
+	if req.URL.Path == "/config_dump" {
+		return http.StatusOK, f.dumps[node]
+	}
+	query := req.URL.Query()
+	switch level := query.Get("level"); {
+	case req.Method != http.MethodPost:
+		return http.StatusMethodNotAllowed, "Invalid HTTP method"
+	case level == "loud":
+		return http.StatusBadRequest, "level loud is invalid"
+	case level != "":
+		f.levels[node] = level
+	case query.Has("reset"):
+		delete(f.levels, node)
+	}
+	return http.StatusOK, "current log level is " + cmp.Or(f.levels[node], "info") + "\n"
 }
 
 // report is the next report of the agent in a pod. Before it is told to let go, an agent serves.

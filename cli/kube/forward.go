@@ -29,9 +29,14 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("HTTP status %d: %s", e.Code, strings.TrimSpace(e.Body))
 }
 
-// Get asks a port of a pod by HTTP, loopback included, and returns the body. It goes through the kubelet, as
-// `kubectl port-forward` does, so that the API server needs no way into the pod network. A *StatusError is an answer too.
+// Get is Do with the method GET.
 func (c *Cluster) Get(ctx context.Context, namespace, pod string, port int, path string) ([]byte, error) {
+	return c.Do(ctx, http.MethodGet, namespace, pod, port, path)
+}
+
+// Do asks a port of a pod by HTTP, loopback included, and returns the body. It goes through the kubelet, as
+// `kubectl port-forward` does, so that the API server needs no way into the pod network. A *StatusError is an answer too.
+func (c *Cluster) Do(ctx context.Context, method, namespace, pod string, port int, path string) ([]byte, error) {
 	conn, err := c.forward(namespace, pod)
 	if err != nil {
 		return nil, fmt.Errorf("reach pod %s/%s: %w", namespace, pod, err)
@@ -39,12 +44,12 @@ func (c *Cluster) Get(ctx context.Context, namespace, pod string, port int, path
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	body, err := get(ctx, conn, port, path)
+	body, err := send(ctx, conn, method, port, path)
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("get http://%s/%s:%d%s: %w", namespace, pod, port, path, err)
+		return nil, fmt.Errorf("%s http://%s/%s:%d%s: %w", strings.ToLower(method), namespace, pod, port, path, err)
 	}
 	return body, nil
 }
@@ -67,8 +72,8 @@ func (c *Cluster) forward(namespace, pod string) (httpstream.Connection, error) 
 	return conn, err
 }
 
-// get sends one request over a stream of its own. The error stream beside it tells what went wrong in the node.
-func get(ctx context.Context, conn httpstream.Connection, port int, path string) ([]byte, error) {
+// send sends one request over a stream of its own. The error stream beside it tells what went wrong in the node.
+func send(ctx context.Context, conn httpstream.Connection, method string, port int, path string) ([]byte, error) {
 	header := http.Header{}
 	header.Set(corev1.StreamType, corev1.StreamTypeError)
 	header.Set(corev1.PortHeader, strconv.Itoa(port))
@@ -84,7 +89,7 @@ func get(ctx context.Context, conn httpstream.Connection, port int, path string)
 		return nil, err
 	}
 	defer data.Close()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, nil)
 	if err != nil {
 		return nil, err
 	}

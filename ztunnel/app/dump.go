@@ -89,7 +89,7 @@ type connectionLists struct {
 
 type connectionDump struct {
 	Src         string `json:"src"`
-	OriginalDst string `json:"originalDst"`
+	OriginalDst string `json:"originalDst,omitempty"` // of an inbound connection the service's host name, if known
 	ActualDst   string `json:"actualDst"`
 	Protocol    string `json:"protocol"`
 
@@ -176,8 +176,12 @@ func dumpConnection(c proxy.Connection) connectionDump {
 	if c.Tunnel {
 		protocol = "HBONE"
 	}
+	original := c.OriginalDestination.String()
+	if c.Inbound {
+		original = c.Service
+	}
 	return connectionDump{
-		Src: c.Source.String(), OriginalDst: c.OriginalDestination.String(), ActualDst: c.ActualDestination.String(),
+		Src: c.Source.String(), OriginalDst: original, ActualDst: c.ActualDestination.String(),
 		Protocol:       protocol,
 		SourceIdentity: c.SourceIdentity.String(), DestinationIdentity: c.DestinationIdentity.String(),
 		BytesSent: c.Sent, BytesReceived: c.Received, Opened: c.Opened.UTC().Format(time.RFC3339Nano),

@@ -270,6 +270,8 @@ type Connection struct {
 	Source              netip.AddrPort
 	OriginalDestination netip.AddrPort
 	ActualDestination   netip.AddrPort
+	// Service is the host name of the service that the client asked for; empty if it is not known.
+	Service             string
 	SourceIdentity      identity.Identity
 	DestinationIdentity identity.Identity
 	Sent, Received      uint64
@@ -283,8 +285,13 @@ func (t *table) list() []Connection {
 	all := make([]Connection, 0, len(t.conns))
 	for c := range t.conns {
 		sent, received := c.bytes()
+		service := ""
+		if s := c.record.Service; s != nil {
+			service = s.Hostname
+		}
 		all = append(all, Connection{
-			ID: c.id, Inbound: c.record.Inbound, Tunnel: c.record.MutualTLS,
+			Service: service,
+			ID:      c.id, Inbound: c.record.Inbound, Tunnel: c.record.MutualTLS,
 			Source: c.record.SourceAddr, OriginalDestination: c.original, ActualDestination: c.record.DestinationAddr,
 			SourceIdentity: c.record.SourceIdentity, DestinationIdentity: c.record.DestinationIdentity,
 			Sent: sent, Received: received, Opened: c.record.Start,
