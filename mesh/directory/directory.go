@@ -213,6 +213,9 @@ func (d *Directory) Endpoints(key ServiceKey) func(yield func(*Workload) bool) {
 // Policies returns the policies that apply to w as they are now.
 func (d *Directory) Policies(w *Workload) policy.Set { return d.policies.forWorkload(w) }
 
+// PolicyGeneration grows after each change of policies: what Policies returned for a workload is as it was while this is.
+func (d *Directory) PolicyGeneration() uint64 { return d.policies.generation.Load() }
+
 // Change tells what one push has changed. Its slices must not be kept longer than the call.
 type Change struct {
 	// Workloads and Services that were added, changed or removed.

@@ -19,6 +19,7 @@ type policyIndex struct {
 	byName      *xsync.Map[string, *policy.Policy] // by resource name, which is how workloads name them
 	byNamespace *xsync.Map[string, *policy.Group]
 	global      atomic.Pointer[policy.Group]
+	generation  atomic.Uint64 // of what is above: it grows after each change
 
 	members map[groupKey]map[string]*policy.Policy // by resource name; the writer's
 }
@@ -34,13 +35,15 @@ func newPolicyIndex() policyIndex {
 func (x *policyIndex) forWorkload(w *Workload) policy.Set {
 	set := policy.Set{Global: x.global.Load()}
 	set.Namespace, _ = x.byNamespace.Load(w.Namespace)
+	var selected []*policy.Policy
 	for _, name := range w.Policies {
 		if p, ok := x.byName.Load(name); ok {
-			set.Selected = append(set.Selected, p)
+			selected = append(selected, p)
 		} else {
 			set.Missing = append(set.Missing, name)
 		}
 	}
+	set.Selected = policy.NewGroup(selected)
 	return set
 }
 
@@ -75,6 +78,7 @@ func (d *Directory) HandleAuthorizations(upserts []*discoveryv3.Resource, remove
 		}
 	}
 	d.policies.rebuild(touched)
+	d.policies.generation.Add(1)
 	d.notify(&change)
 	return rejected
 }

@@ -2,33 +2,78 @@ package policy_test
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/mesh/policy"
 )
 
-// BenchmarkEvaluate decides against n DENY policies of ten rules each, none of which matches.
+// kinds of rules, the j-th of the i-th policy, none of which matches alice's connection.
+var kinds = []struct {
+	name string
+	make func(i, j int) *security.Match
+}{
+	{"principal", func(i, j int) *security.Match {
+		return &security.Match{Principals: strs(exact(fmt.Sprintf("cluster.local/ns/n%d/sa/s%d", i, j))), DestinationPorts: []uint32{8080}}
+	}},
+	{"account", func(i, j int) *security.Match {
+		return &security.Match{ServiceAccounts: accounts(fmt.Sprintf("n%d/s%d", i, j)), DestinationPorts: []uint32{8080}}
+	}},
+	{"namespace", func(i, j int) *security.Match {
+		return &security.Match{Namespaces: strs(exact(fmt.Sprintf("n%d-%d", i, j))), DestinationPorts: []uint32{8080}}
+	}},
+	{"prefix", func(i, j int) *security.Match {
+		return &security.Match{Principals: strs(prefix(fmt.Sprintf("cluster.local/ns/n%d-%d/", i, j)))}
+	}},
+	{"ip", func(i, j int) *security.Match {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), byte(j)}), 32)
+		return &security.Match{SourceIps: ips(p.String()), DestinationPorts: []uint32{8080}}
+	}},
+	{"port", func(i, j int) *security.Match {
+		return &security.Match{Namespaces: strs(exact("shop")), DestinationPorts: []uint32{uint32(10000 + (10*i+j)%50000)}}
+	}},
+	{"strict", func(i, j int) *security.Match { return &security.Match{NotPrincipals: strs(presence())} }},
+}
+
+// rules makes n DENY policies of ten rules.
+func rules(b *testing.B, n int, match func(i, j int) *security.Match) []*policy.Policy {
+	var all []*policy.Policy
+	for i := range n {
+		a := authz(fmt.Sprint("p", i), security.Action_DENY)
+		a.Rules = nil
+		for j := range 10 {
+			a.Rules = append(a.Rules, &security.Rule{Clauses: []*security.Clause{clause(match(i, j))}})
+		}
+		all = append(all, compile(b, a))
+	}
+	return all
+}
+
+// BenchmarkEvaluate decides against n policies of ten rules each.
 func BenchmarkEvaluate(b *testing.B) {
-	for _, n := range []int{1, 10, 10000} {
+	for _, kind := range kinds {
+		for _, n := range []int{1, 10, 10000} {
+			b.Run(fmt.Sprintf("%s/%d", kind.name, n), func(b *testing.B) {
+				set, c := policy.Set{Namespace: policy.NewGroup(rules(b, n, kind.make))}, conn(alice)
+				b.ReportAllocs()
+				for b.Loop() {
+					if !set.Evaluate(c).Allowed() {
+						b.Fatal("denied")
+					}
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkNewGroup is what a change of one of n policies costs.
+func BenchmarkNewGroup(b *testing.B) {
+	for _, n := range []int{10, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			var all []*policy.Policy
-			for i := range n {
-				a := authz(fmt.Sprint("p", i), security.Action_DENY)
-				a.Rules = nil
-				for j := range 10 {
-					a.Rules = append(a.Rules, &security.Rule{Clauses: []*security.Clause{clause(&security.Match{
-						Principals: strs(exact(fmt.Sprintf("cluster.local/ns/n%d/sa/s%d", i, j))), DestinationPorts: []uint32{8080},
-					})}})
-				}
-				all = append(all, compile(b, a))
-			}
-			set, c := policy.Set{Namespace: policy.NewGroup(all)}, conn(alice)
-			b.ReportAllocs()
+			all := rules(b, n, kinds[0].make)
 			for b.Loop() {
-				if !set.Evaluate(c).Allowed() {
-					b.Fatal("denied")
-				}
+				policy.NewGroup(all)
 			}
 		})
 	}

@@ -118,10 +118,15 @@ func (s *subject) principalIs(t text) bool {
 	if t.kind == textPresence {
 		return true
 	}
+	return t.is(s.text())
+}
+
+// text is the peer's principal.
+func (s *subject) text() string {
 	if s.principal == "" {
 		s.principal = s.Peer.Principal()
 	}
-	return t.is(s.principal)
+	return s.principal
 }
 
 func (t text) is(value string) bool {

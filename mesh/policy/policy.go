@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/mesh/identity"
@@ -82,24 +83,39 @@ func (p *Policy) matches(s *subject) bool {
 
 // Group is an immutable set of policies that apply together, e.g. all of one namespace. The nil Group is empty.
 type Group struct {
-	deny, allow, dryRun []*Policy
+	all []*Policy
+	// Those that are enforced, and those that only tell, by action.
+	deny, allow, dryDeny, dryAllow table
 }
 
 // NewGroup makes a Group; it keeps the pointers, not the slice. Their order decides which policy is named where several
-// would decide the same.
+// would decide the same. It costs time and memory in proportion to the rules, so that a decision does not: make one when
+// policies change, not for a connection.
 func NewGroup(policies []*Policy) *Group {
-	g := &Group{}
-	for _, p := range policies {
-		switch {
-		case p.DryRun:
-			g.dryRun = append(g.dryRun, p)
-		case p.Action == Deny:
-			g.deny = append(g.deny, p)
-		default:
-			g.allow = append(g.allow, p)
-		}
+	if len(policies) == 0 {
+		return nil
 	}
-	return g
+	var parts [2][2][]*Policy // by action and dry run
+	for _, p := range policies {
+		dry := 0
+		if p.DryRun {
+			dry = 1
+		}
+		parts[p.Action][dry] = append(parts[p.Action][dry], p)
+	}
+	return &Group{
+		all:  slices.Clone(policies),
+		deny: newTable(parts[Deny][0]), allow: newTable(parts[Allow][0]),
+		dryDeny: newTable(parts[Deny][1]), dryAllow: newTable(parts[Allow][1]),
+	}
+}
+
+// Policies returns the policies in their order. They must not be changed.
+func (g *Group) Policies() []*Policy {
+	if g == nil {
+		return nil
+	}
+	return g.all
 }
 
 // Set is the policies that apply to one workload. It is immutable; the zero Set is empty and allows all.
@@ -107,9 +123,18 @@ type Set struct {
 	Global    *Group
 	Namespace *Group
 	// Selected are those that the workload names, Missing the names for which there is none (yet).
-	Selected []*Policy
+	Selected *Group
 	Missing  []string
 }
+
+// Equal reports whether both hold the same policies, and so decide the same.
+func (s Set) Equal(o Set) bool {
+	return s.Global == o.Global && s.Namespace == o.Namespace && slices.Equal(s.Missing, o.Missing) &&
+		(s.Selected == o.Selected || slices.Equal(s.Selected.Policies(), o.Selected.Policies()))
+}
+
+// groups are those that there are.
+func (s Set) groups() [3]*Group { return [...]*Group{s.Global, s.Namespace, s.Selected} }
 
 // Verdict is the outcome of a decision.
 type Verdict uint8
@@ -141,9 +166,20 @@ type Decision struct {
 	Policy string
 	// Reason is a sentence for logs; empty if Verdict is Allowed.
 	Reason string
-	// DryRun lists dry-run policies that matched: Deny ones would have denied, Allow ones would have allowed.
-	DryRun []*Policy
+	// DryRun is what policies that are not enforced would have decided.
+	DryRun []DryRun
 }
+
+// DryRun is what one policy that is not enforced would have decided.
+type DryRun struct {
+	Policy *Policy
+	// Verdict is Denied or Allowed: a Deny policy that matches denies; of the Allow policies, one that matches allows, and if
+	// none does, enforced or not, each of them denies.
+	Verdict Verdict
+}
+
+// maxUnmatched bounds how many dry-run Allow policies that did not match a decision names: the first ones.
+const maxUnmatched = 8
 
 // Allowed reports whether Verdict is Allowed.
 func (d Decision) Allowed() bool { return d.Verdict == Allowed }
@@ -152,7 +188,8 @@ func (d Decision) Allowed() bool { return d.Verdict == Allowed }
 // there are Allow policies, one of them must match.
 func (s Set) Evaluate(c Connection) Decision {
 	subject := newSubject(c)
-	d := Decision{DryRun: s.dryRun(&subject)}
+	allow, some := s.firstAllow(&subject)
+	d := Decision{DryRun: s.dryRun(&subject, allow != nil)}
 	if p := s.firstDeny(&subject); p != nil {
 		d.Verdict, d.Policy = Denied, p.Key()
 		d.Reason = "denied by policy " + d.Policy
@@ -166,10 +203,9 @@ func (s Set) Evaluate(c Connection) Decision {
 		d.Reason = fmt.Sprintf("policy %s selects the workload and is not known yet", d.Policy)
 		return d
 	}
-	p, some := s.firstAllow(&subject)
 	switch {
-	case p != nil:
-		d.Verdict, d.Policy = Allowed, p.Key()
+	case allow != nil:
+		d.Verdict, d.Policy = Allowed, allow.Key()
 	case some:
 		d.Verdict, d.Reason = Denied, "no ALLOW policy matches; there are "+s.allowNames()
 	default:
@@ -179,19 +215,11 @@ func (s Set) Evaluate(c Connection) Decision {
 }
 
 func (s Set) firstDeny(c *subject) *Policy {
-	for _, g := range [...]*Group{s.Global, s.Namespace} {
-		if g == nil {
-			continue
-		}
-		for _, p := range g.deny {
-			if p.matches(c) {
+	for _, g := range s.groups() {
+		if g != nil {
+			if p := g.deny.first(c); p != nil {
 				return p
 			}
-		}
-	}
-	for _, p := range s.Selected {
-		if p.Action == Deny && !p.DryRun && p.matches(c) {
-			return p
 		}
 	}
 	return nil
@@ -199,46 +227,48 @@ func (s Set) firstDeny(c *subject) *Policy {
 
 // firstAllow returns the first Allow policy that matches, and whether there are any.
 func (s Set) firstAllow(c *subject) (first *Policy, some bool) {
-	for _, g := range [...]*Group{s.Global, s.Namespace} {
+	for _, g := range s.groups() {
 		if g == nil {
 			continue
 		}
-		some = some || len(g.allow) > 0
-		for _, p := range g.allow {
-			if p.matches(c) {
-				return p, true
-			}
-		}
-	}
-	for _, p := range s.Selected {
-		if p.Action != Allow || p.DryRun {
-			continue
-		}
-		if some = true; p.matches(c) {
+		some = some || len(g.allow.policies) > 0
+		if p := g.allow.first(c); p != nil {
 			return p, true
 		}
 	}
 	return nil, some
 }
 
-func (s Set) dryRun(c *subject) []*Policy {
-	var hits []*Policy
-	for _, g := range [...]*Group{s.Global, s.Namespace} {
+// dryRun lists what policies that are not enforced would decide; allowed says that an enforced Allow policy matches.
+func (s Set) dryRun(c *subject, allowed bool) []DryRun {
+	var out []DryRun
+	for _, g := range s.groups() {
 		if g == nil {
 			continue
 		}
-		for _, p := range g.dryRun {
-			if p.matches(c) {
-				hits = append(hits, p)
+		for _, p := range g.dryDeny.all(c) {
+			out = append(out, DryRun{p, Denied})
+		}
+		for _, p := range g.dryAllow.all(c) {
+			out, allowed = append(out, DryRun{p, Allowed}), true
+		}
+	}
+	if allowed {
+		return out
+	}
+	n := 0
+	for _, g := range s.groups() {
+		if g == nil {
+			continue
+		}
+		for _, p := range g.dryAllow.policies {
+			if n++; n > maxUnmatched {
+				return out
 			}
+			out = append(out, DryRun{p, Denied})
 		}
 	}
-	for _, p := range s.Selected {
-		if p.DryRun && p.matches(c) {
-			hits = append(hits, p)
-		}
-	}
-	return hits
+	return out
 }
 
 // allowNames lists the enforced Allow policies, for a reason; there may be very many.
@@ -246,26 +276,20 @@ func (s Set) allowNames() string {
 	const limit = 5
 	var names []string
 	more := 0
-	name := func(p *Policy) {
-		switch {
-		case p.Action != Allow || p.DryRun:
-		case len(names) == limit:
-			more++
-		case p.Invalid != nil:
-			names = append(names, p.Key()+" (invalid: "+p.Invalid.Error()+")")
-		default:
-			names = append(names, p.Key())
+	for _, g := range s.groups() {
+		if g == nil {
+			continue
 		}
-	}
-	for _, g := range [...]*Group{s.Global, s.Namespace} {
-		if g != nil {
-			for _, p := range g.allow {
-				name(p)
+		for _, p := range g.allow.policies {
+			switch {
+			case len(names) == limit:
+				more++
+			case p.Invalid != nil:
+				names = append(names, p.Key()+" (invalid: "+p.Invalid.Error()+")")
+			default:
+				names = append(names, p.Key())
 			}
 		}
-	}
-	for _, p := range s.Selected {
-		name(p)
 	}
 	out := strings.Join(names, ", ")
 	if more > 0 {

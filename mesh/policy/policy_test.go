@@ -64,6 +64,8 @@ func authz(name string, action security.Action, clauses ...*security.Clause) *se
 
 func clause(matches ...*security.Match) *security.Clause { return &security.Clause{Matches: matches} }
 
+func group(ps ...*policy.Policy) *policy.Group { return policy.NewGroup(ps) }
+
 func compile(t testing.TB, a *security.Authorization) *policy.Policy {
 	t.Helper()
 	p, err := policy.Compile(a)
@@ -221,7 +223,7 @@ func TestInvalid(t *testing.T) {
 func TestStrict(t *testing.T) {
 	strict := compile(t, authz("strict", security.Action_DENY,
 		clause(&security.Match{NotPrincipals: strs(presence())}), clause(&security.Match{NotDestinationPorts: []uint32{9090}})))
-	set := policy.Set{Selected: []*policy.Policy{strict}}
+	set := policy.Set{Selected: group(strict)}
 	open := conn(nobody)
 	open.Destination = netip.AddrPortFrom(open.Destination.Addr(), 9090)
 	for _, tt := range []struct {
@@ -243,7 +245,6 @@ func TestEvaluate(t *testing.T) {
 		return compile(t, a)
 	}
 	const allow, deny = security.Action_ALLOW, security.Action_DENY
-	group := func(ps ...*policy.Policy) *policy.Group { return policy.NewGroup(ps) }
 	tests := []struct {
 		name   string
 		set    policy.Set
@@ -256,16 +257,18 @@ func TestEvaluate(t *testing.T) {
 		{"empty groups", policy.Set{Global: group(), Namespace: group()}, policy.Allowed, "", "", ""},
 		{"deny, global", policy.Set{Global: group(p("d", deny, all))}, policy.Denied, "shop/d", "denied by policy shop/d", ""},
 		{"deny, namespace", policy.Set{Namespace: group(p("d", deny, all))}, policy.Denied, "shop/d", "", ""},
-		{"deny, selected", policy.Set{Selected: []*policy.Policy{p("d", deny, all)}}, policy.Denied, "shop/d", "", ""},
+		{"deny, selected", policy.Set{Selected: group(p("d", deny, all))}, policy.Denied, "shop/d", "", ""},
 		{"deny that does not match", policy.Set{Global: group(p("d", deny, never))}, policy.Allowed, "", "", ""},
 		{"allow", policy.Set{Global: group(p("a", allow, all))}, policy.Allowed, "shop/a", "", ""},
 		{"allow that does not match", policy.Set{Namespace: group(p("a", allow, never))}, policy.Denied, "", "no ALLOW policy matches; there are shop/a", ""},
-		{"one of several allows", policy.Set{Global: group(p("a", allow, never)), Selected: []*policy.Policy{p("b", allow, all)}}, policy.Allowed, "shop/b", "", ""},
-		{"deny wins over allow", policy.Set{Global: group(p("a", allow, all)), Selected: []*policy.Policy{p("d", deny, all)}}, policy.Denied, "shop/d", "", ""},
-		{"dry-run deny", policy.Set{Global: group(p("d", deny, all, true))}, policy.Allowed, "", "", "shop/d"},
-		{"dry-run deny, selected", policy.Set{Selected: []*policy.Policy{p("d", deny, all, true), p("e", deny, never, true)}}, policy.Allowed, "", "", "shop/d"},
-		{"a dry-run allow is none", policy.Set{Global: group(p("a", allow, never, true)), Selected: []*policy.Policy{p("b", allow, never, true)}}, policy.Allowed, "", "", ""},
-		{"dry-run allow beside an allow", policy.Set{Global: group(p("a", allow, all, true), p("b", allow, never))}, policy.Denied, "", "shop/b", "shop/a"},
+		{"one of several allows", policy.Set{Global: group(p("a", allow, never)), Selected: group(p("b", allow, all))}, policy.Allowed, "shop/b", "", ""},
+		{"deny wins over allow", policy.Set{Global: group(p("a", allow, all)), Selected: group(p("d", deny, all))}, policy.Denied, "shop/d", "", ""},
+		{"dry-run deny", policy.Set{Global: group(p("d", deny, all, true))}, policy.Allowed, "", "", "shop/d denied"},
+		{"dry-run deny, selected", policy.Set{Selected: group(p("d", deny, all, true), p("e", deny, never, true))}, policy.Allowed, "", "", "shop/d denied"},
+		{"a dry-run allow is none", policy.Set{Global: group(p("a", allow, never, true)), Selected: group(p("b", allow, never, true))}, policy.Allowed, "", "", "shop/a denied shop/b denied"},
+		{"one of two dry-run allows", policy.Set{Global: group(p("a", allow, never, true)), Selected: group(p("b", allow, all, true))}, policy.Allowed, "", "", "shop/b allowed"},
+		{"an allow lets through what a dry-run allow does not", policy.Set{Global: group(p("a", allow, never, true)), Namespace: group(p("b", allow, all))}, policy.Allowed, "shop/b", "", ""},
+		{"dry-run allow beside an allow", policy.Set{Global: group(p("a", allow, all, true), p("b", allow, never))}, policy.Denied, "", "shop/b", "shop/a allowed"},
 		{"missing", policy.Set{Missing: []string{"shop/m"}}, policy.Undecided, "shop/m", "policy shop/m", ""},
 		{"missing and allowed", policy.Set{Global: group(p("a", allow, all)), Missing: []string{"shop/m"}}, policy.Undecided, "shop/m", "", ""},
 		{"missing and denied", policy.Set{Global: group(p("d", deny, all)), Missing: []string{"shop/m"}}, policy.Denied, "shop/d", "", ""},
@@ -274,7 +277,7 @@ func TestEvaluate(t *testing.T) {
 		d := tt.set.Evaluate(conn(alice))
 		var dry []string
 		for _, p := range d.DryRun {
-			dry = append(dry, p.Key())
+			dry = append(dry, p.Policy.Key(), p.Verdict.String())
 		}
 		if d.Verdict != tt.want || d.Policy != tt.policy || !strings.Contains(d.Reason, tt.reason) || strings.Join(dry, " ") != tt.dry ||
 			d.Allowed() != (tt.want == policy.Allowed) || (d.Reason == "") != d.Allowed() {

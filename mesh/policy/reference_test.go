@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -248,6 +249,63 @@ func refDecide(all []*security.Authorization, missing bool, c policy.Connection)
 	return policy.Allowed
 }
 
+// refDryRun lists what policies that are not enforced would have decided.
+func refDryRun(all []*security.Authorization, c policy.Connection) []policy.Verdict {
+	var out []policy.Verdict
+	allowed, allows := false, 0
+	for _, a := range all {
+		is := refMatches(a, c)
+		switch {
+		case a.GetAction() == security.Action_ALLOW:
+			allowed = allowed || is
+			if a.GetDryRun() {
+				if allows++; is {
+					out = append(out, policy.Allowed)
+				}
+			}
+		case a.GetDryRun() && is:
+			out = append(out, policy.Denied)
+		}
+	}
+	if !allowed {
+		for range allows {
+			out = append(out, policy.Denied)
+		}
+	}
+	return out
+}
+
+// FuzzDecide: a decision on several policies, by the index, is that of the reference, and names the first policy that decides.
+func FuzzDecide(f *testing.F) {
+	f.Add(uint64(1), uint8(3))
+	f.Add(uint64(7), uint8(40))
+	conns := connections()
+	f.Fuzz(func(t *testing.T, seed uint64, n uint8) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		var all []*security.Authorization
+		var compiled []*policy.Policy
+		for i := range int(n) {
+			a := randomPolicy(r)
+			a.Name = fmt.Sprintf("p%03d", i)
+			all, compiled = append(all, a), append(compiled, compile(t, a))
+		}
+		set := policy.Set{Namespace: policy.NewGroup(compiled)}
+		for _, c := range conns {
+			want, by := refDecide(all, false, c), ""
+			for _, a := range all {
+				decides := want == policy.Denied && a.GetAction() == security.Action_DENY || want == policy.Allowed && a.GetAction() == security.Action_ALLOW
+				if decides && !a.GetDryRun() && refMatches(a, c) {
+					by = "shop/" + a.GetName()
+					break
+				}
+			}
+			if got := set.Evaluate(c); got.Verdict != want || got.Policy != by {
+				t.Fatalf("policies %v, connection %+v: %+v, want %v by %q", all, c, got, want, by)
+			}
+		}
+	})
+}
+
 // randomPolicy uses few words, so that something matches often.
 func randomPolicy(r *rand.Rand) *security.Authorization {
 	some := func(n int) bool { return r.IntN(n) == 0 }
@@ -326,7 +384,7 @@ func TestAgainstReference(t *testing.T) {
 			i := r.IntN(3)
 			groups[i] = append(groups[i], compile(t, a))
 		}
-		set := policy.Set{Global: policy.NewGroup(groups[0]), Selected: groups[2]}
+		set := policy.Set{Global: policy.NewGroup(groups[0]), Selected: policy.NewGroup(groups[2])}
 		if len(groups[1]) > 0 {
 			set.Namespace = policy.NewGroup(groups[1])
 		}
@@ -336,8 +394,12 @@ func TestAgainstReference(t *testing.T) {
 		for _, c := range conns {
 			want := refDecide(all, len(set.Missing) > 0, c)
 			outcomes[want]++
-			if got := set.Evaluate(c); got.Verdict != want {
+			got := set.Evaluate(c)
+			if got.Verdict != want {
 				t.Fatalf("policies %v, missing %v, connection %+v: %+v, want %v", all, set.Missing, c, got, want)
+			}
+			if dry := refDryRun(all, c); len(got.DryRun) != len(dry) {
+				t.Fatalf("policies %v, connection %+v: dry run %+v, want %v", all, c, got.DryRun, dry)
 			}
 		}
 	}
