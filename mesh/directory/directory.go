@@ -213,6 +213,12 @@ func (d *Directory) Endpoints(key ServiceKey) func(yield func(*Workload) bool) {
 // Policies returns the policies that apply to w as they are now.
 func (d *Directory) Policies(w *Workload) policy.Set { return d.policies.forWorkload(w) }
 
+// HasPolicy reports whether there is a policy of that resource name, "namespace/name".
+func (d *Directory) HasPolicy(name string) bool {
+	_, ok := d.policies.byName.Load(name)
+	return ok
+}
+
 // PolicyGeneration grows after each change of policies: what Policies returned for a workload is as it was while this is.
 func (d *Directory) PolicyGeneration() uint64 { return d.policies.generation.Load() }
 

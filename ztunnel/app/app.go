@@ -182,6 +182,7 @@ func (p *parts) make(stderr io.Writer) error {
 		Revocations:  p.revocations,
 		Metrics:      telemetry.NewMetrics(registry),
 		Balance:      telemetry.NewBalance(registry, p.directory),
+		Policies:     telemetry.NewPolicies(registry, p.directory.HasPolicy),
 		AccessLog:    telemetry.NewAccessLog(p.target(telemetry.TargetAccess), cfg.AccessLogSampling),
 		Logger:       p.target("proxy"),
 	})

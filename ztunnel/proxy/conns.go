@@ -241,27 +241,6 @@ func (t *table) len() int {
 	return len(t.conns)
 }
 
-// judge calls again for each connection that policy has decided on, and cuts those for which it returns false.
-func (t *table) judge(again func(policy.Connection) bool) {
-	type candidate struct {
-		conn   *conn
-		judged policy.Connection
-	}
-	t.mu.Lock()
-	var all []candidate
-	for c := range t.conns {
-		if c.judged.Source.IsValid() {
-			all = append(all, candidate{c, c.judged})
-		}
-	}
-	t.mu.Unlock()
-	for _, c := range all {
-		if !again(c.judged) {
-			c.conn.cut(errPolicyChanged)
-		}
-	}
-}
-
 // Connection describes one connection, for the admin endpoint.
 type Connection struct {
 	ID                  uint64

@@ -107,7 +107,7 @@ func (p *Pod) admitTunnel(ctx context.Context, c *conn, in *hbone.Incoming) (*ne
 	if self.AppTunnel != nil {
 		return nil, refuse(statusUnavailable, telemetry.FlagConnect, "workload %s wants an application tunnel, which this version does not have", self.UID)
 	}
-	if refused := p.judge(ctx, c, self, policy.Connection{Peer: in.Peer(), Source: in.RemoteAddr().Addr(), Destination: dst}); refused != nil {
+	if refused := p.judge(ctx, c, policy.Connection{Peer: in.Peer(), Source: in.RemoteAddr().Addr(), Destination: dst}); refused != nil {
 		return nil, refused
 	}
 	app, err := p.dialApp(ctx, in.RemoteAddr().Addr(), dst)
@@ -186,23 +186,6 @@ func (p *Pod) serviceOf(self *directory.Workload, port uint16, host string) *dir
 	return nil
 }
 
-// judge asks policy whether a connection may be, and has it asked again when policies change.
-func (p *Pod) judge(ctx context.Context, c *conn, self *directory.Workload, what policy.Connection) *refusal {
-	// Registered before it is judged: a policy that comes between the two judges it again.
-	c.update(func(c *conn) { c.judged = what })
-	decision, err := p.decide(ctx, self, what)
-	for _, dry := range decision.DryRun {
-		p.logDryRun(ctx, what, dry)
-	}
-	if err != nil {
-		return refuse(statusUnavailable, telemetry.FlagDenied, "%w", err)
-	}
-	if !decision.Allowed() {
-		return refuse(statusDenied, telemetry.FlagDenied, "denied by policy: %s", decision.Reason)
-	}
-	return nil
-}
-
 // inboundPlain serves a plaintext connection that came for the pod. It owns client.
 func (p *Pod) inboundPlain(client *net.TCPConn) {
 	if c := p.openInboundPlain(client); c != nil {
@@ -248,7 +231,7 @@ func (p *Pod) admitPlain(ctx context.Context, c *conn, src, dst netip.AddrPort) 
 		c.record.Destination, c.record.DestinationIdentity = self, self.Identity
 		c.record.Service = p.serviceOf(self, dst.Port(), "")
 	})
-	if refused := p.judge(ctx, c, self, policy.Connection{Source: src.Addr(), Destination: dst}); refused != nil {
+	if refused := p.judge(ctx, c, policy.Connection{Source: src.Addr(), Destination: dst}); refused != nil {
 		return nil, refused
 	}
 	app, err := p.dialApp(ctx, src.Addr(), dst)

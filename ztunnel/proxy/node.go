@@ -31,8 +31,6 @@ const (
 	selfTimeout = 5 * time.Second
 	// connectTimeout bounds a TCP connect (Istio's value).
 	connectTimeout = 10 * time.Second
-	// policyTimeout is how long a connection waits for policies that its workload names and that are not there yet.
-	policyTimeout = 5 * time.Second
 )
 
 // Timing of taking a pod over from another process.
@@ -120,6 +118,7 @@ type Node struct {
 	Revocations Revocations
 	Metrics     *telemetry.Metrics
 	Balance     *telemetry.Balance
+	Policies    *telemetry.Policies
 	AccessLog   *telemetry.AccessLog
 	Logger      *slog.Logger
 
@@ -133,6 +132,8 @@ type Node struct {
 	warmed map[string]identity.Identity
 	next   chan struct{} // closed, and made anew, when policies or workloads change
 	fate   fates         // of workloads, not yet acted upon
+	// displaced are the addresses of workloads that are not whom and where they were, since tunnels were last judged.
+	displaced map[netip.Addr]bool
 	// missed is when a certificate was last waited for in vain.
 	missed time.Time
 
@@ -151,6 +152,7 @@ type NodeConfig struct {
 	Revocations  Revocations
 	Metrics      *telemetry.Metrics
 	Balance      *telemetry.Balance
+	Policies     *telemetry.Policies
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
 }
@@ -168,12 +170,14 @@ func NewNode(c NodeConfig) *Node {
 		Revocations:  c.Revocations,
 		Metrics:      c.Metrics,
 		Balance:      c.Balance,
+		Policies:     c.Policies,
 		AccessLog:    c.AccessLog,
 		Logger:       c.Logger,
 		relayer:      hbone.Relayer{Parker: c.Parker},
 		pods:         map[*Pod]bool{},
 		used:         map[identity.Identity]int{},
 		warmed:       map[string]identity.Identity{},
+		displaced:    map[netip.Addr]bool{},
 		next:         make(chan struct{}),
 		changed:      make(chan struct{}, 1),
 	}
@@ -187,7 +191,7 @@ func (n *Node) Start(pod inpod.Pod, ns *netns.Namespace) (inpod.Proxy, error) {
 	return n.startPod(pod, ns)
 }
 
-// Run judges connections again when policies change, evicts tunnels to workloads that are gone, and reports bytes, until
+// Run judges connections again when policies or workloads change, evicts tunnels to workloads that are gone, and reports bytes, until
 // the context ends.
 func (n *Node) Run(ctx context.Context) error {
 	defer n.unsubscribe()
@@ -198,13 +202,15 @@ func (n *Node) Run(ctx context.Context) error {
 	sweep := time.NewTicker(max(n.MetricsIdle/sweeps, time.Second))
 	defer sweep.Stop()
 	var memory tidier
+	changed, rested := n.changed, (<-chan time.Time)(nil)
 	for {
 		select {
-		case <-n.changed:
+		case <-changed:
 			n.actOnFates()
-			for _, p := range n.snapshot() {
-				p.judgeAgain()
-			}
+			n.judgeAll()
+			changed, rested = nil, time.After(judgeInterval)
+		case <-rested:
+			changed, rested = n.changed, nil
 		case <-report.C:
 			for _, p := range n.snapshot() {
 				p.conns.report()
@@ -268,13 +274,16 @@ func (n *Node) connections() int {
 // onChange hears what discovery has changed; what is to be done about it, Run does.
 func (n *Node) onChange(c directory.Change) {
 	n.warm(c.Workloads)
-	fate := fatesOf(c)
+	fate, moved := fatesOf(c), displaced(c)
 	local := slices.ContainsFunc(c.Workloads, func(w directory.WorkloadChange) bool { return w.Local })
-	if fate.empty() && !local && len(c.Policies) == 0 {
+	if fate.empty() && len(moved) == 0 && !local && len(c.Policies) == 0 {
 		return
 	}
 	n.mu.Lock()
 	n.fate.add(fate)
+	for _, addr := range moved {
+		n.displaced[addr] = true
+	}
 	close(n.next)
 	n.next = make(chan struct{})
 	n.mu.Unlock()

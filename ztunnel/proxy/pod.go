@@ -44,6 +44,9 @@ type Pod struct {
 	id         atomic.Pointer[identity.Identity]
 	known      atomic.Pointer[directory.Workload] // by lookUp
 	described  atomic.Pointer[description]
+	judgedBy   atomic.Pointer[judging]
+	judgeMu    sync.Mutex   // serialises what makes judgedBy
+	judgedAll  *policy.Set  // by what all connections were judged last; Node.Run's
 	fullLogged atomic.Int64 // when it was last said that the pod has too many connections, in Unix seconds
 
 	ctx      context.Context // of the listeners and the tunnel server
@@ -411,54 +414,4 @@ func (p *Pod) baggage(w *directory.Workload) string {
 // isSelf tells whether an address is the pod's own.
 func isSelf(self *directory.Workload, addr netip.Addr) bool {
 	return addr.IsLoopback() || slices.Contains(self.Addrs, addr)
-}
-
-// decide asks policy.
-func (p *Pod) decide(ctx context.Context, self *directory.Workload, c policy.Connection) (policy.Decision, error) {
-	if d := p.node.Directory.Policies(self).Evaluate(c); d.Verdict != policy.Undecided {
-		return d, nil
-	}
-	return p.decideLater(ctx, self, c)
-}
-
-// decideLater waits a while for policies that the workload names and that are not there.
-func (p *Pod) decideLater(ctx context.Context, self *directory.Workload, c policy.Connection) (policy.Decision, error) {
-	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
-	defer cancel()
-	for {
-		changed := p.node.nextChange()
-		d := p.node.Directory.Policies(self).Evaluate(c)
-		if d.Verdict != policy.Undecided {
-			return d, nil
-		}
-		select {
-		case <-changed:
-			// The workload may name other policies now.
-			if w := p.lookUp(); w != nil {
-				self = w
-			}
-		case <-ctx.Done():
-			return d, fmt.Errorf("%s: %w", d.Reason, context.Cause(ctx))
-		}
-	}
-}
-
-// judgeAgain cuts the connections that policy denies by now.
-func (p *Pod) judgeAgain() {
-	self := p.lookUp()
-	if self == nil {
-		return // then there is no connection that was judged
-	}
-	set := p.node.Directory.Policies(self)
-	p.conns.judge(func(c policy.Connection) bool { return set.Evaluate(c).Verdict != policy.Denied })
-}
-
-// logDryRun tells of a policy that would have matched.
-func (p *Pod) logDryRun(ctx context.Context, c policy.Connection, dry *policy.Policy) {
-	level := slog.LevelDebug
-	if p.node.PolicyInfo {
-		level = slog.LevelInfo
-	}
-	p.logger.Log(ctx, level, "dry-run policy matched", "policy", dry.Key(), "src.identity", c.Peer.String(),
-		"src.addr", c.Source, "dst.addr", c.Destination)
 }

@@ -59,8 +59,11 @@ func (t *table) recheck(revoked func([]*x509.Certificate) error) int {
 
 // endFlag says how a connection that was open is counted that ended so.
 func endFlag(err error) telemetry.Flag {
-	if isRevoked(err) {
+	switch {
+	case isRevoked(err):
 		return telemetry.FlagRevoked
+	case errors.Is(err, errPolicyChanged):
+		return telemetry.FlagDenied
 	}
 	return telemetry.FlagNone
 }

@@ -1,0 +1,264 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/ambit-mesh/ambit/api/security"
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/policy"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/mesh/xds"
+	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+)
+
+// bench is a pod "web" at 10.0.0.1 that is judged, of a node whose discovery the test plays.
+type bench struct {
+	*Pod
+	t   *testing.T
+	reg *prometheus.Registry
+}
+
+func newBench(t *testing.T) *bench {
+	d := directory.New(directory.Config{Logger: slog.New(slog.DiscardHandler), Node: "node1"})
+	reg := prometheus.NewRegistry()
+	n := NewNode(NodeConfig{Directory: d, Certificates: noCertificates{}, Policies: telemetry.NewPolicies(reg, d.HasPolicy), Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(d.Subscribe(n.onChange))
+	p := &Pod{node: n, pod: inpod.Pod{UID: "u", Name: "web", Namespace: "ns", ServiceAccount: "web"}, logger: n.Logger, conns: table{conns: map[*conn]bool{}}}
+	p.id.Store(&identity.Identity{})
+	n.pods[p] = true
+	return &bench{p, t, reg}
+}
+
+// know tells of the pod, and which policies its workload names.
+func (b *bench) know(policies ...string) {
+	b.tell(pod("web", "10.0.0.1", func(w *workload.Workload) { w.Node, w.AuthorizationPolicies = "node1", policies }))
+}
+
+func (b *bench) tell(a *workload.Address) {
+	b.t.Helper()
+	if rejected := b.node.Directory.HandleAddresses([]*discoveryv3.Resource{pack(b.t, a.GetWorkload().GetUid(), xds.TypeAddress, a)}, nil); len(rejected) > 0 {
+		b.t.Fatal(rejected)
+	}
+}
+
+func pack(t *testing.T, name, typeURL string, m proto.Message) *discoveryv3.Resource {
+	t.Helper()
+	body, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &discoveryv3.Resource{Name: name, Resource: &anypb.Any{TypeUrl: typeURL, Value: body}}
+}
+
+// deny tells of a policy of the pod's namespace, by selector, that denies ports.
+func (b *bench) deny(name string, dryRun bool, ports ...uint32) {
+	b.t.Helper()
+	a := &security.Authorization{Name: name, Namespace: "ns", Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY, DryRun: dryRun,
+		Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{{DestinationPorts: ports}}}}}}}
+	if rejected := b.node.Directory.HandleAuthorizations([]*discoveryv3.Resource{pack(b.t, "ns/"+name, xds.TypeAuthorization, a)}, nil); len(rejected) > 0 {
+		b.t.Fatal(rejected)
+	}
+}
+
+func to(port uint16) policy.Connection {
+	return policy.Connection{Source: netip.MustParseAddr("10.0.0.9"), Destination: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), port)}
+}
+
+// try judges a connection, and returns what it was refused for, and after how long.
+func (b *bench) try(port uint16) (refused string, took time.Duration) {
+	b.t.Helper()
+	start := time.Now()
+	c := b.conns.open(context.Background(), func(*conn) {})
+	defer c.forget()
+	if r := b.judge(c.ctx, c, to(port)); r != nil {
+		refused = r.Error()
+	}
+	return refused, time.Since(start)
+}
+
+// forget takes the connection out of the table without telling anybody.
+func (c *conn) forget() {
+	c.cancel(nil)
+	c.update(func(c *conn) { delete(c.table.conns, c) })
+}
+
+// TestMissingPolicy: an update that names a policy which is not there is held back; then new connections are refused at once.
+func TestMissingPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.know()
+		expect := func(what string, port uint16, reason string, least, most time.Duration) {
+			t.Helper()
+			refused, took := b.try(port)
+			if (reason == "") != (refused == "") || !strings.Contains(refused, reason) || took < least || took > most {
+				t.Errorf("%s: %q after %s, want %q after %s to %s", what, refused, took, reason, least, most)
+			}
+		}
+		expect("before", 80, "", 0, 0)
+		b.know("ns/late")
+		expect("while the update is held", 80, "", 0, 0)
+		time.Sleep(policyTimeout - time.Millisecond) // of the bubble's clock
+		b.know("ns/late", "ns/later")
+		expect("while the update is still held", 80, "", 0, 0)
+		time.Sleep(2 * time.Millisecond)
+		expect("after it was held", 80, "ns/late", 0, 0)
+		b.know("ns/later")
+		expect("another change of the workload", 80, "ns/later", 0, 0)
+		b.deny("later", false, 8080)
+		expect("with the policy", 80, "", 0, 0)
+		expect("with the policy, denied", 8080, "denied by policy ns/later", 0, 0)
+	})
+}
+
+// TestMissingFromTheStart: where nothing was known before, connections wait for the policy.
+func TestMissingFromTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.know("ns/late")
+		go func() { // ends by itself
+			time.Sleep(time.Second)
+			b.deny("late", false, 8080)
+		}()
+		if refused, took := b.try(80); refused != "" || took != time.Second {
+			t.Errorf("%q after %s", refused, took)
+		}
+		synctest.Wait()
+
+		b = newBench(t)
+		b.know("ns/never")
+		if refused, took := b.try(80); !strings.Contains(refused, "ns/never") || took != policyTimeout {
+			t.Errorf("%q after %s", refused, took)
+		}
+		if refused, took := b.try(80); !strings.Contains(refused, "ns/never") || took != 0 {
+			t.Errorf("the second: %q after %s", refused, took)
+		}
+	})
+}
+
+// TestJudgeAgain: a change cuts what it denies, by the workload as it is now, and only that; a missing policy cuts nothing.
+func TestJudgeAgain(t *testing.T) {
+	b := newBench(t)
+	b.know()
+	open := func(port uint16) *conn {
+		c := b.conns.open(context.Background(), func(*conn) {})
+		if r := b.judge(c.ctx, c, to(port)); r != nil {
+			t.Fatal(r)
+		}
+		return c
+	}
+	web, admin := open(80), open(8080)
+	check := func(what string, c *conn, want string) {
+		t.Helper()
+		b.node.judgeAll()
+		switch cause := context.Cause(c.ctx); {
+		case want == "" && cause != nil, want != "" && (cause == nil || !errors.Is(cause, errPolicyChanged) || !strings.Contains(cause.Error(), want)):
+			t.Errorf("%s: cut by %v, want %q", what, cause, want)
+		}
+	}
+	b.deny("p", false, 8080)
+	check("a policy that nobody names", admin, "")
+	b.know("ns/missing")
+	check("a policy that is missing", admin, "")
+	b.know("ns/missing", "ns/p")
+	check("the workload names it now", admin, "denied by policy ns/p")
+	check("what it does not deny", web, "")
+	b.deny("p", true, 80)
+	check("a dry run", web, "")
+	b.deny("p", false, 80)
+	check("and in force", web, "denied by policy ns/p")
+	if endFlag(context.Cause(web.ctx)) != telemetry.FlagDenied {
+		t.Error("it is not shown as denied")
+	}
+	if got := b.value("ambit_policy_connections_closed_total", "ns/p"); got != 2 {
+		t.Errorf("%v connections are counted as closed", got)
+	}
+}
+
+// value is that of a series by its first label.
+func (b *bench) value(name string, labels ...string) float64 {
+	b.t.Helper()
+	families, err := b.reg.Gather()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			var values []string
+			for _, l := range m.GetLabel() {
+				values = append(values, l.GetValue())
+			}
+			if f.GetName() == name && strings.Join(values, " ") == strings.Join(labels, " ") {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+// TestDecisionsAreCounted by policy, with those that a dry run would have made.
+func TestDecisionsAreCounted(t *testing.T) {
+	b := newBench(t)
+	b.know("ns/real", "ns/dry")
+	b.deny("real", false, 8080)
+	b.deny("dry", true, 80)
+	for _, port := range []uint16{80, 80, 8080, 1} {
+		b.try(port)
+	}
+	const name = "ambit_policy_decisions_total" // labels in order: decision, mode, policy
+	if real, dry := b.value(name, "deny", "enforced", "ns/real"), b.value(name, "deny", "dry_run", "ns/dry"); real != 1 || dry != 2 {
+		t.Errorf("%v enforced and %v dry-run decisions", real, dry)
+	}
+}
+
+// TestJudgeTunnels: a tunnel whose other end is gone, or is somebody else now, is cut.
+func TestJudgeTunnels(t *testing.T) {
+	b := newBench(t)
+	b.know()
+	b.tell(pod("server", "10.0.1.1", tunnelled))
+	b.tell(pod("plain", "10.0.1.2"))
+	connect := func(name string) *conn {
+		to := b.node.Directory.Workload("Kubernetes//Pod/ns/" + name)
+		return b.conns.open(context.Background(), func(c *conn) {
+			c.record.Destination, c.record.DestinationIdentity = to, to.Identity
+			c.record.MutualTLS = name != "plain"
+			c.record.DestinationAddr = netip.AddrPortFrom(to.Addrs[0], 15008)
+		})
+	}
+	check := func(what string, c *conn, want string) {
+		t.Helper()
+		b.node.judgeAll()
+		switch cause := context.Cause(c.ctx); {
+		case want == "" && cause != nil, want != "" && (!errors.Is(cause, errDestinationChanged) || !strings.Contains(cause.Error(), want)):
+			t.Errorf("%s: cut by %v, want %q", what, cause, want)
+		}
+	}
+	first, plain := connect("server"), connect("plain")
+	b.tell(pod("server", "10.0.1.1", tunnelled, func(w *workload.Workload) { w.Status = workload.WorkloadStatus_UNHEALTHY }))
+	check("not ready", first, "")
+	b.tell(pod("server", "10.0.1.1", tunnelled, func(w *workload.Workload) { w.ServiceAccount = "other" }))
+	check("another identity", first, "sa/other")
+	second := connect("server")
+	b.tell(pod("server", "10.0.1.3", tunnelled, func(w *workload.Workload) { w.ServiceAccount = "other" }))
+	check("moved away", second, "is gone")
+	third := connect("server")
+	b.tell(pod("twin", "10.0.1.3", tunnelled, func(w *workload.Workload) { w.ServiceAccount = "other" }))
+	b.node.Directory.HandleAddresses(nil, []string{"Kubernetes//Pod/ns/server", "Kubernetes//Pod/ns/plain"})
+	check("known by another name with the same identity", third, "")
+	check("plain", plain, "")
+	b.node.Directory.HandleAddresses(nil, []string{"Kubernetes//Pod/ns/twin"})
+	check("gone", third, "is gone")
+}
