@@ -16,6 +16,7 @@ func stages() []stage {
 	return []stage{
 		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), shapes(), impersonation(), badInput()}},
 		{"changing", []scenario{enrolUnderLoad(), midstream()}},
+		{"rollout", []scenario{rollout()}},
 		{"rolling", []scenario{rollControl()}},
 		{"rolling-proxy", []scenario{rollProxy()}},
 		{"away", []scenario{controlAway()}},

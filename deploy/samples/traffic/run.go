@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-const usage = `traffic serve [--drip-to host:port] [--drip-every 200ms]
+const usage = `traffic serve [--drip-to host:port] [--drip-every 200ms] [--grace 0s]
     offers all protocols until it is ended
 traffic healthy
     exits with 0 if the server in this pod answers
@@ -112,11 +112,12 @@ func runServe(ctx context.Context, args []string, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	dripTo := flags.String("drip-to", "", "send a line to this echo server (host:port), over and over, from the start")
 	dripEvery := flags.Duration("drip-every", 200*time.Millisecond, "how often")
+	grace := flags.Duration("grace", 0, "how long open TCP connections may go on once it is ended; ports are closed at once")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	return Serve(ctx, ServeConfig{
-		DripTo: *dripTo, DripEvery: *dripEvery, Logger: slog.New(slog.NewTextHandler(stderr, nil)),
+		DripTo: *dripTo, DripEvery: *dripEvery, Grace: *grace, Logger: slog.New(slog.NewTextHandler(stderr, nil)),
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,12 +30,14 @@ type ServeConfig struct {
 	// DripTo, if not empty, is an echo server that Drip sends to as long as the server runs, every DripEvery.
 	DripTo    string
 	DripEvery time.Duration
+	// Grace is how long connections that are open when ctx ends may go on; those over HTTP and gRPC are cut at once.
+	Grace time.Duration
 	// Listening, if not nil, is called once all listeners are open, with their addresses by default port.
 	Listening func(map[int]net.Addr)
 	Logger    *slog.Logger
 }
 
-// Serve offers all protocols until ctx ends, then closes every connection and returns nil.
+// Serve offers all protocols until ctx ends, then closes its ports at once and every connection after the grace, and returns nil.
 func Serve(ctx context.Context, config ServeConfig) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -73,10 +76,10 @@ func Serve(ctx context.Context, config ServeConfig) error {
 	failed := make(chan error, len(listeners))
 	wg.Go(func() { failed <- serveHTTP(ctx, listeners[PortHTTP], me, &dripped) })
 	wg.Go(func() { failed <- serveGRPC(ctx, listeners[PortGRPC]) })
-	wg.Go(func() { failed <- serveTCP(ctx, listeners[PortEcho], echo) })
-	wg.Go(func() { failed <- serveTCP(ctx, listeners[PortTool], tool.handle) })
+	wg.Go(func() { failed <- serveTCP(ctx, listeners[PortEcho], config.Grace, echo) })
+	wg.Go(func() { failed <- serveTCP(ctx, listeners[PortTool], config.Grace, tool.handle) })
 	wg.Go(func() {
-		failed <- serveTCP(ctx, listeners[PortGreeter], func(ctx context.Context, conn *net.TCPConn) {
+		failed <- serveTCP(ctx, listeners[PortGreeter], config.Grace, func(ctx context.Context, conn *net.TCPConn) {
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			greeter.Handle(conn, me)
@@ -129,24 +132,40 @@ func serveGRPC(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// serveTCP calls handle for each connection, which owns it, until ctx ends, and waits for all of them.
-func serveTCP(ctx context.Context, l net.Listener, handle func(context.Context, *net.TCPConn)) error {
-	stop := context.AfterFunc(ctx, func() { l.Close() })
+// lastLook is how long a server that ends waits for a connection that the kernel has taken already. Closing the port before
+// would reset it.
+const lastLook = 5 * time.Millisecond
+
+// serveTCP calls handle for each connection, which owns it, until ctx ends; it then closes the port as soon as nobody waits
+// there, and waits for the connections, whose context ends after the grace.
+func serveTCP(ctx context.Context, l net.Listener, grace time.Duration, handle func(context.Context, *net.TCPConn)) error {
+	listener := l.(*net.TCPListener)
+	open, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	stop := context.AfterFunc(ctx, func() { _ = listener.SetDeadline(time.Now()) })
 	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	last := false
 	for {
-		conn, err := l.Accept()
+		conn, err := listener.AcceptTCP()
 		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				conn.Close()
-			}
-			return nil
-		case err != nil:
+		case err == nil:
+			wg.Go(func() { handle(open, conn) })
+		case ctx.Err() == nil:
 			return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		case last || !errors.Is(err, os.ErrDeadlineExceeded):
+			listener.Close()
+			timer := time.AfterFunc(grace, cut)
+			wg.Wait()
+			timer.Stop()
+			return nil
+		default:
+			last = true
 		}
-		wg.Go(func() { handle(ctx, conn.(*net.TCPConn)) })
+		if ctx.Err() != nil {
+			_ = listener.SetDeadline(time.Now().Add(lastLook)) // fails only on a closed listener, and then so does Accept
+		}
 	}
 }
 

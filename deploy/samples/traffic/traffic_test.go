@@ -52,6 +52,55 @@ func start(t *testing.T) map[int]string {
 	return nil
 }
 
+// TestGrace ends a server: its port is closed at once, and what is open goes on for the grace, and no longer.
+func TestGrace(t *testing.T) {
+	for _, grace := range []time.Duration{0, time.Minute} {
+		ctx, cancel := context.WithCancel(t.Context())
+		listening := make(chan map[int]net.Addr, 1)
+		done := make(chan error, 1)
+		go func() {
+			done <- Serve(ctx, ServeConfig{
+				Host: "127.0.0.1", Ports: map[int]int{PortHTTP: 0, PortEcho: 0, PortGreeter: 0, PortTool: 0, PortGRPC: 0},
+				Listening: func(addrs map[int]net.Addr) { listening <- addrs }, Grace: grace, Logger: slog.New(slog.DiscardHandler),
+			})
+		}()
+		addr := (<-listening)[PortEcho].String()
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(DefaultTimeout))
+		exchange := func() error {
+			if _, err := conn.Write([]byte("x")); err != nil {
+				return err
+			}
+			_, err := io.ReadFull(conn, make([]byte, 1))
+			return err
+		}
+		if err := exchange(); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		for closed, deadline := false, time.Now().Add(DefaultTimeout); !closed; {
+			other, err := net.Dial("tcp", addr)
+			if closed = err != nil; !closed {
+				other.Close()
+				if time.Now().After(deadline) {
+					t.Fatal("the port is still open")
+				}
+			}
+		}
+		if err := exchange(); (err == nil) != (grace > 0) {
+			t.Errorf("with a grace of %v, an open connection: %v", grace, err)
+		}
+		conn.Close()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}
+
 func TestDial(t *testing.T) {
 	addr := start(t)
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
