@@ -27,6 +27,8 @@ const (
 	// AnnotationTrafficDistribution, on a Namespace, Service or ServiceEntry: PreferClose, PreferSameZone,
 	// PreferSameNode or Any. A Service's spec.trafficDistribution wins over it.
 	AnnotationTrafficDistribution = "networking.istio.io/traffic-distribution"
+	// LabelAutoAllocate, on a ServiceEntry, with the value "false": it gets no virtual addresses from the control plane.
+	LabelAutoAllocate = "networking.istio.io/enable-autoallocate-ip"
 
 	// LabelUseWaypoint names the waypoint Gateway of a Service, ServiceEntry, Pod, WorkloadEntry or Namespace.
 	LabelUseWaypoint = "istio.io/use-waypoint"

@@ -32,6 +32,8 @@ const (
 	KindEndpointSlice       Kind = "EndpointSlice"
 	KindPeerAuthentication  Kind = "PeerAuthentication"
 	KindAuthorizationPolicy Kind = "AuthorizationPolicy"
+	KindServiceEntry        Kind = "ServiceEntry"
+	KindWorkloadEntry       Kind = "WorkloadEntry"
 	KindConfigMap           Kind = "ConfigMap"
 )
 

@@ -32,7 +32,8 @@ import (
 // Kinds are the kinds that are watched. Of each, a Replace or an Absent comes before anything that follows from it is known.
 var Kinds = []cluster.Kind{
 	cluster.KindConfigMap, cluster.KindNamespace, cluster.KindNode, cluster.KindService, cluster.KindEndpointSlice,
-	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindPod,
+	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
+	cluster.KindPod,
 }
 
 // Config configures a Source. All fields are required.
@@ -103,6 +104,8 @@ const (
 var (
 	peerAuthentications   = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 	authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	serviceEntries        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
+	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
 func (s *Source) watches() []watched {
@@ -121,6 +124,8 @@ func (s *Source) watches() []watched {
 		of(typed(core.Pods(metav1.NamespaceAll), livePods, "", cluster.PodOf), cluster.KindPod, &corev1.Pod{}),
 		s.custom(peerAuthentications, cluster.KindPeerAuthentication, func(u *unstructured.Unstructured) cluster.Object { return cluster.PeerAuthenticationOf(u) }),
 		s.custom(authorizationPolicies, cluster.KindAuthorizationPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.AuthorizationPolicyOf(u) }),
+		s.custom(serviceEntries, cluster.KindServiceEntry, func(u *unstructured.Unstructured) cluster.Object { return cluster.ServiceEntryOf(u) }),
+		s.custom(workloadEntries, cluster.KindWorkloadEntry, func(u *unstructured.Unstructured) cluster.Object { return cluster.WorkloadEntryOf(u) }),
 	}
 }
 

@@ -57,6 +57,10 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.PeerAuthenticationOf(u), nil
 	case cluster.KindAuthorizationPolicy:
 		return cluster.AuthorizationPolicyOf(u), nil
+	case cluster.KindServiceEntry:
+		return cluster.ServiceEntryOf(u), nil
+	case cluster.KindWorkloadEntry:
+		return cluster.WorkloadEntryOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -98,6 +102,10 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.PeerAuthentications = append(s.PeerAuthentications, o)
 		case *cluster.AuthorizationPolicy:
 			s.AuthorizationPolicies = append(s.AuthorizationPolicies, o)
+		case *cluster.ServiceEntry:
+			s.ServiceEntries = append(s.ServiceEntries, o)
+		case *cluster.WorkloadEntry:
+			s.WorkloadEntries = append(s.WorkloadEntries, o)
 		}
 	}
 	return s
