@@ -268,6 +268,9 @@ var writes = []string{
 	"istiod-lite: create leases",
 	"istiod-lite: create secrets",
 	"istiod-lite: create tokenreviews",
+	"istiod-lite: patch authorizationpolicies/status",
+	"istiod-lite: patch serviceentries/status",
+	"istiod-lite: patch workloadentries/status",
 	"istiod-lite: update configmaps[istio-ca-root-cert]",
 	"istiod-lite: update leases[istiod-lite-leader]",
 }

@@ -71,6 +71,8 @@ func await(t *testing.T, what string, holds func() bool) {
 var (
 	peerAuthenticationGVR  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 	authorizationPolicyGVR = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	serviceEntryGVR        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
+	workloadEntryGVR       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
 // api is a fake API server, shared by the replicas of a test. It knows tokens besides objects.
@@ -92,7 +94,8 @@ func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
 	a := &fakeAPI{
 		T: t, core: fake.NewClientset(objects...), tokens: map[string]authenticationv1.TokenReviewStatus{},
 		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
-			peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList"}),
+			peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList",
+			serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList"}),
 	}
 	a.core.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		review := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview).DeepCopy()

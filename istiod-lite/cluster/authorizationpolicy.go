@@ -47,12 +47,18 @@ func AuthorizationPolicyOf(in *unstructured.Unstructured) *AuthorizationPolicy {
 		Policy:     authz.Read(in.GetNamespace(), in.GetName(), in.GetAnnotations(), in.Object["spec"]),
 	}
 	p.Selector = LabelsOf(p.Policy.Selector)
+	p.Seen = seenBy(in)
+	return p
+}
+
+// seenBy is the condition that an object has of the type that the control plane writes.
+func seenBy(in *unstructured.Unstructured) Condition {
 	for _, c := range ConditionsOf(in) {
 		if c.Type == authz.ConditionType {
-			p.Seen = c
+			return c
 		}
 	}
-	return p
+	return Condition{}
 }
 
 // ConditionsOf reads the status conditions of an object of one of Istio's kinds. What is none is left out.

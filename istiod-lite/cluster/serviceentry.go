@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -43,15 +44,16 @@ const (
 // ServiceEntry is a service that Kubernetes does not know. Only its TCP ports are known here.
 type ServiceEntry struct {
 	Key
-	Created time.Time
-	Labels  Labels
+	Created    time.Time
+	Generation int64
+	Labels     Labels
 	// Hosts are lower-case DNS names, each once; the first label may be "*".
 	Hosts []string
 	// Addresses are virtual addresses and ranges of them, masked.
 	Addresses []netip.Prefix
 	// Assigned are virtual addresses that the control plane gave (status.addresses).
 	Assigned []HostAddr
-	// AutoAddress tells what the label api.LabelAutoAllocate says, true without it.
+	// AutoAddress tells that the entry has no addresses of its own, and that the label api.LabelAutoAllocate does not say no.
 	AutoAddress bool
 	Ports       []ServicePort
 	// Internal entries are part of the mesh (location MESH_INTERNAL).
@@ -66,7 +68,9 @@ type ServiceEntry struct {
 	SubjectAltNames  []string
 	// Distribution is api.AnnotationTrafficDistribution.
 	Distribution string
-	Faults       []string
+	// Seen is the condition that the object has of the type that the control plane writes.
+	Seen   Condition
+	Faults []string
 }
 
 // HostAddr is an address of one of a ServiceEntry's hosts.
@@ -83,7 +87,7 @@ func (s *ServiceEntry) ObjectKey() Key { return s.Key }
 
 // Equal reports whether both are the same in every field.
 func (s *ServiceEntry) Equal(o *ServiceEntry) bool {
-	return s.Key == o.Key && s.Created.Equal(o.Created) && s.Labels.Equal(o.Labels) && slices.Equal(s.Hosts, o.Hosts) &&
+	return s.Key == o.Key && s.Created.Equal(o.Created) && s.Labels.Equal(o.Labels) && slices.Equal(s.Hosts, o.Hosts) && s.Generation == o.Generation && s.Seen == o.Seen &&
 		slices.Equal(s.Addresses, o.Addresses) && slices.Equal(s.Assigned, o.Assigned) && s.AutoAddress == o.AutoAddress &&
 		slices.Equal(s.Ports, o.Ports) && s.Internal == o.Internal && s.Resolution == o.Resolution &&
 		slices.EqualFunc(s.Endpoints, o.Endpoints, EntryEndpoint.Equal) && s.Selector.Equal(o.Selector) &&
@@ -105,6 +109,7 @@ func (s *ServiceEntry) WantsAddresses() bool {
 func ServiceEntryOf(in *unstructured.Unstructured) *ServiceEntry {
 	s := &ServiceEntry{
 		Key: Key{in.GetNamespace(), in.GetName()}, Created: in.GetCreationTimestamp().Time, Labels: LabelsOf(in.GetLabels()),
+		Generation: in.GetGeneration(), Seen: seenBy(in),
 		AutoAddress:  in.GetLabels()[api.LabelAutoAllocate] != "false",
 		Distribution: in.GetAnnotations()[api.AnnotationTrafficDistribution],
 	}
@@ -121,6 +126,7 @@ func ServiceEntryOf(in *unstructured.Unstructured) *ServiceEntry {
 			s.Hosts = append(s.Hosts, host)
 		}
 	}
+	s.AutoAddress = s.AutoAddress && len(spec.GetAddresses()) == 0
 	s.readAddresses(spec.GetAddresses())
 	s.readPorts(spec.GetPorts())
 	s.readExport(spec.GetExportTo())
@@ -167,14 +173,14 @@ func (s *ServiceEntry) readPorts(in []*networkingv1.ServicePort) {
 		if strings.EqualFold(p.GetProtocol(), "UDP") {
 			continue
 		}
-		port, fault := parsePort("spec.ports: "+p.GetName(), int32(min(p.GetNumber(), 1<<16)))
+		port, fault := parsePort("spec.ports: "+p.GetName(), int32(min(p.GetNumber(), math.MaxInt32)))
 		if fault != "" {
 			s.fault("%s", fault)
 			continue
 		}
 		target := port
 		if p.GetTargetPort() != 0 {
-			if target, fault = parsePort("spec.ports: target of "+p.GetName(), int32(min(p.GetTargetPort(), 1<<16))); fault != "" {
+			if target, fault = parsePort("spec.ports: target of "+p.GetName(), int32(min(p.GetTargetPort(), math.MaxInt32))); fault != "" {
 				s.fault("%s", fault)
 				continue
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,10 +23,13 @@ import (
 // WorkloadEntry is a workload outside Kubernetes, such as a virtual machine.
 type WorkloadEntry struct {
 	Key
-	Created time.Time
+	Created    time.Time
+	Generation int64
 	// Labels are those of the object and, where it has none of that name, of its spec.
 	Labels Labels
 	EntryEndpoint
+	// Seen is the condition that the object has of the type that the control plane writes.
+	Seen   Condition
 	Faults []string
 }
 
@@ -54,7 +58,7 @@ func (w *WorkloadEntry) ObjectKey() Key { return w.Key }
 
 // Equal reports whether both are the same in every field.
 func (w *WorkloadEntry) Equal(o *WorkloadEntry) bool {
-	return w.Key == o.Key && w.Created.Equal(o.Created) && w.Labels.Equal(o.Labels) &&
+	return w.Key == o.Key && w.Created.Equal(o.Created) && w.Labels.Equal(o.Labels) && w.Generation == o.Generation && w.Seen == o.Seen &&
 		w.EntryEndpoint.Equal(o.EntryEndpoint) && slices.Equal(w.Faults, o.Faults)
 }
 
@@ -76,7 +80,7 @@ func (e EntryEndpoint) Port(name string) (uint16, bool) {
 
 // WorkloadEntryOf reduces a WorkloadEntry.
 func WorkloadEntryOf(in *unstructured.Unstructured) *WorkloadEntry {
-	w := &WorkloadEntry{Key: Key{in.GetNamespace(), in.GetName()}, Created: in.GetCreationTimestamp().Time}
+	w := &WorkloadEntry{Key: Key{in.GetNamespace(), in.GetName()}, Created: in.GetCreationTimestamp().Time, Generation: in.GetGeneration(), Seen: seenBy(in)}
 	var spec networkingv1.WorkloadEntry
 	w.Faults = readSpec(in, &spec)
 	labels := maps.Clone(spec.GetLabels())
@@ -126,13 +130,13 @@ func entryEndpoint(where string, in *networkingv1.WorkloadEntry, labels map[stri
 				faults = append(faults, fault)
 			}
 		} else if host, fault := parseHost(where+".address", address, false); fault != "" {
-			faults = append(faults, fault)
+			faults = append(faults, fault+", nor an IP address")
 		} else {
 			e.Host = host
 		}
 	}
 	for name, number := range in.GetPorts() {
-		port, fault := parsePort(where+".ports."+name, int32(min(number, 1<<16)))
+		port, fault := parsePort(where+".ports."+name, int32(min(number, math.MaxInt32)))
 		if fault != "" {
 			faults = append(faults, fault)
 			continue
@@ -152,7 +156,7 @@ func parseHost(what, s string, wildcard bool) (string, string) {
 		errs = validation.IsWildcardDNS1123Subdomain(host)
 	}
 	if len(errs) > 0 {
-		return "", fmt.Sprintf("%s %q is neither an IP address nor a DNS name", what, s)
+		return "", fmt.Sprintf("%s %q is not a DNS name", what, s)
 	}
 	return host, ""
 }

@@ -43,24 +43,24 @@ func named(p *cluster.AuthorizationPolicy) cluster.Labels {
 	return p.Selector
 }
 
-// authorizing lists the policies that a pod's workload names.
-func (s *State) authorizing(p *cluster.Pod) []*cluster.AuthorizationPolicy {
+// authorizing lists the policies that a workload of a namespace, with these labels, names.
+func (s *State) authorizing(own string, labels cluster.Labels) []*cluster.AuthorizationPolicy {
 	var out []*cluster.AuthorizationPolicy
 	look := func(namespace string) {
 		n := s.namespaces[namespace]
 		if n == nil || len(n.authorizing) == 0 {
 			return
 		}
-		for _, label := range p.Labels {
+		for _, label := range labels {
 			for k := range n.authorizing[label] {
-				if ap := s.authorizations[k]; translate.Authorizes(s.mesh, ap, p) {
+				if ap := s.authorizations[k]; translate.Authorizes(s.mesh, ap, own, labels) {
 					out = append(out, ap)
 				}
 			}
 		}
 	}
-	look(p.Namespace)
-	if p.Namespace != s.mesh.RootNamespace {
+	look(own)
+	if own != s.mesh.RootNamespace {
 		look(s.mesh.RootNamespace)
 	}
 	return out

@@ -25,6 +25,10 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setPolicy(o.Key, o)
 	case *cluster.AuthorizationPolicy:
 		s.setAuthorization(o.Key, o)
+	case *cluster.ServiceEntry:
+		s.setEntry(o.Key, o)
+	case *cluster.WorkloadEntry:
+		s.setWorkloadEntry(o.Key, o)
 	}
 }
 
@@ -45,6 +49,10 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setPolicy(key, nil)
 	case cluster.KindAuthorizationPolicy:
 		s.setAuthorization(key, nil)
+	case cluster.KindServiceEntry:
+		s.setEntry(key, nil)
+	case cluster.KindWorkloadEntry:
+		s.setWorkloadEntry(key, nil)
 	}
 }
 
@@ -77,6 +85,10 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		out = keysOf(s.policies)
 	case cluster.KindAuthorizationPolicy:
 		out = keysOf(s.authorizations)
+	case cluster.KindServiceEntry:
+		out = keysOf(s.entries)
+	case cluster.KindWorkloadEntry:
+		out = keysOf(s.workloadEntries)
 	case cluster.KindNode:
 		for name := range s.nodes {
 			out = append(out, cluster.Key{Name: name})
@@ -109,6 +121,10 @@ func (s *State) group(name string) *namespace {
 			selecting:   map[cluster.Label]set[cluster.Key]{},
 			policies:    set[cluster.Key]{},
 			authorizing: map[cluster.Label]set[cluster.Key]{},
+
+			entries:         set[cluster.Key]{},
+			choosing:        map[cluster.Label]set[cluster.Key]{},
+			workloadEntries: set[cluster.Key]{},
 		}
 		s.namespaces[name] = n
 	}
@@ -118,7 +134,7 @@ func (s *State) group(name string) *namespace {
 // ungroup forgets a namespace when nothing is left of it.
 func (s *State) ungroup(name string) {
 	n := s.namespaces[name]
-	if n != nil && n.object == nil && len(n.pods) == 0 && len(n.services) == 0 && len(n.policies) == 0 && len(n.authorizing) == 0 {
+	if n != nil && n.object == nil && len(n.pods)+len(n.services)+len(n.policies)+len(n.authorizing)+len(n.entries)+len(n.workloadEntries) == 0 {
 		delete(s.namespaces, name)
 	}
 }
@@ -222,6 +238,7 @@ func (s *State) touchSlicesOf(p *cluster.Pod) {
 		for k := range s.slicesAt[ip] {
 			s.dirty.slices[k] = struct{}{}
 		}
+		s.touchEntriesAt(ip)
 	}
 }
 
@@ -253,6 +270,7 @@ func (s *State) setService(key cluster.Key, svc *cluster.Service) {
 	}
 	if !sameEndpoints(old, svc) {
 		s.touchSelected(group, old, svc)
+		s.touchHost(translate.Hostname(s.mesh, key))
 		for k := range s.slicesOf[key] {
 			s.touchSlice(s.slices[k])
 		}
@@ -275,6 +293,7 @@ func (s *State) touchSelected(group *namespace, services ...*cluster.Service) {
 				s.dirty.pods[k] = struct{}{}
 			}
 		}
+		s.touchWorkloadEntries(group, svc.Selector)
 	}
 }
 
@@ -282,11 +301,13 @@ func (s *State) claim(claims []translate.Claim) {
 	for _, c := range claims {
 		s.claims[c.Addr] = append(s.claims[c.Addr], c)
 		s.touchClaimants(c.Addr)
+		s.touchEntriesAt(c.Addr)
 	}
 }
 
 func (s *State) unclaim(claims []translate.Claim) {
 	for _, c := range claims {
+		s.touchEntriesAt(c.Addr)
 		all := s.claims[c.Addr]
 		if i := slices.Index(all, c); i >= 0 {
 			all = slices.Delete(all, i, i+1)
@@ -302,7 +323,11 @@ func (s *State) unclaim(claims []translate.Claim) {
 
 func (s *State) touchClaimants(addr netip.Addr) {
 	for _, c := range s.claims[addr] {
-		if c.Strength != translate.ClaimNode {
+		switch c.Strength {
+		case translate.ClaimNode:
+		case translate.ClaimEntry:
+			s.touchEntry(c.Service)
+		default:
 			s.dirty.services[c.Service] = struct{}{}
 		}
 	}
@@ -401,6 +426,9 @@ func (s *State) setNamespace(name string, n *cluster.Namespace) {
 		for k := range group.services {
 			s.dirty.services[k] = struct{}{}
 		}
+		for k := range group.entries {
+			s.touchEntry(k)
+		}
 	}
 	s.ungroup(name)
 }
@@ -443,7 +471,7 @@ func modeOf(p *cluster.PeerAuthentication) cluster.MTLSMode {
 	return p.Mode
 }
 
-// touchPods marks the pods with the selector's labels in a policy's scope.
+// touchPods marks the pods and WorkloadEntries with the selector's labels in a policy's scope.
 func (s *State) touchPods(namespace string, selector cluster.Labels) {
 	if namespace == s.mesh.RootNamespace {
 		for k, p := range s.pods {
@@ -451,8 +479,14 @@ func (s *State) touchPods(namespace string, selector cluster.Labels) {
 				s.dirty.pods[k] = struct{}{}
 			}
 		}
+		for k, e := range s.workloadEntries {
+			if e.Labels.Contains(selector) {
+				s.dirty.workloadEntries[k] = struct{}{}
+			}
+		}
 		return
 	}
+	s.touchWorkloadEntries(s.group(namespace), selector)
 	for k := range s.group(namespace).pods {
 		if s.pods[k].Labels.Contains(selector) {
 			s.dirty.pods[k] = struct{}{}

@@ -35,7 +35,8 @@ func (c *collector) pod(k cluster.Key) {
 		Pod:      p,
 		Node:     s.nodes[p.Node],
 		Services: s.attachments(p),
-		Policies: s.policiesOf(p),
+		Entries:  s.chosen(p.Namespace, p.Labels, p),
+		Policies: s.policiesOf(p.Namespace, p.Labels),
 		Others:   s.others(p),
 	})
 	if w == nil {
@@ -96,8 +97,8 @@ func (s *State) attachments(p *cluster.Pod) []translate.Attachment {
 	return out
 }
 
-// policiesOf names the authorisations that select a pod.
-func (s *State) policiesOf(p *cluster.Pod) []string {
+// policiesOf names the authorisations that select a workload of a namespace, with these labels.
+func (s *State) policiesOf(own string, labels cluster.Labels) []string {
 	var selected *cluster.PeerAuthentication
 	look := func(namespace string) {
 		n := s.namespaces[namespace]
@@ -106,25 +107,33 @@ func (s *State) policiesOf(p *cluster.Pod) []string {
 		}
 		for k := range n.policies {
 			pa := s.policies[k]
-			if len(pa.Selector) > 0 && p.Labels.Contains(pa.Selector) && (selected == nil || translate.Older(pa, selected) < 0) {
+			if len(pa.Selector) > 0 && labels.Contains(pa.Selector) && (selected == nil || translate.Older(pa, selected) < 0) {
 				selected = pa
 			}
 		}
 	}
-	look(p.Namespace)
-	if p.Namespace != s.mesh.RootNamespace {
+	look(own)
+	if own != s.mesh.RootNamespace {
 		look(s.mesh.RootNamespace)
 	}
-	inherited := translate.Inherited(s.widest(s.mesh.RootNamespace), s.widest(p.Namespace))
-	return translate.PoliciesOf(translate.PeerAuthenticationPolicies(s.mesh, inherited, selected), s.authorizing(p))
+	inherited := translate.Inherited(s.widest(s.mesh.RootNamespace), s.widest(own))
+	return translate.PoliciesOf(translate.PeerAuthenticationPolicies(s.mesh, inherited, selected), s.authorizing(own, labels))
 }
 
 func (c *collector) service(k cluster.Key) {
 	s := c.state
 	name := resource.Name{Type: resource.Address, Name: translate.ServiceName(s.mesh, k)}
 	svc := s.services[k]
-	if svc == nil {
-		c.one(object{cluster.KindService, k}, name, nil, nil)
+	if svc == nil || svc.External {
+		var problems []translate.Problem
+		if svc != nil {
+			_, problems = translate.Service(s.mesh, translate.ServiceInput{Service: svc})
+		}
+		if s.ownerOf(k.Namespace, translate.Hostname(s.mesh, k)) != nil {
+			c.report(object{cluster.KindService, k}, problems) // what is of that name now is host's to say
+			return
+		}
+		c.one(object{cluster.KindService, k}, name, nil, problems)
 		return
 	}
 	in := translate.ServiceInput{Service: svc}
@@ -140,10 +149,6 @@ func (c *collector) service(k cluster.Key) {
 		}
 	}
 	out, problems := translate.Service(s.mesh, in)
-	if out == nil {
-		c.one(object{cluster.KindService, k}, name, nil, problems)
-		return
-	}
 	c.one(object{cluster.KindService, k}, name, &workload.Address{Type: &workload.Address_Service{Service: out}}, problems)
 }
 

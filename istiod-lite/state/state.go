@@ -43,6 +43,11 @@ type namespace struct {
 	policies  set[cluster.Key] // PeerAuthentications
 	// authorizing finds the AuthorizationPolicies that may select a pod by the first label of their selector.
 	authorizing map[cluster.Label]set[cluster.Key]
+	// entries are ServiceEntries; choosing finds them by the first label of their selector.
+	entries  set[cluster.Key]
+	choosing map[cluster.Label]set[cluster.Key]
+
+	workloadEntries set[cluster.Key]
 }
 
 // State is the cluster and what follows from it. Make one with New.
@@ -58,6 +63,8 @@ type State struct {
 	slices           map[cluster.Key]*cluster.EndpointSlice
 	policies         map[cluster.Key]*cluster.PeerAuthentication
 	authorizations   map[cluster.Key]*cluster.AuthorizationPolicy
+	entries          map[cluster.Key]*cluster.ServiceEntry
+	workloadEntries  map[cluster.Key]*cluster.WorkloadEntry
 
 	podsOnNode  map[string]set[cluster.Key]
 	podsAt      map[netip.Addr][]*cluster.Pod    // pods that have a place: nearly always one, so no set
@@ -66,10 +73,16 @@ type State struct {
 	slicesNamed map[cluster.Key]set[cluster.Key] // by a pod that an endpoint names
 	slicesOn    map[string]set[cluster.Key]      // by node of an endpoint
 	claims      map[netip.Addr][]translate.Claim
+	entriesFor  map[string]set[cluster.Key]     // ServiceEntries by host
+	entriesAt   map[netip.Addr]set[cluster.Key] // the same, by the address of an endpoint that they spell out
+
+	workloadEntriesAt map[netip.Addr]set[cluster.Key]
 
 	dirty struct {
-		pods, services, slices, policies, authorizations set[cluster.Key]
-		static                                           bool
+		pods, services, slices, policies, authorizations, entries, workloadEntries set[cluster.Key]
+		// hosts are those of ServiceEntries: namespace and host.
+		hosts  set[cluster.Key]
+		static bool
 	}
 
 	// out is what data planes were last told, by type and name.
@@ -101,6 +114,9 @@ func New(mesh translate.Mesh) *State {
 		slices:         map[cluster.Key]*cluster.EndpointSlice{},
 		policies:       map[cluster.Key]*cluster.PeerAuthentication{},
 		authorizations: map[cluster.Key]*cluster.AuthorizationPolicy{},
+		entries:        map[cluster.Key]*cluster.ServiceEntry{},
+		entriesFor:     map[string]set[cluster.Key]{},
+		entriesAt:      map[netip.Addr]set[cluster.Key]{},
 		podsOnNode:     map[string]set[cluster.Key]{},
 		podsAt:         map[netip.Addr][]*cluster.Pod{},
 		slicesOf:       map[cluster.Key]set[cluster.Key]{},
@@ -110,6 +126,9 @@ func New(mesh translate.Mesh) *State {
 		claims:         map[netip.Addr][]translate.Claim{},
 		made:           map[object][]resource.Name{},
 		problems:       map[object][]translate.Problem{},
+
+		workloadEntries:   map[cluster.Key]*cluster.WorkloadEntry{},
+		workloadEntriesAt: map[netip.Addr]set[cluster.Key]{},
 	}
 	for t := range s.out {
 		s.out[t] = map[string]*resource.Resource{}
@@ -122,7 +141,8 @@ func New(mesh translate.Mesh) *State {
 func (s *State) clean() {
 	s.dirty.pods, s.dirty.services = set[cluster.Key]{}, set[cluster.Key]{}
 	s.dirty.slices, s.dirty.policies = set[cluster.Key]{}, set[cluster.Key]{}
-	s.dirty.authorizations = set[cluster.Key]{}
+	s.dirty.authorizations, s.dirty.entries = set[cluster.Key]{}, set[cluster.Key]{}
+	s.dirty.workloadEntries, s.dirty.hosts = set[cluster.Key]{}, set[cluster.Key]{}
 	s.dirty.static = false
 }
 
@@ -151,6 +171,12 @@ func (s *State) SetMesh(m translate.Mesh) {
 	for k := range s.authorizations {
 		s.dirty.authorizations[k] = struct{}{}
 	}
+	for k := range s.entries {
+		s.touchEntry(k)
+	}
+	for k := range s.workloadEntries {
+		s.dirty.workloadEntries[k] = struct{}{}
+	}
 }
 
 // Flush translates what was marked since the last call and returns how what data planes are told has changed.
@@ -168,8 +194,17 @@ func (s *State) Flush() resource.Change {
 	for k := range s.dirty.services {
 		c.service(k)
 	}
+	for k := range s.dirty.hosts {
+		c.host(k)
+	}
 	for k := range s.dirty.slices {
 		c.slice(k)
+	}
+	for k := range s.dirty.entries {
+		c.entry(k)
+	}
+	for k := range s.dirty.workloadEntries {
+		c.workloadEntry(k)
 	}
 	for k := range s.dirty.pods {
 		c.pod(k)
@@ -206,6 +241,8 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindEndpointSlice:       len(s.slices),
 		cluster.KindPeerAuthentication:  len(s.policies),
 		cluster.KindAuthorizationPolicy: len(s.authorizations),
+		cluster.KindServiceEntry:        len(s.entries),
+		cluster.KindWorkloadEntry:       len(s.workloadEntries),
 	}
 }
 

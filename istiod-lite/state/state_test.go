@@ -133,7 +133,9 @@ func checkEmpty(t *testing.T, s *State) {
 		"namespaces": len(s.namespaces), "nodes": len(s.nodes), "pods": len(s.pods), "services": len(s.services),
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
-		"claims": len(s.claims), "authorizations": len(s.authorizations), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
+		"claims": len(s.claims), "authorizations": len(s.authorizations),
+		"entries": len(s.entries), "entriesFor": len(s.entriesFor), "entriesAt": len(s.entriesAt),
+		"workloadEntries": len(s.workloadEntries), "workloadEntriesAt": len(s.workloadEntriesAt), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
 	} {
 		if n != 0 {
 			t.Errorf("%d entries are left in %s", n, what)
@@ -172,7 +174,20 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(14) {
+	switch w.IntN(18) {
+	case 14, 15:
+		return w.serviceEntry()
+	case 16, 17:
+		we := &cluster.WorkloadEntry{Key: w.key(), Created: w.created(), Labels: w.labels(), Generation: int64(w.IntN(2))}
+		if w.IntN(4) > 0 {
+			we.Addr = w.addr(pick(w, "10.1.0", "10.2.0", "10.3.0", "10.4.0"))
+		} else {
+			we.Host = "vm.example"
+		}
+		if w.IntN(2) == 0 {
+			we.Ports = []cluster.NamedPort{{Name: "named", Port: 9001}}
+		}
+		return we
 	case 12, 13:
 		return w.authorizationPolicy()
 	case 0:
@@ -221,6 +236,39 @@ func (w world) object() cluster.Object {
 		p.Ports = []cluster.NamedPort{{Name: "named", Port: 9000}}
 	}
 	return p
+}
+
+func (w world) serviceEntry() cluster.Object {
+	e := &cluster.ServiceEntry{
+		Key: w.key(), Created: w.created(), Labels: w.labels(), AutoAddress: w.IntN(2) == 0, Generation: int64(w.IntN(2)),
+		Resolution: pick(w, cluster.ResolutionStatic, cluster.ResolutionStatic, cluster.ResolutionDNS, cluster.ResolutionNone),
+		Visibility: pick(w, cluster.VisiblePublic, cluster.VisiblePublic, cluster.VisibleNamespace, cluster.VisibleNone),
+		Ports:      []cluster.ServicePort{{Name: "p", Port: 80, Target: uint16(80 + w.IntN(2))}}, Distribution: pick(w, "", "PreferClose", "wrong"),
+	}
+	for _, h := range []string{"x.a.svc.cluster.local", "y.b.svc.cluster.local", "h1.example", "h2.example", "*.w.example"} {
+		if w.IntN(3) == 0 {
+			e.Hosts = append(e.Hosts, h)
+		}
+	}
+	if w.IntN(2) == 0 {
+		a := w.addr(pick(w, "10.2.0", "10.3.0"))
+		e.Addresses = []netip.Prefix{netip.PrefixFrom(a, 32), netip.MustParsePrefix("10.8.0.0/16")}
+	}
+	for _, h := range e.Hosts {
+		e.Assigned = append(e.Assigned, cluster.HostAddr{Host: h, Addr: w.addr("240.240.0")})
+	}
+	if w.IntN(2) == 0 {
+		e.Selector = w.labels()
+		return e
+	}
+	for range w.IntN(3) {
+		ep := cluster.EntryEndpoint{Addr: w.addr(pick(w, "10.1.0", "10.2.0", "10.3.0", "10.4.0"))}
+		if w.IntN(2) == 0 {
+			ep.Ports = []cluster.NamedPort{{Name: "p", Port: uint16(7000 + w.IntN(2))}}
+		}
+		e.Endpoints = append(e.Endpoints, ep)
+	}
+	return e
 }
 
 func (w world) authorizationPolicy() cluster.Object {
@@ -288,7 +336,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindNode, cluster.KindNamespace)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {

@@ -36,6 +36,8 @@ const writers = 4
 // kinds are those whose objects have conditions of ours.
 var kinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindAuthorizationPolicy: {Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
+	cluster.KindServiceEntry:        {Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"},
+	cluster.KindWorkloadEntry:       {Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"},
 }
 
 // object names an object.

@@ -21,6 +21,8 @@ type Snapshot struct {
 	EndpointSlices        []*cluster.EndpointSlice
 	PeerAuthentications   []*cluster.PeerAuthentication
 	AuthorizationPolicies []*cluster.AuthorizationPolicy
+	ServiceEntries        []*cluster.ServiceEntry
+	WorkloadEntries       []*cluster.WorkloadEntry
 }
 
 // Config is what data planes are told of it.
@@ -88,6 +90,7 @@ func All(s Snapshot) Config {
 			}
 		}
 	}
+	s.entries(&out)
 	SortProblems(out.Problems)
 	return out
 }
@@ -145,15 +148,7 @@ func (s Snapshot) serviceInput(svc *cluster.Service) ServiceInput {
 		}
 	}
 	for _, claim := range Claims(svc) {
-		var all []Claim
-		for _, n := range s.Nodes {
-			all = append(all, NodeClaims(n)...)
-		}
-		for _, o := range s.Services {
-			all = append(all, Claims(o)...)
-		}
-		all = slices.DeleteFunc(all, func(c Claim) bool { return c.Addr != claim.Addr })
-		if rival, granted := Settle(claim, all); !granted {
+		if rival, granted := Settle(claim, s.claims(claim.Addr)); !granted {
 			if in.Rivals == nil {
 				in.Rivals = map[netip.Addr]Rival{}
 			}
@@ -180,22 +175,28 @@ func (s Snapshot) podInput(p *cluster.Pod) PodInput {
 		}
 	}
 	SortAttachments(in.Services)
+	in.Entries = s.chosen(p.Namespace, p.Labels, p)
+	in.Policies = s.policies(p.Namespace, p.Labels)
+	return in
+}
+
+// policies names those that select a workload of a namespace, with these labels.
+func (s Snapshot) policies(namespace string, labels cluster.Labels) []string {
 	var selected *cluster.PeerAuthentication
 	for _, pa := range s.PeerAuthentications {
-		inScope := pa.Namespace == p.Namespace || pa.Namespace == s.Mesh.RootNamespace
-		if inScope && len(pa.Selector) > 0 && p.Labels.Contains(pa.Selector) && (selected == nil || Older(pa, selected) < 0) {
+		inScope := pa.Namespace == namespace || pa.Namespace == s.Mesh.RootNamespace
+		if inScope && len(pa.Selector) > 0 && labels.Contains(pa.Selector) && (selected == nil || Older(pa, selected) < 0) {
 			selected = pa
 		}
 	}
-	inherited := Inherited(s.widest(s.Mesh.RootNamespace), s.widest(p.Namespace))
+	inherited := Inherited(s.widest(s.Mesh.RootNamespace), s.widest(namespace))
 	var policies []*cluster.AuthorizationPolicy
 	for _, ap := range s.AuthorizationPolicies {
-		if Authorizes(s.Mesh, ap, p) {
+		if Authorizes(s.Mesh, ap, namespace, labels) {
 			policies = append(policies, ap)
 		}
 	}
-	in.Policies = PoliciesOf(PeerAuthenticationPolicies(s.Mesh, inherited, selected), policies)
-	return in
+	return PoliciesOf(PeerAuthenticationPolicies(s.Mesh, inherited, selected), policies)
 }
 
 // widest is the policy of a namespace that has no selector and counts.

@@ -22,10 +22,10 @@ func (m Mesh) trustDomains() []string {
 	return []string{m.TrustDomain}
 }
 
-// Authorizes reports whether a pod's workload has to name a policy: others apply by their scope.
-func Authorizes(m Mesh, p *cluster.AuthorizationPolicy, pod *cluster.Pod) bool {
-	return len(p.Selector) > 0 && p.Policy.Enforced() && (p.Namespace == pod.Namespace || p.Namespace == m.RootNamespace) &&
-		pod.Labels.Contains(p.Selector)
+// Authorizes reports whether a workload of a namespace, with these labels, has to name a policy: others apply by their scope.
+func Authorizes(m Mesh, p *cluster.AuthorizationPolicy, namespace string, labels cluster.Labels) bool {
+	return len(p.Selector) > 0 && p.Policy.Enforced() && (p.Namespace == namespace || p.Namespace == m.RootNamespace) &&
+		labels.Contains(p.Selector)
 }
 
 // PoliciesOf names the authorisations that select a workload: what PeerAuthentications became, then policies by name.

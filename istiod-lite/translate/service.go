@@ -183,13 +183,15 @@ const (
 	ClaimClusterIP ClaimStrength = iota
 	ClaimNode
 	ClaimLoadBalancer
+	// ClaimEntry is a ServiceEntry's, which anybody may write.
+	ClaimEntry
 )
 
 // Claim says that somebody has an address.
 type Claim struct {
 	Addr     netip.Addr
 	Strength ClaimStrength
-	// Service claims the address; zero for a node's.
+	// Service claims the address, a ServiceEntry with ClaimEntry; zero for a node's.
 	Service cluster.Key
 	Created time.Time
 }
@@ -197,6 +199,8 @@ type Claim struct {
 // Rival is who keeps a service from an address that it claims. The zero Key is a node.
 type Rival struct {
 	Key cluster.Key
+	// Entry says that Key is a ServiceEntry's.
+	Entry bool
 	// Outcome says how the conflict was settled.
 	Outcome string
 }
@@ -229,11 +233,12 @@ func NodeClaims(n *cluster.Node) []Claim {
 
 // Settle tells whether a service's claim is granted beside all claims to the same address, and if not, who stands in its
 // way. A stronger claim wins, then the older service, then the name. An address that several services share at a load
-// balancer goes to none: which of them is meant hangs on the port, and kube-proxy knows.
+// balancer goes to none: which of them is meant hangs on the port, and kube-proxy knows. ServiceEntries of different
+// namespaces may have the same address, each for the clients of its own.
 func Settle(claim Claim, all []Claim) (Rival, bool) {
 	var rival *Claim
 	for i := range all {
-		if all[i].Service != claim.Service && (rival == nil || compareClaims(all[i], *rival) < 0) {
+		if !all[i].by(claim) && !all[i].aside(claim) && (rival == nil || compareClaims(all[i], *rival) < 0) {
 			rival = &all[i]
 		}
 	}
@@ -241,13 +246,23 @@ func Settle(claim Claim, all []Claim) (Rival, bool) {
 	case rival == nil || rival.Strength > claim.Strength:
 		return Rival{}, true
 	case rival.Strength < claim.Strength:
-		return Rival{rival.Service, "whose claim is stronger"}, false
+		return Rival{Key: rival.Service, Outcome: "whose claim is stronger"}, false
 	case claim.Strength == ClaimLoadBalancer:
-		return Rival{rival.Service, "so neither has it in the mesh and kube-proxy forwards"}, false
+		return Rival{Key: rival.Service, Outcome: "so neither has it in the mesh and kube-proxy forwards"}, false
 	case compareClaims(*rival, claim) < 0:
-		return Rival{rival.Service, "which is older or the first by name"}, false
+		return Rival{rival.Service, rival.Strength == ClaimEntry, "which is older or the first by name"}, false
 	}
 	return Rival{}, true
+}
+
+// by reports whether both claims are of the same object.
+func (c Claim) by(o Claim) bool {
+	return c.Service == o.Service && (c.Strength == ClaimEntry) == (o.Strength == ClaimEntry)
+}
+
+// aside reports whether both claims may be granted.
+func (c Claim) aside(o Claim) bool {
+	return c.Strength == ClaimEntry && o.Strength == ClaimEntry && c.Service.Namespace != o.Service.Namespace
 }
 
 func compareClaims(a, b Claim) int {

@@ -38,6 +38,8 @@ type PodInput struct {
 	Node *cluster.Node
 	// Services are those that the pod is an endpoint of. Several of the same service add up.
 	Services []Attachment
+	// Entries are the ServiceEntries that it is an endpoint of.
+	Entries []EntryAttachment
 	// Policies are the "namespace/name" of authorisations that select the pod.
 	Policies []string
 	// Others are pods that have one of its addresses too.
@@ -106,6 +108,9 @@ func Pod(m Mesh, in PodInput) (*workload.Workload, []Problem) {
 	}
 	if p.Ready && !p.Deleting {
 		w.Status = workload.WorkloadStatus_HEALTHY
+	}
+	for _, at := range in.Entries {
+		w.Services = at.addTo(w.Services)
 	}
 	if p.HostNetwork {
 		w.NetworkMode = workload.NetworkMode_HOST_NETWORK
