@@ -106,8 +106,10 @@ func once(conn net.Conn) error {
 // Load is one kind of traffic.
 type Load struct {
 	Name string
-	// Kind is one of send, receive, pingpong, connect, hold.
+	// Kind is one of send, receive, pingpong, connect, storm, hold.
 	Kind string
+	// PerSecond is how many connections a storm opens in a second, whether or not the earlier ones are served.
+	PerSecond int
 	// Parallel is the number of connections at a time; for hold, how many are opened and kept.
 	Parallel int
 	// Duration is how long it runs; for hold, how long the connections stay after the last was opened.
@@ -139,6 +141,8 @@ func (l Load) Run(ctx context.Context, host string, ready func()) (Result, error
 		r.parallel(func() error { return r.pingpong(addr(portEcho)) })
 	case "connect":
 		r.parallel(func() error { return r.connect(addr(portOnce)) })
+	case "storm":
+		r.storm(addr(portOnce))
 	case "hold":
 		return r.hold(ctx, addr(portEcho), ready)
 	default:
@@ -283,6 +287,43 @@ func (r *run) connect(addr string) error {
 		}
 		times = append(times, time.Since(start))
 		r.ops.Add(1)
+	}
+}
+
+// stormTick is how often a storm opens what is due.
+const stormTick = time.Millisecond
+
+// maxStorm bounds what a storm has open at a time: no more descriptors than any process may have. What is due then is not
+// made up for later.
+const maxStorm = 900
+
+func (r *run) storm(addr string) {
+	var wg sync.WaitGroup
+	var open atomic.Int64
+	defer wg.Wait()
+	tick := time.NewTicker(stormTick)
+	defer tick.Stop()
+	start, due := time.Now(), 0
+	for now := range tick.C {
+		if !now.Before(r.end) {
+			return
+		}
+		was := due
+		due = int(now.Sub(start).Seconds() * float64(r.load.PerSecond))
+		for range due - was {
+			if open.Load() >= maxStorm {
+				break
+			}
+			open.Add(1)
+			wg.Go(func() {
+				defer open.Add(-1)
+				if err := r.once(addr, make([]byte, 1)); err != nil {
+					r.fail(err)
+					return
+				}
+				r.ops.Add(1)
+			})
+		}
 	}
 }
 

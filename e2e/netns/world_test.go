@@ -32,7 +32,12 @@ const (
 // binaries are the ztunnels under test: proxies of one world take them in turn.
 var binaries []string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == trafficVerb {
+		os.Exit(traffic(os.Args[2:]))
+	}
+	os.Exit(run(m))
+}
 
 // run builds the binary, unless AMBIT_ZTUNNEL names one, or several with commas between: any that speak the same wires.
 func run(m *testing.M) int {

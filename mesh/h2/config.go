@@ -78,6 +78,9 @@ type Config struct {
 	// long it may then stay silent before the connection ends. Zero means the default, less than zero: no keepalive.
 	KeepaliveInterval time.Duration
 	KeepaliveTimeout  time.Duration
+	// Worked, if set, is told by the goroutine that reads the connection how many bytes it has read since, some tens of KiB at
+	// a time. It may block for a while, to slow the connection down.
+	Worked func(bytes int)
 	// WriteTimeout is how long the peer may take nothing of what is written to it, to within a keepalive interval. Zero means
 	// the default. Without keepalive there is no such bound.
 	WriteTimeout time.Duration

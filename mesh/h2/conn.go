@@ -286,6 +286,13 @@ func (c *Conn) Idle() bool {
 	return len(c.streams) == 0 && c.reserved == 0
 }
 
+// LastStream returns the number of the peer's latest stream, zero if it has opened none.
+func (c *Conn) LastStream() uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lastID
+}
+
 // Streams returns the number of open streams.
 func (c *Conn) Streams() int {
 	c.mu.Lock()

@@ -21,7 +21,8 @@ type reader struct {
 	dec    *hpack.Decoder
 	fields fieldCollector
 
-	have gathered
+	have     gathered
+	unworked int // bytes that Worked has not been told of
 
 	meter meter
 }
@@ -36,6 +37,9 @@ type gathered struct {
 const (
 	// maxControlFrame bounds SETTINGS, GOAWAY and what else has a length of its own.
 	maxControlFrame = 16 << 10
+
+	// workedStep is after how many bytes Worked is told.
+	workedStep = 64 << 10
 
 	// mergeLimit is the payload of a frame up to which it is moved next to that of the frame before, to be written in one go.
 	mergeLimit = 16 << 10
@@ -64,6 +68,7 @@ func (r *reader) Read(p []byte) (int, error) {
 func (r *reader) need(n int) error {
 	for r.w-r.r < n {
 		r.handOver()
+		r.worked()
 		t := r.c.t
 		if r.r == r.w {
 			r.release()
@@ -78,6 +83,7 @@ func (r *reader) need(n int) error {
 		for {
 			k, err := t.Read(r.buf[r.w:])
 			r.w += k
+			r.unworked += k
 			if k > 0 {
 				r.c.heard.Store(true)
 			} else if err == nil {
@@ -92,6 +98,14 @@ func (r *reader) need(n int) error {
 		}
 	}
 	return nil
+}
+
+// worked tells of what was read. Nothing must be gathered.
+func (r *reader) worked() {
+	if f := r.c.cfg.Worked; f != nil && r.unworked >= workedStep {
+		f(r.unworked)
+		r.unworked = 0
+	}
 }
 
 // release gives the buffer back. Nothing must be in it.

@@ -78,6 +78,14 @@ func (p *Pool) connect(t *Target) (*wire.Conn, error) {
 	}
 	ctx, cancel = withTimeout(p.ctx, p.cfg.Timeouts.Handshake)
 	defer cancel()
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		_ = nc.Close()
+		return fail(StageTLS, fmt.Errorf("%d other handshakes are under way: %w", p.cfg.MaxHandshakes, context.Cause(ctx)))
+	}
+	p.cfg.Party.Asks(workPerHandshake)
 	cfg, err := p.cfg.TLS(ctx, *t)
 	if err != nil {
 		_ = nc.Close()
@@ -108,6 +116,9 @@ func (p *Pool) run(pc *poolConn) {
 	err := pc.h2.Run()
 	pc.idleTimer.Stop()
 	settled := pc.h2.SettingsSeen()
+	if cause, ok := h2.Violation(err); ok && p.cfg.Violated != nil {
+		p.cfg.Violated(cause)
+	}
 	if err != nil && !errors.Is(err, h2.ErrClosed) {
 		p.cfg.Logger.Debug("tunnel connection ended", "peer", pc.peer.target.Addr, "uid", pc.peer.target.UID, "error", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
+	"github.com/ambit-mesh/ambit/mesh/share"
 )
 
 // Defaults of PoolConfig.
@@ -37,6 +38,7 @@ type Pool struct {
 	ctx    context.Context // of dials
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // dials and connections
+	slots  chan struct{}  // of handshakes
 
 	mu     sync.Mutex // guards what follows and all peers; never held across I/O
 	closed bool
@@ -102,6 +104,12 @@ func NewPool(cfg PoolConfig) *Pool {
 			*d.to = d.v
 		}
 	}
+	if cfg.MaxHandshakes == 0 {
+		cfg.MaxHandshakes = DefaultMaxHandshakes
+	}
+	if party := cfg.Party; party != nil {
+		cfg.H2.Worked = func(n int) { party.Did(workPerByte * share.Work(n)) }
+	}
 	if cfg.Counts == nil {
 		cfg.Counts = new(PoolCounts)
 	}
@@ -115,6 +123,7 @@ func NewPool(cfg PoolConfig) *Pool {
 		peers: make(map[peerKey]*peer),
 		conns: make(map[*poolConn]struct{}),
 		empty: make(chan struct{}),
+		slots: make(chan struct{}, cfg.MaxHandshakes),
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p

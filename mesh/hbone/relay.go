@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
 	"github.com/ambit-mesh/ambit/mesh/h2"
+	"github.com/ambit-mesh/ambit/mesh/share"
 )
 
 // Counters count the payload of a relay while it runs. Sent is what was read from the first connection and written to the
@@ -41,6 +42,17 @@ func (c *Counters) add(to *atomic.Uint64, n int, sent bool) {
 // DefaultHalfCloseTimeout is how long a relay of which one direction has ended may move no byte in the other.
 const DefaultHalfCloseTimeout = time.Hour
 
+// DefaultHalfCloseProbe is Relayer.HalfCloseProbe's. With probeGrace, and the probes that a dead peer gets, it is less than
+// the 60 s after which Linux' connection tracking forgets a half-closed connection on which nothing moves.
+const DefaultHalfCloseProbe = 15 * time.Second
+
+const (
+	// probeGrace is how old a half-closed connection is when its probes begin: most do not live that long.
+	probeGrace = 5 * time.Second
+	// deadProbes is how many probes stay unanswered until the peer counts as gone. Together they take as long as the first.
+	deadProbes = 3
+)
+
 // stallCheck is how often a relay whose peer takes nothing looks whether its connection was reset.
 const stallCheck = 10 * time.Second
 
@@ -55,6 +67,14 @@ type Relayer struct {
 	// HalfCloseTimeout ends a relay of which one direction has ended and the other moves no byte for this long, or up to
 	// twice as long. Zero means DefaultHalfCloseTimeout, less than zero: no limit.
 	HalfCloseTimeout time.Duration
+	// HalfCloseProbe is how long a half-closed TCP connection is silent until its peer is probed (TCP keepalive), and how long
+	// that peer may then be silent; the answers also keep connection tracking from forgetting it. Zero means
+	// DefaultHalfCloseProbe, less than zero: whatever keepalive the connection has.
+	HalfCloseProbe time.Duration
+	// Budget, if set, bounds what relays that cannot write hold in buffers: once it is used up they read little at a time.
+	Budget *buffer.Budget
+	// Party, if set, does the work, and slows relays down that do much of it.
+	Party *share.Party
 	// Parker, if set, watches the connections of Start that send nothing.
 	Parker *Parker
 	// ParkAfter is how long a connection sends nothing until it is left to the Parker, or up to twice as long. Zero means
@@ -128,6 +148,8 @@ func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*
 		counters = new(Counters)
 	}
 	r := &relay{conn: conn, raw: raw, s: s.s, counters: counters, halfClose: cfg.halfClose(), stallCheck: cfg.stallCheck}
+	r.load = load{cfg.Budget, cfg.Party, 0}
+	r.probes.every = cfg.halfCloseProbe()
 	if r.stallCheck == 0 {
 		r.stallCheck = stallCheck
 	}
@@ -166,6 +188,7 @@ type relay struct {
 	halfClose time.Duration
 	in        source      // of up
 	out       trySink     // of whoever calls TryWrite
+	load      load        // of up
 	unwatch   func() bool // the context
 	done      func(error) // of Start
 	parking   *parking    // of Start; may be nil
@@ -182,7 +205,8 @@ type relay struct {
 	over     bool       // whoever set it closes conn
 	err      error
 	timer    *time.Timer // of halfClose
-	seen     uint64      // the counters' sum when timer last looked
+	probes   probes
+	seen     uint64 // the counters' sum when timer last looked
 }
 
 // run is what Start starts, and again after each time that the relay was parked.
@@ -277,13 +301,16 @@ func toldByEnd(err error) bool {
 
 // forward copies once from conn to the stream, up to limit bytes.
 func (r *relay) forward(limit int) error {
-	buf, n, err := r.in.read(h2.Headroom, limit)
+	buf, n, err := r.in.read(h2.Headroom, r.load.limit(limit))
 	if err != nil {
 		return err
 	}
+	r.load.budget.Take(cap(buf))
 	k, err := r.s.WriteScratch(buf[:h2.Headroom+n])
+	r.load.budget.Give(cap(buf))
 	buffer.Put(buf)
 	r.counters.addSent(k)
+	r.load.did(k)
 	return err
 }
 
@@ -406,9 +433,8 @@ func (r *relay) ended(direction *bool) {
 	case r.upDone && r.downDone:
 		r.closeLocked(nil)
 		r.closeConnLocked()
-	case r.halfClose > 0 && r.timer == nil:
-		r.seen = r.moved()
-		r.timer = time.AfterFunc(r.halfClose, r.checkHalfClosed)
+	case r.timer == nil:
+		r.timer = time.AfterFunc(probeGrace, r.checkHalfClosed)
 	}
 }
 
@@ -418,10 +444,11 @@ func (r *relay) moved() uint64 { return r.counters.Sent.Load() + r.counters.Rece
 // checkHalfClosed ends a half-closed relay in which nothing has moved since it last looked.
 func (r *relay) checkHalfClosed() {
 	r.mu.Lock()
+	first := r.probes.begin(r.conn)
 	moved := r.moved()
-	idle := moved == r.seen && !r.over
+	idle := moved == r.seen && !r.over && !first
 	r.seen = moved
-	if !idle && !r.over {
+	if !idle && !r.over && r.halfClose > 0 {
 		r.timer.Reset(r.halfClose)
 	}
 	r.mu.Unlock()

@@ -17,6 +17,8 @@ func (cfg Relayer) RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Co
 		counters = new(Counters)
 	}
 	r := &tcpRelay{counters: counters, halfClose: cfg.halfClose(), a: a, b: b}
+	r.load = load{cfg.Budget, cfg.Party, 0}
+	r.probes.every = cfg.halfCloseProbe()
 	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
 	var wg sync.WaitGroup
 	wg.Go(func() { r.copy(a, b, false) })
@@ -31,13 +33,15 @@ type tcpRelay struct {
 	a, b      *net.TCPConn
 	counters  *Counters
 	halfClose time.Duration
+	load      load // copied by each direction
 
-	mu    sync.Mutex // guards what follows
-	ended int        // directions that have ended cleanly
-	over  bool       // both are closed
-	err   error
-	timer *time.Timer
-	seen  uint64
+	mu     sync.Mutex // guards what follows
+	ended  int        // directions that have ended cleanly
+	over   bool       // both are closed
+	err    error
+	timer  *time.Timer
+	probes probes
+	seen   uint64
 }
 
 // copy copies from src to dst until src ends, and then ends dst. sent says which direction it is.
@@ -49,8 +53,9 @@ func (r *tcpRelay) copy(dst, src *net.TCPConn, sent bool) {
 	}
 	var in source
 	in.init(raw)
+	l := r.load
 	for {
-		buf, n, err := in.read(0, readSizes[len(readSizes)-1])
+		buf, n, err := in.read(0, l.limit(readSizes[len(readSizes)-1]))
 		if err == io.EOF {
 			if err := dst.CloseWrite(); err != nil {
 				r.abort(err)
@@ -63,7 +68,10 @@ func (r *tcpRelay) copy(dst, src *net.TCPConn, sent bool) {
 			r.abort(err)
 			return
 		}
+		size := cap(buf)
+		l.budget.Take(size)
 		n, err = dst.Write(buf[:n])
+		l.budget.Give(size)
 		buffer.Put(buf)
 		if sent {
 			r.counters.addSent(n)
@@ -74,6 +82,7 @@ func (r *tcpRelay) copy(dst, src *net.TCPConn, sent bool) {
 			r.abort(err)
 			return
 		}
+		l.did(n)
 	}
 }
 
@@ -82,9 +91,8 @@ func (r *tcpRelay) halfClosed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended++
-	if r.ended == 1 && r.halfClose > 0 && !r.over {
-		r.seen = r.moved()
-		r.timer = time.AfterFunc(r.halfClose, r.checkHalfClosed)
+	if r.ended == 1 && !r.over {
+		r.timer = time.AfterFunc(probeGrace, r.checkHalfClosed)
 	}
 }
 
@@ -93,10 +101,11 @@ func (r *tcpRelay) moved() uint64 { return r.counters.Sent.Load() + r.counters.R
 // checkHalfClosed ends a half-closed relay in which nothing has moved since it last looked.
 func (r *tcpRelay) checkHalfClosed() {
 	r.mu.Lock()
+	first := r.probes.begin(r.a, r.b)
 	moved := r.moved()
-	idle := moved == r.seen && !r.over
+	idle := moved == r.seen && !r.over && !first
 	r.seen = moved
-	if !idle && !r.over {
+	if !idle && !r.over && r.halfClose > 0 {
 		r.timer.Reset(r.halfClose)
 	}
 	r.mu.Unlock()

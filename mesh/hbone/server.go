@@ -18,6 +18,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/mesh/wire"
 )
 
@@ -68,6 +69,10 @@ type ServerConfig struct {
 	// its causes if the client's certificate was refused. It is not told of clients that leave without a word, nor of those
 	// that the server's end cuts. It must not block.
 	Refused func(nc net.Conn, err error)
+	// Violated, if set, is told why a client lost its connection. It must not block.
+	Violated func(h2.Cause)
+	// Party, if set, does the work, and slows connections down that make much of it.
+	Party *share.Party
 	// Logger gets one line for each connection that fails before its first stream. If nil, nothing is logged.
 	Logger *slog.Logger
 }
@@ -79,6 +84,7 @@ type Server struct {
 	cancel context.CancelFunc
 	slots  chan struct{} // of handshakes
 	wg     sync.WaitGroup
+	idle   map[*h2.Conn]uint32 // of EndIdle: connections that were idle, and their latest streams
 
 	mu        sync.Mutex // guards what follows; never held across I/O
 	draining  bool
@@ -107,6 +113,9 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg.MaxStreams = DefaultServerStreams
 	}
 	cfg.H2.MaxStreams = uint32(cfg.MaxStreams)
+	if p := cfg.Party; p != nil {
+		cfg.H2.Worked = func(n int) { p.Did(workPerByte * share.Work(n)) }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -276,6 +285,12 @@ func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
 		defer context.AfterFunc(ctx, c.Close)()
 	}
 	err = c.Run()
+	if cause, ok := h2.Violation(err); ok {
+		s.cfg.Logger.Warn("a client lost its tunnel connection", "peer", h.nc.RemoteAddr(), "error", err)
+		if s.cfg.Violated != nil {
+			s.cfg.Violated(cause)
+		}
+	}
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.changed.Broadcast()
@@ -285,6 +300,7 @@ func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
 
 // accept does a handshake and returns the connection, ready to run.
 func (s *Server) accept(ctx context.Context, h *handshake) (*h2.Conn, *connState, error) {
+	s.cfg.Party.Asks(workPerHandshake)
 	ctx, cancel := withTimeout(ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
 	spoke := false
@@ -376,6 +392,28 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.changed.Wait()
 	}
 	return nil
+}
+
+// EndIdle tells clients by GOAWAY to give up the connections on which there was no stream since EndIdle was called last.
+// Only one goroutine may call it.
+func (s *Server) EndIdle() {
+	var idle []*h2.Conn
+	last := make(map[*h2.Conn]uint32)
+	s.mu.Lock()
+	for c := range s.conns {
+		if !c.Idle() {
+			continue
+		}
+		last[c] = c.LastStream()
+		if before, ok := s.idle[c]; ok && before == last[c] {
+			idle = append(idle, c)
+		}
+	}
+	s.mu.Unlock()
+	s.idle = last
+	for _, c := range idle {
+		c.Shutdown()
+	}
 }
 
 // Close ends all listeners and connections at once and waits for the handlers.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/share"
 )
 
 // Target says which connection a tunnel may share. Two opens share one only if every field is equal.
@@ -62,6 +63,13 @@ type PoolConfig struct {
 	Timeouts    Timeouts
 	// H2 are the settings of the HTTP/2 connections. OnChange must be nil.
 	H2 h2.Config
+	// MaxHandshakes bounds the TLS handshakes under way; more dials wait, which counts as part of their Handshake time-out.
+	// Zero means 256.
+	MaxHandshakes int
+	// Violated, if set, is told why a server lost its connection. It must not block.
+	Violated func(h2.Cause)
+	// Party, if set, does the work, and slows connections down that make much of it.
+	Party *share.Party
 	// Counts, if set, counts what the pool does. Pools may share it.
 	Counts *PoolCounts
 	// Revoked, if set, says why a peer's certificates (leaf first) are not good any more; nil if they are. It is asked after

@@ -173,7 +173,7 @@ func (p *parts) make(stderr io.Writer) error {
 			KeepAlive: cfg.KeepAlive, UserTimeout: cfg.UserTimeout,
 			PoolStreams: cfg.PoolStreams, PoolIdle: cfg.PoolIdle, H2: cfg.H2, DrainLimit: cfg.DrainLimit,
 			ResponseBaggage: cfg.ResponseBaggage, PolicyInfo: cfg.PolicyInfo,
-			MaxFiles: maxFiles(), MetricsIdle: cfg.MetricsIdle,
+			Limits: cfg.Limits, Timeouts: cfg.Timeouts, MaxFiles: maxFiles(), MetricsIdle: cfg.MetricsIdle,
 		},
 		Parker:       parker,
 		Directory:    p.directory,
@@ -183,6 +183,7 @@ func (p *parts) make(stderr io.Writer) error {
 		Metrics:      telemetry.NewMetrics(registry),
 		Balance:      telemetry.NewBalance(registry, p.directory),
 		Policies:     telemetry.NewPolicies(registry, p.directory.HasPolicy),
+		Bounds:       telemetry.NewBounds(registry),
 		AccessLog:    telemetry.NewAccessLog(p.target(telemetry.TargetAccess), cfg.AccessLogSampling),
 		Logger:       p.target("proxy"),
 	})

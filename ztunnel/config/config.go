@@ -67,6 +67,10 @@ type Config struct {
 	KeepAlive   net.KeepAliveConfig
 	UserTimeout time.Duration
 
+	// Limits bound what one pod may take, Timeouts the steps and the silence of connections.
+	Limits   Limits
+	Timeouts Timeouts
+
 	// Grace is how long connections may go on after the proxy was told to end.
 	Grace time.Duration
 	// DrainLimit is how long connections of a pod may go on that was deleted while its namespace lives.
@@ -169,6 +173,7 @@ func Parse(environ []string) (*Config, error) {
 			MaxFrameSize: uint32(e.integer("HTTP2_FRAME_SIZE", h2.DefaultMaxFrameSize, 16384, 1<<24-1)),
 		},
 	}
+	c.Limits, c.Timeouts = e.limits(), e.timeouts()
 	if e.flag("USER_TIMEOUT_ENABLED", false) {
 		k := c.KeepAlive
 		c.UserTimeout = k.Idle + time.Duration(k.Count)*k.Interval

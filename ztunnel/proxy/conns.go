@@ -62,6 +62,7 @@ type conn struct {
 	series   *telemetry.Series    // since it is open
 	took     time.Duration        // from the start until then
 	reported struct{ sent, received uint64 }
+	movedAt  time.Time // when a report last found that something had moved, or it was opened
 }
 
 // open registers a connection, once fill has described it. Its context ends with parent and by cut; close must be called.
@@ -116,7 +117,7 @@ func (c *conn) established(n *Node) {
 	took := time.Since(c.record.Start)
 	series.Opened(took)
 	c.update(func(c *conn) {
-		c.series, c.took = series, took
+		c.series, c.took, c.movedAt = series, took, time.Now()
 		if !c.record.MutualTLS {
 			c.files++
 			c.table.files++
@@ -200,6 +201,7 @@ func (c *conn) reportLocked() {
 	if sent != c.reported.sent || received != c.reported.received {
 		c.series.AddBytes(sent-c.reported.sent, received-c.reported.received)
 		c.reported.sent, c.reported.received = sent, received
+		c.movedAt = time.Now()
 	}
 }
 
@@ -210,13 +212,6 @@ func (t *table) report() {
 	for c := range t.conns {
 		c.reportLocked()
 	}
-}
-
-// descriptors is how many descriptors the connections have.
-func (t *table) descriptors() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.files
 }
 
 // load is what there is of a pod's connections.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
@@ -22,7 +23,7 @@ var errNoFreePort = errors.New("no free source port under the client's address")
 
 // dialPlain connects from the pod to an upstream.
 func (p *Pod) dialPlain(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	ctx, cancel := withTimeout(ctx, p.node.Timeouts.Connect)
 	defer cancel()
 	conn, err := p.ns.DialTCP(ctx, p.node.dialer(), dst)
 	if err != nil {
@@ -34,7 +35,7 @@ func (p *Pod) dialPlain(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, 
 // dialApp connects to the pod's application under the client's address. It never uses another address instead: a policy of
 // the application, or its log, may depend on it.
 func (p *Pod) dialApp(ctx context.Context, client netip.Addr, app netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	ctx, cancel := withTimeout(ctx, p.node.Timeouts.Connect)
 	defer cancel()
 	d := p.node.dialer()
 	// A pod that calls itself has the right address anyway.
@@ -67,6 +68,14 @@ func (p *Pod) dialApp(ctx context.Context, client netip.Addr, app netip.AddrPort
 		}
 	}
 	return nil, fmt.Errorf("connect to %s under the client's address %s: %w in %d attempts", app, client, errNoFreePort, bindAttempts)
+}
+
+// withTimeout is context.WithTimeout where d is not zero.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, d)
 }
 
 // plainCause takes the addresses out of the net package's error, which the caller names already.

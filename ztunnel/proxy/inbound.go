@@ -46,13 +46,13 @@ func (p *Pod) inboundTunnel(ctx context.Context, in *hbone.Incoming) {
 // openInboundTunnel registers a tunnel request, checks it, connects to the application and answers. If it refuses, it returns
 // nil.
 func (p *Pod) openInboundTunnel(ctx context.Context, in *hbone.Incoming) *conn {
-	if p.node.full(p.conns.descriptors()) {
-		p.logFull()
+	if p.full() {
 		if err := in.Reject(statusUnavailable, "the pod has too many connections"); err != nil {
 			p.logger.Debug("refuse a tunnel", "error", err)
 		}
 		return nil
 	}
+	p.party.Asks(workPerConnection)
 	c := p.conns.open(ctx, func(c *conn) {
 		c.original, c.appFirst, c.certs = in.LocalAddr(), true, in.PeerCertificates()
 		c.record.Reporter = telemetry.ReporterDestination

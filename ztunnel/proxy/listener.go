@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
 // Pauses of an accept loop while descriptors or memory run out.
@@ -29,6 +31,8 @@ type listener struct {
 	draining atomic.Bool
 	once     sync.Once
 	drained  chan struct{} // closed when Accept has returned all that there was
+	bounds   *telemetry.Bounds
+	said     time.Time // of Accept: when it was last said that connections cannot be accepted
 }
 
 func newListener(ctx context.Context, ln *net.TCPListener, logger *slog.Logger) *listener {
@@ -44,12 +48,26 @@ func (l *listener) acceptWith(accept func() (net.Conn, error)) (net.Conn, error)
 		if err == nil || !outOfResources(err) {
 			return c, err
 		}
-		l.logger.Error("cannot accept connections; trying again", "error", err, "retry_in", pause)
+		l.outOf(err)
 		select {
 		case <-time.After(pause):
 		case <-l.ctx.Done():
 			return nil, net.ErrClosed
 		}
+	}
+}
+
+// shortLogPeriod is how often it is said that connections cannot be accepted.
+const shortLogPeriod = 10 * time.Second
+
+// outOf counts a failure for lack of descriptors or memory, and says so now and then.
+func (l *listener) outOf(err error) {
+	var no syscall.Errno
+	errors.As(err, &no)
+	l.bounds.AcceptFailed(unix.ErrnoName(no))
+	if now := time.Now(); now.Sub(l.said) >= shortLogPeriod {
+		l.said = now
+		l.logger.Error("cannot accept connections; they wait, and it is tried again", "error", err)
 	}
 }
 
@@ -114,6 +132,7 @@ func outOfResources(err error) bool {
 
 // serve accepts until the listener is closed, and gives each connection to handle in a goroutine of the pod.
 func (p *Pod) serve(l *listener, handle func(*net.TCPConn)) {
+	l.bounds = p.node.Bounds
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -124,21 +143,12 @@ func (p *Pod) serve(l *listener, handle func(*net.TCPConn)) {
 			return
 		}
 		conn := c.(*net.TCPConn)
-		if p.node.full(p.conns.descriptors()) {
-			p.logFull()
+		if p.full() {
 			reset(conn)
 			continue
 		}
+		p.party.Asks(workPerConnection)
 		p.crew.do(func() { handle(conn) })
-	}
-}
-
-// logFull says now and then that connections are refused since the pod has too many.
-func (p *Pod) logFull() {
-	now := time.Now().Unix()
-	if last := p.fullLogged.Load(); now-last >= 10 && p.fullLogged.CompareAndSwap(last, now) {
-		p.logger.Error("connections of the pod have as many descriptors as those of one pod may have; new ones are refused",
-			"limit", p.node.MaxFiles)
 	}
 }
 

@@ -20,7 +20,9 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/ztunnel/config"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 )
@@ -29,8 +31,6 @@ import (
 const (
 	// selfTimeout is how long a connection waits for its own pod to be known to discovery (Istio's value).
 	selfTimeout = 5 * time.Second
-	// connectTimeout bounds a TCP connect (Istio's value).
-	connectTimeout = 10 * time.Second
 )
 
 // Timing of taking a pod over from another process.
@@ -104,6 +104,9 @@ type Config struct {
 	PolicyInfo bool
 	// MetricsIdle is how long series are kept that nothing has used. Zero: telemetry.DefaultIdle.
 	MetricsIdle time.Duration
+	// Limits bound what one pod may take, Timeouts the steps and the silence of connections. There zero means none.
+	Limits   config.Limits
+	Timeouts config.Timeouts
 	// MaxFiles bounds the descriptors of one pod's connections, so that it leaves some to its neighbours. Zero: no bound.
 	MaxFiles int
 }
@@ -121,8 +124,11 @@ type Node struct {
 	Policies    *telemetry.Policies
 	AccessLog   *telemetry.AccessLog
 	Logger      *slog.Logger
+	Bounds      *telemetry.Bounds
 
-	relayer    hbone.Relayer
+	relayer    hbone.Relayer    // of which each pod has its own
+	share      *share.Divider   // of the work among pods
+	swept      time.Time        // of Run: when unused tunnels were last ended
 	poolCounts hbone.PoolCounts // of all pods' pools, gone ones included
 
 	mu   sync.Mutex // guards the fields below
@@ -141,7 +147,7 @@ type Node struct {
 	unsubscribe func()        // from the directory
 }
 
-// NodeConfig is what a Node is made of. Everything is required but Parker and Balance.
+// NodeConfig is what a Node is made of. Everything is required but Parker, Balance and Bounds.
 type NodeConfig struct {
 	Config
 	// Parker watches idle connections. Who made it closes it, after the last pod's end.
@@ -153,6 +159,7 @@ type NodeConfig struct {
 	Metrics      *telemetry.Metrics
 	Balance      *telemetry.Balance
 	Policies     *telemetry.Policies
+	Bounds       *telemetry.Bounds
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
 }
@@ -171,6 +178,8 @@ func NewNode(c NodeConfig) *Node {
 		Metrics:      c.Metrics,
 		Balance:      c.Balance,
 		Policies:     c.Policies,
+		Bounds:       c.Bounds,
+		share:        share.New(share.Config{Least: c.Limits.Share}),
 		AccessLog:    c.AccessLog,
 		Logger:       c.Logger,
 		relayer:      hbone.Relayer{Parker: c.Parker},
@@ -195,6 +204,9 @@ func (n *Node) Start(pod inpod.Pod, ns *netns.Namespace) (inpod.Proxy, error) {
 // the context ends.
 func (n *Node) Run(ctx context.Context) error {
 	defer n.unsubscribe()
+	var watch sync.WaitGroup
+	watch.Go(func() { _ = n.share.Run(ctx) }) // it has no other end than the context's
+	defer watch.Wait()
 	report := time.NewTicker(reportInterval)
 	defer report.Stop()
 	tidy := time.NewTicker(tidyInterval)
@@ -215,6 +227,7 @@ func (n *Node) Run(ctx context.Context) error {
 			for _, p := range n.snapshot() {
 				p.conns.report()
 			}
+			n.sweep(time.Now())
 		case <-sweep.C:
 			n.Metrics.Sweep(n.MetricsIdle)
 		case <-tidy.C:
@@ -375,9 +388,6 @@ func (n *Node) disuseLocked(id identity.Identity) {
 		n.Certificates.Forget(id)
 	}
 }
-
-// full tells whether a pod whose connections have so many descriptors may have no more.
-func (n *Node) full(files int) bool { return n.MaxFiles > 0 && files >= n.MaxFiles }
 
 // dialer is what all connections to upstreams have in common.
 func (n *Node) dialer() netns.Dialer {

@@ -51,12 +51,17 @@ func (p *Pod) openOutbound(client *net.TCPConn) *conn {
 // relay counts a connection as open and carries it until its end, in the background if it goes through a tunnel.
 func (p *Pod) relay(c *conn) {
 	c.established(p.node)
-	done := func(err error) { c.close(p.node, endFlag(err), err) }
+	done := func(err error) {
+		if errors.Is(err, hbone.ErrHalfCloseTimeout) {
+			p.node.Bounds.TimedOut("half_close")
+		}
+		c.close(p.node, endFlag(err), err)
+	}
 	if c.stream != nil {
-		p.node.relayer.Start(c.ctx, c.tcp, c.stream, &c.counters, done)
+		p.relayer.Start(c.ctx, c.tcp, c.stream, &c.counters, done)
 		return
 	}
-	done(p.node.relayer.RelayTCP(c.ctx, c.tcp, c.second, &c.counters))
+	done(p.relayer.RelayTCP(c.ctx, c.tcp, c.second, &c.counters))
 }
 
 // admitOutbound learns who the pod is and connects.

@@ -14,10 +14,13 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/mesh/buffer"
 	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/policy"
+	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 )
@@ -38,6 +41,12 @@ type Pod struct {
 	server *hbone.Server
 	ports  *sourcePorts
 	conns  table
+
+	// The pod's part of the node's proxy: see takeShare.
+	party   *share.Party
+	budget  *buffer.Budget
+	relayer hbone.Relayer
+	h2      h2.Config
 
 	// fallbackID is the pod's identity as long as discovery does not know the pod; id is the one in use, guarded by node.mu.
 	fallbackID identity.Identity
@@ -112,6 +121,8 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		}
 		return nil, err
 	}
+	p.takeShare()
+	p.tunnels.bounds = n.Bounds
 	p.ports = newSourcePorts(ns, p.logger)
 	p.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
@@ -121,17 +132,27 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		Revoked:     n.revoked,
 		MaxStreams:  n.PoolStreams,
 		IdleTimeout: n.PoolIdle,
-		H2:          n.H2,
+		H2:          p.h2,
+		Timeouts:    p.timeouts(),
+		Violated:    p.violated,
+		Party:       p.party,
 		Counts:      &n.poolCounts,
-		Logger:      p.logger,
+
+		MaxHandshakes: n.Limits.Handshakes,
+		Logger:        p.logger,
 	})
 	p.server = hbone.NewServer(hbone.ServerConfig{
 		TLS:     p.serverTLS,
 		Revoked: n.revoked,
 		Refused: p.handshakeRefused,
-		H2:      n.H2,
+		H2:      p.h2,
 		Handler: p.inboundTunnel,
-		Logger:  p.logger,
+
+		HandshakeTimeout: orNever(n.Timeouts.Handshake),
+		MaxHandshakes:    n.Limits.Handshakes,
+		Violated:         p.violated,
+		Party:            p.party,
+		Logger:           p.logger,
 	})
 	n.enter(p)
 	p.work.Go(func() {
@@ -290,6 +311,7 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 	<-p.conns.none()
 	p.pool.Close()
 	p.ports.close()
+	p.party.Leave()
 	p.node.leave(p)
 }
 
