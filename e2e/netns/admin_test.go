@@ -1,11 +1,16 @@
 package netns
 
 import (
+	"bufio"
+	"compress/gzip"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
@@ -60,6 +65,84 @@ func TestMetrics(t *testing.T) {
 	}
 	if got := sum(w.get(w.proxies[1], 15020, "/metrics"), "istio_tcp_connections_opened_total", []string{`destination_service="` + s.host + `"`}); got < 1 {
 		t.Errorf("connections through the service that its server's proxy counted: %v", got)
+	}
+}
+
+// TestMetricsOfKnownTraffic looks for flags, histograms, pools, certificates and pods after traffic of which all is known. The
+// scraper is a captured pod, as Prometheus often is.
+func TestMetricsOfKnownTraffic(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	w.Control.SetAuthorizations(deny("no-8081", client, 8081))
+	w.settle()
+	for range 3 {
+		w.expect(client, addr(server, false, 8080), client.IPv4)
+	}
+	w.refused(client, addr(server, false, 8081)) // denied
+	w.refused(client, addr(server, false, 9999)) // nobody listens
+	w.hold(client, addr(server, false, 8080))
+
+	workloads := `destination_workload="server"`
+	for i, tc := range []struct {
+		reporter string
+		want     map[string]float64
+	}{
+		{"source", map[string]float64{
+			`ambit_pool_dials_total`: 1, `ambit_pool_hits_total`: 5, `ambit_pool_waits_total`: 1,
+			`ambit_pool_connections namespace="default",pod="client"`:                     1,
+			`ambit_pool_streams namespace="default",pod="client"`:                         1,
+			`ambit_pod_connections direction="outbound",namespace="default",pod="client"`: 1,
+			`ambit_pod_connections direction="inbound",namespace="default",pod="client"`:  0,
+			`ambit_certificates state="valid"`:                                            1,
+		}},
+		{"destination", map[string]float64{
+			`ambit_pool_dials_total`: 0,
+			`ambit_pod_connections direction="inbound",namespace="default",pod="server"`: 1,
+		}},
+	} {
+		for metric, n := range map[string]float64{
+			`istio_tcp_connections_opened_total response_flags="-"`:       4,
+			`istio_tcp_connections_closed_total response_flags="-"`:       3,
+			`istio_tcp_connections_failed_total response_flags="DENY"`:    1,
+			`istio_tcp_connections_failed_total response_flags="CONNECT"`: 1,
+			`ambit_tcp_connect_duration_seconds_count ` + workloads:       4,
+			`ambit_tcp_first_byte_duration_seconds_count ` + workloads:    4,
+		} {
+			tc.want[metric+`,reporter="`+tc.reporter+`"`] = n
+		}
+		tc.want[`istio_tcp_sockets_open reporter="`+tc.reporter+`"`] = 1
+		p := w.proxies[i]
+		for metric, want := range tc.want {
+			name, labels, _ := strings.Cut(metric, " ")
+			w.eventually(metric+" on "+p.Node.Name, func() error {
+				if got := sum(w.get(p, 15020, "/metrics"), name, strings.Split(labels, ",")); got != want {
+					return fmt.Errorf("%v, want %v", got, want)
+				}
+				return nil
+			})
+		}
+		if end := sum(w.get(p, 15020, "/metrics"), "ambit_certificate_expiry_timestamp_seconds", nil); end < float64(time.Now().Unix()) {
+			t.Errorf("%s: certificate ends at %v", p.Node.Name, end)
+		}
+	}
+
+	c, err := client.Dial(net.JoinHostPort(n1.IPv4.String(), "15020"))
+	w.must(err)
+	defer c.Close()
+	scrape := "GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text; version=1.0.0\r\nAccept-Encoding: gzip\r\n\r\n"
+	_, err = io.WriteString(c, scrape)
+	w.must(err)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	w.must(err)
+	unzipped, err := gzip.NewReader(resp.Body)
+	w.must(err)
+	body, err := io.ReadAll(unzipped)
+	w.must(err)
+	if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "application/openmetrics-text") || !strings.HasSuffix(string(body), "# EOF\n") ||
+		!strings.Contains(string(body), "ambit_tcp_connect_duration_seconds_bucket") {
+		t.Errorf("a captured pod's scrape: %s, %d bytes", kind, len(body))
 	}
 }
 
@@ -155,6 +238,8 @@ func TestLogLevel(t *testing.T) {
 		{"?level=debug", http.StatusOK, "debug"},
 		{"?level=loud", http.StatusBadRequest, "loud"},
 		{"?level=ztunnel=warn", http.StatusOK, "warn"},
+		{"?level=access:debug,info", http.StatusOK, "access=debug,info"},
+		{"?level=nonsense=info", http.StatusBadRequest, "targets are access, app"},
 		{"?reset", http.StatusOK, "info"},
 	} {
 		code, body, err := p.Post(w.ctx, 15000, "/logging"+step.query)
