@@ -44,9 +44,7 @@ type Loop struct {
 	ready    chan struct{} // closed by the first publish
 	waiting  atomic.Pointer[string]
 
-	objects  *prometheus.GaugeVec
-	problems prometheus.Gauge
-	flushes  prometheus.Histogram
+	metrics *metrics
 }
 
 // maxQueued is how many events wait for the loop before whoever posts waits too; maxBatch is how many are taken in one go.
@@ -59,17 +57,13 @@ const (
 func NewLoop(cfg LoopConfig) *Loop {
 	l := &Loop{
 		cfg: cfg, events: make(chan cluster.Event, maxQueued), calls: make(chan func(*State)), stopped: make(chan struct{}),
-		ready:    make(chan struct{}),
-		objects:  prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ambit_state_objects", Help: "Objects known, by kind."}, []string{"kind"}),
-		problems: prometheus.NewGauge(prometheus.GaugeOpts{Name: "ambit_state_problems", Help: "Faults found in objects."}),
-		flushes: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ambit_state_flush_seconds", Help: "Time to translate what a batch of events changed.",
-			Buckets: []float64{.0001, .001, .01, .1, 1, 10}}),
+		ready: make(chan struct{}),
 	}
 	settings := meshconfig.Default()
 	l.settings.Store(&settings)
 	waiting := "the first list of every kind"
 	l.waiting.Store(&waiting)
-	cfg.Registerer.MustRegister(l.objects, l.problems, l.flushes)
+	l.metrics = newMetrics(cfg.Registerer, func() int { return len(l.events) })
 	return l
 }
 
@@ -150,6 +144,7 @@ func (r *run) mesh(network string) translate.Mesh {
 
 // take lets the state follow one event.
 func (r *run) take(e cluster.Event) {
+	r.metrics.event(e)
 	switch e.Op {
 	case cluster.Upsert:
 		r.state.Upsert(e.Object)
@@ -203,7 +198,7 @@ func (r *run) flush() {
 	}
 	start := time.Now()
 	change := r.state.Flush()
-	r.flushes.Observe(time.Since(start).Seconds())
+	r.metrics.flushes.Observe(time.Since(start).Seconds())
 	if first := r.Waiting() != ""; first || !change.Empty() {
 		r.cfg.Publish(change)
 		if first {
@@ -216,9 +211,7 @@ func (r *run) flush() {
 	if statuses := r.state.TakeStatuses(); len(statuses) > 0 {
 		r.cfg.Report(statuses)
 	}
-	for kind, n := range r.state.Sizes() {
-		r.objects.WithLabelValues(string(kind)).Set(float64(n))
-	}
+	r.metrics.sizes(r.state.Sizes())
 	r.report()
 }
 
@@ -249,14 +242,15 @@ func (r *run) report() {
 	}
 	r.state.problemsChanged = false
 	current := map[translate.Problem]bool{}
-	for _, p := range r.state.Problems() {
+	problems := r.state.Problems()
+	for _, p := range problems {
 		current[p] = true
 		if !r.reported[p] {
 			r.cfg.Log.Warn("fault in object", "kind", p.Kind, "object", p.Key.String(), "fault", p.Message)
 		}
 	}
 	r.reported = current
-	r.problems.Set(float64(len(current)))
+	r.metrics.show(problems)
 }
 
 // Network is what the namespace's label says that the network is called.

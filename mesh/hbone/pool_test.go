@@ -558,3 +558,28 @@ func TestTargetsDoNotShare(t *testing.T) {
 		}
 	}
 }
+
+// TestPoolCounts: what pools that share counts have done.
+func TestPoolCounts(t *testing.T) {
+	w := newWorld(t, echo, nil)
+	var counts PoolCounts
+	first, second := w.pool(func(c *PoolConfig) { c.Counts = &counts }), w.pool(func(c *PoolConfig) { c.Counts = &counts })
+	for _, p := range []*Pool{first, first, first, second} {
+		w.mustOpen(p).Close()
+	}
+	dead := w.target()
+	dead.Addr = netip.MustParseAddrPort("127.0.0.1:1")
+	failing := w.pool(func(c *PoolConfig) {
+		c.Counts = &counts
+		c.Dial = func(context.Context, netip.AddrPort) (net.Conn, error) { return nil, errors.New("nobody is there") }
+	})
+	if _, err := failing.Open(t.Context(), dead, Request{Authority: "10.0.0.1:80"}); err == nil {
+		t.Error("a tunnel to nobody")
+	}
+	failed := map[string]uint64{}
+	counts.Failures(func(stage string, n uint64) { failed[stage] = n })
+	if counts.Hits.Load() != 2 || counts.Waits.Load() != 3 || counts.Dials.Load() != 3 || failed[StageConnect] != 1 || failed[StageTLS] != 0 {
+		t.Errorf("hits %d, waits %d, dials %d, failures %v; want 2, 3, 3 and one to connect",
+			counts.Hits.Load(), counts.Waits.Load(), counts.Dials.Load(), failed)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -28,7 +29,14 @@ type chain struct {
 // newChain builds one. The relays' contexts are ctx.
 func newChain(t *testing.T, ctx context.Context, relayer Relayer) *chain {
 	t.Helper()
+	return newChainWith(t, ctx, relayer, func(*chain) {})
+}
+
+// newChainWith is newChain with changes before the relays begin.
+func newChainWith(t *testing.T, ctx context.Context, relayer Relayer, change func(*chain)) *chain {
+	t.Helper()
 	c := &chain{clientRelayed: make(chan error, 1), serverEnded: make(chan error, 1)}
+	change(c)
 	var proxySide *net.TCPConn
 	proxySide, c.server = tcpPair(t)
 	w := newWorld(t, func(hctx context.Context, in *Incoming) {
@@ -537,4 +545,67 @@ func TestRelayTCPTimeoutAndContext(t *testing.T) {
 	if err := <-done; !errors.Is(err, why) {
 		t.Errorf("relay: %v", err)
 	}
+}
+
+// firsts notes first payloads.
+type firsts struct {
+	mu  sync.Mutex
+	all []bool
+}
+
+func (f *firsts) FirstPayload(sent bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.all = append(f.all, sent)
+}
+
+// TestFirstPayload: of each direction the first payload is told of, once, whoever carries it.
+func TestFirstPayload(t *testing.T) {
+	talk := func(t *testing.T, a, b *net.TCPConn, f *firsts) {
+		t.Helper()
+		buf := make([]byte, 8)
+		for i, turn := range []struct{ from, to *net.TCPConn }{{b, a}, {b, a}, {a, b}, {b, a}, {a, b}} {
+			if _, err := turn.from.Write(buf[:3]); err != nil {
+				t.Fatalf("turn %d: %v", i, err)
+			}
+			if _, err := io.ReadFull(turn.to, buf[:3]); err != nil {
+				t.Fatalf("turn %d: %v", i, err)
+			}
+		}
+		a.Close()
+		b.Close()
+		await(t, "both directions", func() bool {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return slices.Equal(f.all, []bool{false, true})
+		})
+	}
+	t.Run("tunnel", func(t *testing.T) {
+		var client, server firsts
+		c := newChainWatched(t, &client, &server)
+		talk(t, c.client, c.server, &client)
+		c.relayed(t)
+		if !slices.Equal(server.all, []bool{true, false}) {
+			t.Errorf("at the server: %v", server.all)
+		}
+	})
+	t.Run("TCP", func(t *testing.T) {
+		var f firsts
+		client, a := tcpPair(t)
+		b, server := tcpPair(t)
+		done := make(chan error, 1)
+		go func() { done <- RelayTCP(t.Context(), a, b, &Counters{First: &f}) }()
+		talk(t, client, server, &f)
+		if err := <-done; err != nil {
+			t.Logf("relay: %v", err) // both ends were closed at once
+		}
+	})
+}
+
+// newChainWatched is newChain whose relays tell of first payloads.
+func newChainWatched(t *testing.T, client, server Watcher) *chain {
+	t.Helper()
+	return newChainWith(t, t.Context(), Relayer{}, func(c *chain) {
+		c.clientCounters.First, c.serverCounters.First = client, server
+	})
 }
