@@ -38,6 +38,10 @@ const (
 const (
 	// ZDSSocket is where the CNI agent listens for node proxies (SOCK_SEQPACKET).
 	ZDSSocket = "/var/run/ztunnel/ztunnel.sock"
+	// HandoverSuffix and DepotSuffix, behind the path of the ZDS socket, make those of the sockets on which a node proxy lends
+	// its listeners to its successor, and on which the CNI agent keeps them for a proxy that died (see mesh/handover).
+	HandoverSuffix = ".handover"
+	DepotSuffix    = ".depot"
 	// AgentRunDir holds the agent's AgentSocket, the plugin's kubeconfig and its log.
 	AgentRunDir = "/var/run/istio-cni"
 	// AgentSocket is where the CNI plugin asks the agent (HTTP over a Unix socket).

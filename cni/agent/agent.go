@@ -17,10 +17,12 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/build"
 	"github.com/ambit-mesh/ambit/cni/agentapi"
 	"github.com/ambit-mesh/ambit/cni/conntrack"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // Kernel brings pods' network namespaces to rules and away from them; see rules.Kernel.
@@ -117,7 +119,7 @@ func (t Timings) withDefaults() Timings {
 	return t
 }
 
-// Config is what an Agent is made of. All fields but Timings must be set.
+// Config is what an Agent is made of. All fields but Depot and Timings must be set.
 type Config struct {
 	// NodeName is this node's, Namespace the mesh's own.
 	NodeName, Namespace string
@@ -135,9 +137,11 @@ type Config struct {
 	Node         Node
 	Proxies      Proxies
 	Installation Installation
-	Metrics      *Metrics
-	Logger       *slog.Logger
-	Timings      Timings
+	// Depot keeps the node proxies' sockets; nil: nobody does.
+	Depot   *handover.Depot
+	Metrics *Metrics
+	Logger  *slog.Logger
+	Timings Timings
 }
 
 // Agent is a running agent.
@@ -203,10 +207,16 @@ func (a *Agent) serve(ctx context.Context, l *loop) error {
 		proxies.Close()
 		return err
 	}
+	depot, err := a.listenDepot()
+	if err != nil {
+		proxies.Close()
+		plugin.Close()
+		return err
+	}
 	// The loop's context ends first; the plugin's server then waits for answers, which jobs that end give.
 	server := &http.Server{Handler: agentapi.Handler(a.admit, a.cfg.Metrics.PluginRequest), ReadHeaderTimeout: 5 * time.Second}
 	var all sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	run := func(name string, f func() error) {
 		all.Go(func() {
 			if err := f(); err != nil && !errors.Is(err, http.ErrServerClosed) {
@@ -218,6 +228,7 @@ func (a *Agent) serve(ctx context.Context, l *loop) error {
 	proxiesCtx, stopProxies := context.WithCancel(context.WithoutCancel(ctx))
 	run("serve node proxies", func() error { return a.cfg.Proxies.Serve(proxiesCtx, proxies) })
 	run("serve the plugin", func() error { return server.Serve(plugin) })
+	run("keep sockets", func() error { return a.keepSockets(proxiesCtx, depot) })
 	a.serving.Store(true)
 	l.run(ctx)
 	a.serving.Store(false)
@@ -234,6 +245,28 @@ func (a *Agent) serve(ctx context.Context, l *loop) error {
 	default:
 		return nil
 	}
+}
+
+// listenDepot takes the depot's socket, if there is a depot.
+func (a *Agent) listenDepot() (*net.UnixListener, error) {
+	if a.cfg.Depot == nil {
+		return nil, nil
+	}
+	return handover.Listen(a.cfg.ZDSSocket + api.DepotSuffix)
+}
+
+// keepSockets serves the depot until the context ends.
+func (a *Agent) keepSockets(ctx context.Context, ln *net.UnixListener) error {
+	if ln == nil {
+		return nil
+	}
+	var sweeper sync.WaitGroup
+	defer sweeper.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	sweeper.Go(func() { a.cfg.Depot.Run(ctx) })
+	s := handover.Server{Name: "cni-agent " + build.Version(), Holder: a.cfg.Depot, Logger: a.cfg.Logger}
+	return s.Serve(ctx, ln)
 }
 
 // listenPlugin takes the plugin's socket in one step; the listener does not remove it, which may be its successor's.

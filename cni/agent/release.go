@@ -117,8 +117,13 @@ func (a *Agent) cleanNode(l *loop) error {
 	wait.Wait()
 	return Cleanup(ctx, CleanupConfig{
 		Node: a.cfg.Node, Kernel: a.cfg.Kernel, Probes: a.cfg.Probes, Installation: a.cfg.Installation,
-		Sockets: []string{filepath.Join(a.cfg.RunDir, api.AgentSocket), a.cfg.ZDSSocket},
+		Sockets: Sockets(a.cfg.RunDir, a.cfg.ZDSSocket),
 	})
+}
+
+// Sockets lists the files of sockets of agent and node proxies.
+func Sockets(runDir, zdsSocket string) []string {
+	return []string{filepath.Join(runDir, api.AgentSocket), zdsSocket, zdsSocket + api.HandoverSuffix, zdsSocket + api.DepotSuffix}
 }
 
 // CleanupConfig is what Cleanup works on.
@@ -127,7 +132,7 @@ type CleanupConfig struct {
 	Kernel       Kernel
 	Probes       Probes
 	Installation Installation
-	// Sockets are the files of the agent's sockets.
+	// Sockets are the files of the agent's sockets, and of others that a proxy has left; see Sockets.
 	Sockets []string
 }
 

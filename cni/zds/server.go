@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
+
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // Errors of Server.Add.
@@ -50,6 +52,8 @@ type Config struct {
 	AckTimeout time.Duration
 	// Observe, if set, hears of connections that come and go, and of every answer. It must not block or call the Server.
 	Observe func(Event)
+	// Forgotten, if set, hears of network namespaces that no proxy is to serve any more. It must not block or call the Server.
+	Forgotten func(handover.NetNS)
 	// Logger must be set.
 	Logger *slog.Logger
 }
@@ -81,7 +85,7 @@ type pod struct {
 }
 
 // netnsKey tells one network namespace from another.
-type netnsKey struct{ dev, inode uint64 }
+type netnsKey = handover.NetNS
 
 // NewServer returns a server that knows no pods.
 func NewServer(c Config) *Server {
@@ -90,6 +94,9 @@ func NewServer(c Config) *Server {
 	}
 	if c.Observe == nil {
 		c.Observe = func(Event) {}
+	}
+	if c.Forgotten == nil {
+		c.Forgotten = func(handover.NetNS) {}
 	}
 	return &Server{cfg: c, pods: map[string]*pod{}, changed: make(chan struct{})}
 }
@@ -257,7 +264,7 @@ func (p *pod) own() error {
 		unix.Close(dup)
 		return fmt.Errorf("stat descriptor: %w", err)
 	}
-	p.key = netnsKey{dev: st.Dev, inode: st.Ino}
+	p.key = netnsKey{Dev: st.Dev, Ino: st.Ino}
 	p.NetNS = os.NewFile(uintptr(dup), p.NetNS.Name())
 	return nil
 }
@@ -265,6 +272,7 @@ func (p *pod) own() error {
 func (s *Server) forgetLocked(uid string) {
 	if p := s.pods[uid]; p != nil && p.NetNS != nil {
 		p.NetNS.Close() // waits for a write that is using it
+		s.cfg.Forgotten(p.key)
 	}
 	delete(s.pods, uid)
 }
@@ -302,6 +310,32 @@ func (s *Server) Connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns)
+}
+
+// Known tells whether the server knows a pod of the network namespace.
+func (s *Server) Known(ns handover.NetNS) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pods {
+		if p.NetNS != nil && p.key == ns {
+			return true
+		}
+	}
+	return false
+}
+
+// Served tells whether a proxy that is connected has said that it serves the pod of the network namespace.
+func (s *Server) Served(ns handover.NetNS) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		for _, key := range c.served {
+			if key == ns {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Pods returns the UIDs of the pods that are known, sorted.

@@ -14,9 +14,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // Node is a node: a namespace for its proxies and an agent's ZDS server before them.
@@ -26,24 +28,86 @@ type Node struct {
 	Agent *zds.Server
 	// Socket is where it listens.
 	Socket string
+	// Depot keeps the proxies' sockets, as the agent does; nil for an agent of the release that had none.
+	Depot *handover.Depot
 
 	lab    *Lab
 	cancel context.CancelFunc
 	done   chan error
+
+	mu        *sync.Mutex // guards Depot and stopDepot
+	stopDepot func()
 }
 
 // AddNode makes a node. It has no proxy yet.
 func (l *Lab) AddNode(name string) (*Node, error) {
+	n, err := l.AddOldNode(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.StartDepot(); err != nil {
+		return nil, fmt.Errorf("add node %s: %w", name, err)
+	}
+	l.OnClose(func() error { n.StopDepot(); return nil })
+	return n, nil
+}
+
+// StartDepot begins to keep the proxies' sockets.
+func (n *Node) StartDepot() error {
+	ln, err := handover.Listen(n.Socket + api.DepotSuffix)
+	if err != nil {
+		return err
+	}
+	logger := n.lab.logger.With("node", n.Name)
+	depot := handover.NewDepot(handover.DepotConfig{Pods: n.Agent, Logger: logger})
+	ctx, cancel := context.WithCancel(context.Background())
+	var parts sync.WaitGroup
+	parts.Go(func() { depot.Run(ctx) })
+	parts.Go(func() {
+		s := handover.Server{Name: "depot of " + n.Name, Holder: depot, Logger: logger}
+		if err := s.Serve(ctx, ln); err != nil {
+			logger.Error("depot ended", "error", err)
+		}
+	})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.Depot = depot
+	n.stopDepot = func() { cancel(); parts.Wait(); depot.Close() }
+	return nil
+}
+
+// StopDepot ends it, as when the agent ends. A second call does nothing.
+func (n *Node) StopDepot() {
+	n.mu.Lock()
+	stop := n.stopDepot
+	n.Depot, n.stopDepot = nil, nil
+	n.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+}
+
+func (n *Node) forgotten(ns handover.NetNS) {
+	n.mu.Lock()
+	depot := n.Depot
+	n.mu.Unlock()
+	if depot != nil {
+		depot.Forget(ns)
+	}
+}
+
+// AddOldNode makes a node whose agent keeps no sockets.
+func (l *Lab) AddOldNode(name string) (*Node, error) {
 	h, err := l.AddHost(name)
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Host: h, Socket: filepath.Join(l.dir, name+"-zds.sock"), lab: l, done: make(chan error, 1)}
+	n := &Node{Host: h, Socket: filepath.Join(l.dir, name+"-zds.sock"), lab: l, done: make(chan error, 1), mu: new(sync.Mutex)}
 	ln, err := zds.Listen(n.Socket)
 	if err != nil {
 		return nil, fmt.Errorf("add node %s: %w", name, err)
 	}
-	n.Agent = zds.NewServer(zds.Config{Logger: l.logger.With("node", name)})
+	n.Agent = zds.NewServer(zds.Config{Logger: l.logger.With("node", name), Forgotten: n.forgotten})
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	go func() { n.done <- n.Agent.Serve(ctx, ln) }()

@@ -216,7 +216,10 @@ func TestTwoProxies(t *testing.T) {
 func TestGracePeriodEnds(t *testing.T) {
 	w := newWorld(t)
 	n1 := w.node("node1")
-	n2 := w.node("node2", "CONNECTION_TERMINATION_DEADLINE=2s")
+	// With an agent that keeps no sockets, the port is closed by the proxy's end and new connections do not wait.
+	n2, err := w.AddOldNode("node2")
+	w.must(err)
+	w.start(n2, "CONNECTION_TERMINATION_DEADLINE=2s")
 	client, server := w.captured(n1, "client"), w.captured(n2, "server")
 	w.listen(server, ":8080", echo)
 	w.settle()

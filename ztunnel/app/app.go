@@ -31,6 +31,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
+	"github.com/ambit-mesh/ambit/ztunnel/sockets"
 )
 
 const usage = `usage: ztunnel [proxy [ztunnel]] | version | help
@@ -84,6 +85,7 @@ type parts struct {
 	trust     *identity.Trust
 	files     *identity.Files
 	discovery *xds.Client
+	sockets   *sockets.Keeper
 	node      *proxy.Node
 	pods      *inpod.Manager
 	ready     admin.Readiness
@@ -166,6 +168,11 @@ func (p *parts) make(stderr io.Writer) error {
 		return err
 	}
 	p.closers = append(p.closers, parker)
+	p.sockets = sockets.New(sockets.Config{
+		Path: cfg.HandoverSocket, Depot: cfg.DepotSocket, Name: fmt.Sprintf("ztunnel %s, pod %s", build.Version(), cfg.Node.PodName),
+		Logger: p.target("handover"), Registerer: registry,
+	})
+	p.closers = append(p.closers, p.sockets)
 	p.node = proxy.NewNode(proxy.NodeConfig{
 		Config: proxy.Config{
 			Network: cfg.Network, ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, Mark: cfg.PacketMark,
@@ -186,6 +193,7 @@ func (p *parts) make(stderr io.Writer) error {
 		Bounds:       telemetry.NewBounds(registry),
 		AccessLog:    telemetry.NewAccessLog(p.target(telemetry.TargetAccess), cfg.AccessLogSampling),
 		Logger:       p.target("proxy"),
+		Sockets:      p.sockets,
 	})
 	registry.MustRegister(p.node.Collector())
 	p.pods = inpod.NewManager(inpod.Config{
@@ -262,6 +270,7 @@ func (p *parts) run(ctx context.Context) error {
 	select {
 	case <-p.discovery.Synced():
 		p.logger.Info("the control plane's state is known; asking the CNI agent for pods")
+		room("sockets", p.sockets.Run)
 		if err := p.pods.Run(ctx); err != nil {
 			p.quit(partError{"pods", err})
 		}
@@ -271,6 +280,7 @@ func (p *parts) run(ctx context.Context) error {
 	cause := context.Cause(ctx)
 	p.logger.Info("ending: no new connections; those that exist may go on", "reason", cause, "grace", p.cfg.Grace)
 	p.ready.Await("terminating", func() bool { return false })
+	p.sockets.Leave()
 	grace, cancel := context.WithTimeout(outer, p.cfg.Grace)
 	p.pods.Shutdown(grace)
 	cancel()

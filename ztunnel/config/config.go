@@ -47,6 +47,9 @@ type Config struct {
 
 	// ZDSSocket is where the CNI agent listens.
 	ZDSSocket string
+	// HandoverSocket is where this proxy lends its sockets to its successor, and DepotSocket where the agent keeps them. Empty:
+	// not at all.
+	HandoverSocket, DepotSocket string
 	// PortReuse lets another ztunnel listen in the same pods, as it must during an upgrade.
 	PortReuse bool
 	// PacketMark is put on all packets to upstreams, by which the pods' rules know them.
@@ -174,6 +177,8 @@ func Parse(environ []string) (*Config, error) {
 		},
 	}
 	c.Limits, c.Timeouts = e.limits(), e.timeouts()
+	c.HandoverSocket = e.path("AMBIT_HANDOVER_SOCKET", c.ZDSSocket+api.HandoverSuffix)
+	c.DepotSocket = e.path("AMBIT_DEPOT_SOCKET", c.ZDSSocket+api.DepotSuffix)
 	if e.flag("USER_TIMEOUT_ENABLED", false) {
 		k := c.KeepAlive
 		c.UserTimeout = k.Idle + time.Duration(k.Count)*k.Interval

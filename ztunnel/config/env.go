@@ -78,6 +78,14 @@ func (e *env) text(name, fallback string) string {
 	return fallback
 }
 
+// path returns a path; "off" is none.
+func (e *env) path(name, fallback string) string {
+	if v := e.text(name, fallback); v != "off" {
+		return v
+	}
+	return ""
+}
+
 func (e *env) flag(name string, fallback bool) bool {
 	switch v := strings.ToLower(e.vars[name]); v {
 	case "":

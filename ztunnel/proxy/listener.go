@@ -22,8 +22,8 @@ const (
 	acceptPauseMax   = time.Second
 )
 
-// listener is a net.Listener that waits out a lack of descriptors, and that can be closed without losing connections which
-// wait in its queue.
+// listener is a net.Listener that waits out a lack of descriptors, that can be closed without losing connections which
+// wait in its queue, and that can leave them to another process.
 type listener struct {
 	*net.TCPListener
 	ctx      context.Context // ends pauses
@@ -33,6 +33,7 @@ type listener struct {
 	drained  chan struct{} // closed when Accept has returned all that there was
 	bounds   *telemetry.Bounds
 	said     time.Time // of Accept: when it was last said that connections cannot be accepted
+	shared   sharing
 }
 
 func newListener(ctx context.Context, ln *net.TCPListener, logger *slog.Logger) *listener {
@@ -72,10 +73,22 @@ func (l *listener) outOf(err error) {
 }
 
 func (l *listener) acceptOnce() (net.Conn, error) {
-	if !l.draining.Load() {
+	for !l.draining.Load() {
+		if l.shared.wait(l.ctx) {
+			if l.ctx.Err() != nil {
+				l.finish()
+				return nil, net.ErrClosed
+			}
+			continue
+		}
 		c, err := l.AcceptTCP()
 		if err == nil {
+			l.shared.adopt(c)
 			return c, nil
+		}
+		if errors.Is(err, syscall.EINVAL) {
+			l.finish() // another process that had it, too, has ended it
+			return nil, net.ErrClosed
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil, err
@@ -88,6 +101,10 @@ func (l *listener) acceptOnce() (net.Conn, error) {
 func (l *listener) acceptQueued() (net.Conn, error) {
 	rc, err := l.SyscallConn()
 	if err != nil {
+		return nil, net.ErrClosed
+	}
+	if l.shared.paused() {
+		l.finish() // the queue is another process's
 		return nil, net.ErrClosed
 	}
 	fd := -1
@@ -103,22 +120,34 @@ func (l *listener) acceptQueued() (net.Conn, error) {
 	switch {
 	case ctl != nil:
 		return nil, net.ErrClosed
-	case errors.Is(err, syscall.EAGAIN):
-		l.Close()
-		l.once.Do(func() { close(l.drained) })
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINVAL):
+		if l.shared.last.Load() {
+			rc.Control(func(ln uintptr) { unix.Shutdown(int(ln), unix.SHUT_RDWR) })
+		}
+		l.finish()
 		return nil, net.ErrClosed
 	case err != nil:
 		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "accepted")
 	defer file.Close()
-	return net.FileConn(file)
+	c, err := net.FileConn(file)
+	if err == nil {
+		l.shared.adopt(c.(*net.TCPConn))
+	}
+	return c, err
+}
+
+// finish closes the listener of which Accept has returned everything.
+func (l *listener) finish() {
+	l.Close()
+	l.once.Do(func() { close(l.drained) })
 }
 
 // drain has Accept close the listener once its queue is empty.
 func (l *listener) drain() {
 	l.draining.Store(true)
-	l.SetDeadline(time.Unix(1, 0)) // wakes an Accept that waits
+	l.shared.wake(l)
 }
 
 func outOfResources(err error) bool {

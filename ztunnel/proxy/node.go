@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/config"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/sockets"
 )
 
 // Timing of a connection's steps.
@@ -125,6 +126,7 @@ type Node struct {
 	AccessLog   *telemetry.AccessLog
 	Logger      *slog.Logger
 	Bounds      *telemetry.Bounds
+	Sockets     *sockets.Keeper
 
 	relayer    hbone.Relayer    // of which each pod has its own
 	share      *share.Divider   // of the work among pods
@@ -147,7 +149,7 @@ type Node struct {
 	unsubscribe func()        // from the directory
 }
 
-// NodeConfig is what a Node is made of. Everything is required but Parker, Balance and Bounds.
+// NodeConfig is what a Node is made of. Everything is required but Parker, Balance, Bounds and Sockets.
 type NodeConfig struct {
 	Config
 	// Parker watches idle connections. Who made it closes it, after the last pod's end.
@@ -162,12 +164,17 @@ type NodeConfig struct {
 	Bounds       *telemetry.Bounds
 	AccessLog    *telemetry.AccessLog
 	Logger       *slog.Logger
+	// Sockets hands sockets over between processes; nil: they are made anew and kept.
+	Sockets *sockets.Keeper
 }
 
 // NewNode makes a Node without pods, which hears of changes of the directory until Run ends.
 func NewNode(c NodeConfig) *Node {
 	if c.MetricsIdle == 0 {
 		c.MetricsIdle = telemetry.DefaultIdle
+	}
+	if c.Sockets == nil {
+		c.Sockets = sockets.New(sockets.Config{Logger: c.Logger})
 	}
 	n := &Node{
 		Config:       c.Config,
@@ -182,6 +189,7 @@ func NewNode(c NodeConfig) *Node {
 		share:        share.New(share.Config{Least: c.Limits.Share}),
 		AccessLog:    c.AccessLog,
 		Logger:       c.Logger,
+		Sockets:      c.Sockets,
 		relayer:      hbone.Relayer{Parker: c.Parker},
 		pods:         map[*Pod]bool{},
 		used:         map[identity.Identity]int{},

@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
+	"github.com/ambit-mesh/ambit/ztunnel/sockets"
 )
 
 // errNoCertificate is wrapped by the error of a tunnel for which there was no certificate of the pod.
@@ -69,6 +70,7 @@ type Pod struct {
 	// Owned by the loop of run.
 	capture []*listener // outbound and inbound plaintext; none while draining
 	tunnels *listener
+	shared  *sockets.Share
 }
 
 // description is what a workload is described as in headers.
@@ -105,20 +107,16 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		done:       make(chan struct{}),
 	}
 	p.id.Store(&p.fallbackID)
-	if err := p.awaitTakeover(); err != nil {
+	claim := n.Sockets.Claim(ns.ID())
+	if err := p.awaitTakeover(claim); err != nil {
+		claim.Abandon()
 		return nil, err
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.crew = crew{stop: p.ending, jobs: make(chan func()), wg: &p.work}
-	var err error
-	if p.tunnels, err = p.listen(api.PortHBONE); err == nil {
-		err = p.openCapture()
-	}
-	if err != nil {
+	if err := p.openSockets(claim); err != nil {
 		p.cancel()
-		if p.tunnels != nil {
-			p.tunnels.Close()
-		}
+		claim.Abandon()
 		return nil, err
 	}
 	p.takeShare()
@@ -162,54 +160,9 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		}
 	})
 	p.serveCapture()
+	p.share(claim)
 	go p.run() // Done says when it has ended
 	return p, nil
-}
-
-// awaitTakeover gets the pod's certificate before the pod is taken over from another process, which serves it meanwhile.
-// Where nobody serves the pod there is nothing to wait for.
-func (p *Pod) awaitTakeover() error {
-	if !p.node.PortReuse {
-		return nil
-	}
-	taken, err := p.ns.Listening(api.PortHBONE)
-	if err != nil || !taken {
-		return err
-	}
-	if err := p.node.awaitCertificate(p.identity()); err != nil {
-		return fmt.Errorf("left to the proxy that serves it: %w: %w", errNoCertificate, err)
-	}
-	return nil
-}
-
-// listen opens one port in the pod.
-func (p *Pod) listen(port uint16) (*listener, error) {
-	l := netns.Listener{IPv4Only: !p.node.IPv6, Shared: p.node.PortReuse, KeepAlive: p.node.KeepAlive}
-	if port == api.PortHBONE {
-		// What goes back through a tunnel is not redirected, even if connection tracking has lost the connection.
-		l.Mark = p.node.Mark
-	}
-	tcp, err := p.ns.ListenTCP(l, port)
-	if err != nil {
-		return nil, fmt.Errorf("listen on port %d of the pod: %w", port, err)
-	}
-	return newListener(p.ctx, tcp, p.logger.With("port", port)), nil
-}
-
-// openCapture opens the ports that the pod's rules redirect to: both or none.
-func (p *Pod) openCapture() error {
-	for _, port := range []uint16{api.PortInbound, api.PortOutbound} {
-		l, err := p.listen(port)
-		if err != nil {
-			for _, l := range p.capture {
-				l.Close()
-			}
-			p.capture = nil
-			return err
-		}
-		p.capture = append(p.capture, l)
-	}
-	return nil
 }
 
 // serveCapture starts the accept loops of openCapture's ports.
@@ -222,6 +175,7 @@ func (p *Pod) serveCapture() {
 // closeCapture closes those ports, once what waits in their queues is accepted.
 func (p *Pod) closeCapture() {
 	for _, l := range p.capture {
+		p.shared.Remove(l)
 		l.drain()
 	}
 	p.capture = nil
@@ -241,7 +195,7 @@ func (p *Pod) run() {
 			case commandDrain:
 				if since.IsZero() {
 					since = time.Now()
-					p.closeCapture()
+					p.endCapture()
 				}
 			case commandResume:
 				c.reply <- p.reopen(&since)
@@ -269,10 +223,11 @@ func (p *Pod) reopen(since *time.Time) error {
 	if since.IsZero() {
 		return nil
 	}
-	if err := p.openCapture(); err != nil {
+	if err := p.openCapture(nil); err != nil {
 		return err
 	}
 	p.serveCapture()
+	p.shareAgain()
 	*since = time.Time{}
 	return nil
 }
@@ -294,6 +249,7 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { p.cut(cause) })()
 	defer context.AfterFunc(p.ctx, cancel)()
+	p.unshare(cause)
 	p.closeCapture()
 	p.tunnels.drain()
 	select {

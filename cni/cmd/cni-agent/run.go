@@ -39,6 +39,7 @@ import (
 	"github.com/ambit-mesh/ambit/cni/probes"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // apiRate bounds the agent's requests to the API per second: a namespace with all pods of a node may be enrolled at once.
@@ -188,15 +189,20 @@ func (s *settings) serve(ctx context.Context, stderr io.Writer) error {
 	metrics := agent.NewMetrics(registry)
 
 	var a *agent.Agent
-	proxies := zds.NewServer(zds.Config{Logger: log, Observe: func(e zds.Event) { a.ProxyEvent(e) }})
+	var depot *handover.Depot
+	proxies := zds.NewServer(zds.Config{
+		Logger: log, Observe: func(e zds.Event) { a.ProxyEvent(e) }, Forgotten: func(ns handover.NetNS) { depot.Forget(ns) },
+	})
 	defer proxies.Close()
+	depot = handover.NewDepot(handover.DepotConfig{Pods: proxies, Logger: log, Registerer: registry})
+	defer depot.Close()
 	a = agent.New(agent.Config{
 		NodeName: nodeName, Namespace: namespace, ExcludeNamespaces: s.excludeNamespaces, IPv6: s.ipv6, RunDir: s.runDir, ZDSSocket: s.zdsSocket,
 		Cluster: agent.Cluster{
 			Client: client, NodeName: nodeName, Namespace: namespace, DaemonSet: api.NodeAgent,
 			Events: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: api.NodeAgent, Host: nodeName}),
 		},
-		Kernel: n.kernel, Connections: conntrack.Kernel{}, Probes: n.probes, Node: n.find, Proxies: proxies,
+		Kernel: n.kernel, Connections: conntrack.Kernel{}, Probes: n.probes, Node: n.find, Proxies: proxies, Depot: depot,
 		Installation: install.Installation{Installer: s.installer(log, metrics.Installed), Credential: s.credential(client, config, namespace, log)},
 		Metrics:      metrics, Logger: log,
 	})
@@ -262,7 +268,7 @@ func (s *settings) cleanup(ctx context.Context, stderr io.Writer) error {
 	}
 	defer n.host.Close()
 	err = agent.Cleanup(ctx, agent.CleanupConfig{
-		Node: n.find, Kernel: n.kernel, Probes: n.probes, Sockets: []string{filepath.Join(s.runDir, api.AgentSocket), s.zdsSocket},
+		Node: n.find, Kernel: n.kernel, Probes: n.probes, Sockets: agent.Sockets(s.runDir, s.zdsSocket),
 		Installation: install.Installation{Installer: s.installer(log, func() {}), Credential: install.Credential{Path: s.pluginKubeconfig()}},
 	})
 	if err != nil {

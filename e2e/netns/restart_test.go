@@ -1,0 +1,246 @@
+package netns
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/ambit-mesh/ambit/e2e/lab"
+)
+
+// soak is set for runs that may take long.
+func soak() bool { return os.Getenv("AMBIT_SOAK") != "" }
+
+// relay is a node on which proxies follow each other. As in Kubernetes, each has a network namespace of its own; two are used
+// in turn.
+type relay struct {
+	w     *world
+	nodes [2]*lab.Node
+	next  int
+}
+
+func (w *world) relay(n *lab.Node) *relay {
+	w.t.Helper()
+	r := &relay{w: w, nodes: [2]*lab.Node{n, n}, next: 1}
+	host, err := w.AddHost(n.Name)
+	w.must(err)
+	second := *n
+	second.Host = host
+	r.nodes[1] = &second
+	return r
+}
+
+// start starts the next proxy, which must not run where the one before the last still does, and waits until it is ready.
+func (r *relay) start(env ...string) *lab.Proxy {
+	r.w.t.Helper()
+	n := r.nodes[r.next%2]
+	r.next++
+	return r.w.start(n, env...)
+}
+
+// replace is a roll: the next one takes over, and old is told to end, which it does when its connections have.
+func (r *relay) replace(old *lab.Proxy, env ...string) *lab.Proxy {
+	r.w.t.Helper()
+	newer := r.start(env...)
+	r.w.must(old.Signal(syscall.SIGTERM))
+	ctx, cancel := context.WithTimeout(r.w.ctx, patience)
+	defer cancel()
+	if err := old.Wait(ctx); err != nil {
+		r.w.t.Fatalf("old proxy: %v\n%s", err, old.LogTail())
+	}
+	return newer
+}
+
+// metric returns the value of one series of a proxy, as text.
+func (w *world) metric(p *lab.Proxy, series string) string {
+	w.t.Helper()
+	code, body, err := p.Get(w.ctx, 15020, "/metrics")
+	if err != nil || code != http.StatusOK {
+		w.t.Fatalf("metrics: status %d, %v", code, err)
+	}
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), series+" "); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// TestRestarts replaces a node's proxy many times under load: not one connect fails, whether it comes in a tunnel or in plain
+// or goes out, since each proxy takes the listening sockets over from the one before.
+func TestRestarts(t *testing.T) {
+	restarts, perSecond := 100, 50
+	if soak() {
+		restarts = 1000
+	}
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	r := w.relay(n2)
+	client, server, plain := w.captured(n1, "client"), w.captured(n2, "server"), w.pod(n1, "plain")
+	w.listen(server, ":8080", echo)
+	w.listen(plain, ":8080", echo)
+	w.settle()
+	to := addr(server, false, 8080)
+	for _, l := range []*load{
+		startLoad(client, to, perSecond), startLoad(plain, to, perSecond), startLoad(server, addr(plain, false, 8080), perSecond),
+	} {
+		defer l.end(t)
+	}
+	p := w.proxies[1]
+	for i := range restarts {
+		p = r.replace(p)
+		if got := w.metric(p, `handover_sockets_total{source="proxy"}`); got != "3" {
+			t.Fatalf("after restart %d, %q sockets were taken over from the proxy before, want the pod's three", i+1, got)
+		}
+	}
+	w.expect(client, to, client.IPv4)
+}
+
+// TestKill kills a node's only proxy. What connects while there is none waits, and is served by the next one.
+func TestKill(t *testing.T) {
+	rounds, each := 10, 10
+	if soak() {
+		rounds = 100
+	}
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	r := w.relay(n2)
+	client, server, plain := w.captured(n1, "client"), w.captured(n2, "server"), w.pod(n1, "plain")
+	w.listen(server, ":8080", echo)
+	w.listen(plain, ":8080", echo)
+	w.settle()
+	to := addr(server, false, 8080)
+	p := w.proxies[1]
+	for round := range rounds {
+		w.eventually("the agent keeps the pod's sockets", func() error {
+			if n := n2.Depot.Len(); n != 3 {
+				return fmt.Errorf("%d sockets, want 3", n)
+			}
+			return nil
+		})
+		p.Kill()
+		var calls sync.WaitGroup
+		for _, c := range []struct {
+			from *lab.Pod
+			to   string
+		}{{client, to}, {plain, to}, {server, addr(plain, false, 8080)}} {
+			for range each {
+				calls.Go(func() {
+					if _, err := call(c.from, c.to, "hello"); err != nil {
+						t.Errorf("round %d: %s to %s: %v", round+1, c.from.Name, c.to, err)
+					}
+				})
+			}
+		}
+		p = r.start()
+		calls.Wait()
+		if got := w.metric(p, `handover_sockets_total{source="depot"}`); got != "3" {
+			t.Errorf("round %d: %q sockets came from the agent, want the pod's three", round+1, got)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	// The agent is replaced: it is given the sockets again.
+	n2.StopDepot()
+	w.expect(client, to, client.IPv4)
+	w.must(n2.StartDepot())
+	w.eventually("the next agent keeps the pod's sockets", func() error {
+		if n := n2.Depot.Len(); n != 3 {
+			return fmt.Errorf("%d sockets, want 3", n)
+		}
+		return nil
+	})
+	// Un-enrolled: nobody keeps anything of the pod.
+	w.must(w.Kernel.Unhook(w.ctx, server.Handle()))
+	w.must(n2.Agent.Delete(w.ctx, server.UID))
+	for _, port := range []int{15001, 15006} {
+		w.eventually(fmt.Sprintf("port %d is closed", port), func() error {
+			if open, err := listens(server, port); err != nil || open {
+				return fmt.Errorf("open %v, %v", open, err)
+			}
+			return nil
+		})
+	}
+	if n := n2.Depot.Len(); n != 0 {
+		t.Errorf("the agent keeps %d sockets of a pod that is not captured", n)
+	}
+}
+
+// TestSuccessorDies has a proxy take over and then crash: the one before, which is there yet, serves again.
+func TestSuccessorDies(t *testing.T) {
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	r := w.relay(n2)
+	client, server, plain := w.captured(n1, "client"), w.captured(n2, "server"), w.pod(n1, "plain")
+	w.listen(server, ":8080", echo)
+	w.settle()
+	older, to := w.proxies[1], addr(server, false, 8080)
+	kept := w.hold(client, to)
+	for range 3 {
+		newer := w.start(r.nodes[1])
+		before := w.opened(older)
+		const calls = 20 // in plain, so that each is a connection to the pod
+		for range calls {
+			w.expect(plain, to, plain.IPv4)
+		}
+		w.eventually("the newer proxy has served all of them", func() error {
+			if n := w.opened(newer); n != calls {
+				return fmt.Errorf("%d of %d", n, calls)
+			}
+			return nil
+		})
+		if n := w.opened(older) - before; n != 0 {
+			t.Errorf("the older proxy has served %d connections that came after the takeover", n)
+		}
+		newer.Kill()
+		for range 5 {
+			w.expect(plain, to, plain.IPv4)
+			w.expect(client, to, client.IPv4)
+		}
+	}
+	if err := kept.works(); err != nil {
+		t.Errorf("connection of the time before: %v", err)
+	}
+}
+
+// opened counts the connections in plain that a proxy has served to their end, by its log.
+func (w *world) opened(p *lab.Proxy) int {
+	body, err := os.ReadFile(p.Log)
+	w.must(err)
+	return strings.Count(string(body), "src.workload=plain")
+}
+
+// TestHungPredecessor stops a proxy's process: the next one does not wait for it for long, and listens beside it.
+func TestHungPredecessor(t *testing.T) {
+	w := newWorld(t)
+	n1 := w.node("node1")
+	n2, err := w.AddOldNode("node2") // the agent has no sockets to give, either
+	w.must(err)
+	w.start(n2)
+	r := w.relay(n2)
+	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	w.settle()
+	old, to := w.proxies[1], addr(server, false, 8080)
+	w.expect(client, to, client.IPv4)
+	w.must(old.Signal(syscall.SIGSTOP))
+	newer := r.start()
+	w.logged(newer, "cannot take over")
+	for range 5 {
+		w.eventually("new connections work", func() error {
+			// A tunnel that the client's proxy has in its pool may lead to the one that hangs.
+			_, err := call(client, to, "hello")
+			return err
+		})
+	}
+	if got := w.metric(newer, `handover_sockets_total{source="new"}`); got != "3" {
+		t.Errorf("%q sockets were made anew, want 3", got)
+	}
+	w.must(old.Signal(syscall.SIGKILL))
+}
