@@ -3,6 +3,7 @@ package netns
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
 
@@ -203,6 +205,13 @@ func TestSuccessorDies(t *testing.T) {
 			w.expect(plain, to, plain.IPv4)
 			w.expect(client, to, client.IPv4)
 		}
+		w.eventually("the older proxy can be taken over from again", func() error {
+			c, err := net.Dial("unixpacket", n2.Socket+api.HandoverSuffix)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
 	}
 	if err := kept.works(); err != nil {
 		t.Errorf("connection of the time before: %v", err)

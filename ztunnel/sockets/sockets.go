@@ -168,21 +168,34 @@ func (k *Keeper) serve(ctx context.Context) error {
 	return nil
 }
 
-// nobodyListens tells whether the path is that of a proxy that is gone.
+// nobodyListens tells whether the path is that of a proxy that is gone. A process that dies closes its descriptors one after
+// another, so it looks a few times.
 func (k *Keeper) nobodyListens(ctx context.Context) bool {
 	if k.cfg.Path == "" {
 		return false
 	}
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unixpacket", k.cfg.Path)
-	if err == nil {
-		c.Close()
+	for range 3 {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "unixpacket", k.cfg.Path)
+		if absent(err) {
+			return true
+		}
+		if err == nil {
+			c.Close()
+		}
+		select {
+		case <-time.After(watchInterval):
+		case <-ctx.Done():
+			return false
+		}
 	}
-	return absent(err)
+	return false
 }
 
 // absent tells whether an error says that no process listens on a path.
-func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) }
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
 
 // Leave says that this process is about to end: who was there before, and is yet, serves again what was taken from it, and
 // the depot holds what it has for the next one. Sockets stay with their owners.

@@ -1,0 +1,374 @@
+// Package saved keeps the last good configuration on disk: the resources that discovery has told, as they came. A proxy that
+// starts while the control plane is away serves from it.
+//
+// Rules of the room: there are no secrets in it. A file is good as far as its checksums say. It is written in the background,
+// what has changed within a second at once, and rewritten only when half of it is out of date, so that its cost is bounded
+// by what changes; a disk that fails is told of once and is in nobody's way. Each process writes a file of its own and puts
+// it in place when it knows everything; who finds another's there writes no more.
+package saved
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/mesh/xds"
+)
+
+// Limits.
+const (
+	// flushInterval is how long changes are gathered.
+	flushInterval = time.Second
+	// stampInterval is how often the file's time is set while the control plane is there.
+	stampInterval = 15 * time.Second
+	// slack is how many bytes out of date a file may have in any case.
+	slack = 1 << 20
+)
+
+const (
+	fileName  = "config"
+	tmpPrefix = "config-"
+)
+
+// Config configures a Store.
+type Config struct {
+	// Dir is the folder, which is made if need be. Required.
+	Dir string
+	// Owner says whose configuration it is. What another owner has saved is not used.
+	Owner string
+	// Types are the type URLs to keep, in the order in which they are to be applied. Required.
+	Types []string
+	// Logger takes failures. Required.
+	Logger *slog.Logger
+}
+
+// Store is one process's file. Note may be called concurrently with everything else; the others are for one goroutine.
+type Store struct {
+	cfg Config
+
+	mu      sync.Mutex // guards what follows
+	pending map[key]*discoveryv3.Resource
+
+	// Owned by Run, and by Open before it.
+	file   *os.File
+	end    int64
+	live   int64
+	index  map[key]place
+	placed bool // the file has its name
+	broken bool // it is written no more
+}
+
+// key names a resource: its type is the index in Config.Types.
+type key struct {
+	kind byte
+	name string
+}
+
+// place is where a record is in the file.
+type place struct {
+	offset int64
+	size   uint32
+}
+
+// Contents is what was saved.
+type Contents struct {
+	// Resources by type, in the order of Config.Types.
+	Resources [][]*discoveryv3.Resource
+	// At is when the control plane was last heard of.
+	At time.Time
+}
+
+// Count is how many resources there are.
+func (c *Contents) Count() int {
+	n := 0
+	for _, r := range c.Resources {
+		n += len(r)
+	}
+	return n
+}
+
+// Open reads what was saved, nil if there is nothing that can be used, and begins a new file. The caller closes the Store,
+// after Run has returned.
+func Open(cfg Config) (*Store, *Contents, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("saved configuration: %w", err)
+	}
+	contents, err := read(filepath.Join(cfg.Dir, fileName), cfg)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		cfg.Logger.Warn("what is saved of the configuration is not used", "dir", cfg.Dir, "error", err)
+	}
+	s := &Store{cfg: cfg, pending: map[key]*discoveryv3.Resource{}, index: map[key]place{}}
+	s.clear()
+	if s.file, s.end, err = s.begin(); err != nil {
+		return nil, nil, fmt.Errorf("saved configuration: %w", err)
+	}
+	return s, contents, nil
+}
+
+// clear removes files of processes that are gone.
+func (s *Store) clear() {
+	entries, _ := os.ReadDir(s.cfg.Dir) // Open has just made it, or will say what is wrong with it
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), tmpPrefix) {
+			continue
+		}
+		path := filepath.Join(s.cfg.Dir, e.Name())
+		f, err := os.Open(path)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			os.Remove(path)
+		}
+		f.Close()
+	}
+}
+
+// begin makes an empty file, which is locked as long as its process lives.
+func (s *Store) begin() (*os.File, int64, error) {
+	f, err := os.CreateTemp(s.cfg.Dir, tmpPrefix)
+	if err != nil {
+		return nil, 0, err
+	}
+	header := header(s.cfg)
+	_, err = f.Write(header)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		f.Close()
+		os.Remove(f.Name())
+		return nil, 0, err
+	}
+	return f, int64(len(header)), nil
+}
+
+// Wrap returns a handler that does what h does, and has what it accepts saved.
+func (s *Store) Wrap(h xds.Handler) xds.Handler {
+	apply := h.Apply
+	h.Apply = func(upserts []*discoveryv3.Resource, removed []string) []xds.Rejection {
+		rejections := apply(upserts, removed)
+		s.note(h.TypeURL, upserts, removed, rejections)
+		return rejections
+	}
+	return h
+}
+
+// note gathers a change. What is rejected is left as it was: it is still in force.
+func (s *Store) note(typeURL string, upserts []*discoveryv3.Resource, removed []string, rejections []xds.Rejection) {
+	kind := slices.Index(s.cfg.Types, typeURL)
+	if kind < 0 {
+		return
+	}
+	rejected := map[string]bool{}
+	for _, r := range rejections {
+		rejected[r.Name] = true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range removed {
+		s.pending[key{byte(kind), name}] = nil
+	}
+	for _, r := range upserts {
+		if !rejected[r.GetName()] {
+			s.pending[key{byte(kind), r.GetName()}] = r
+		}
+	}
+}
+
+// Run writes what is gathered, until the context ends, and once more then. The file is put in place when synced is closed.
+// connected tells whether the control plane is there.
+func (s *Store) Run(ctx context.Context, synced <-chan struct{}, connected func() bool) error {
+	flush := time.NewTicker(flushInterval)
+	defer flush.Stop()
+	var stamped time.Time
+	for {
+		done := false
+		select {
+		case <-flush.C:
+		case <-synced:
+			synced = nil
+			s.write()
+			s.place()
+		case <-ctx.Done():
+			done = true
+		}
+		s.write()
+		if s.placed && connected() && time.Since(stamped) >= stampInterval {
+			stamped = time.Now()
+			s.stamp(stamped)
+		}
+		if done || s.broken {
+			return nil
+		}
+	}
+}
+
+// Close gives the file up; it stays if it is in place.
+func (s *Store) Close() error {
+	if !s.placed {
+		os.Remove(s.file.Name())
+	}
+	return s.file.Close()
+}
+
+func (s *Store) path() string { return filepath.Join(s.cfg.Dir, fileName) }
+
+// fail says that nothing is saved any more.
+func (s *Store) fail(err error) {
+	s.broken = true
+	s.cfg.Logger.Error("the configuration is not saved any more; should this proxy start again while the control plane is away, it has none or an old one",
+		"dir", s.cfg.Dir, "error", err)
+}
+
+// write appends what is gathered.
+func (s *Store) write() {
+	s.mu.Lock()
+	changes := s.pending
+	if len(changes) > 0 {
+		s.pending = map[key]*discoveryv3.Resource{}
+	}
+	s.mu.Unlock()
+	if len(changes) == 0 || s.broken {
+		return
+	}
+	if s.placed && !s.own() {
+		s.broken = true // another process has taken over
+		return
+	}
+	if err := s.append(changes); err != nil {
+		s.fail(err)
+		return
+	}
+	if s.end-s.live > s.live+slack {
+		if err := s.rewrite(); err != nil {
+			s.fail(err)
+		}
+	}
+}
+
+// append writes records in the order of types: policies come before what names them.
+func (s *Store) append(changes map[key]*discoveryv3.Resource) error {
+	keys := make([]key, 0, len(changes))
+	for k := range changes {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b key) int { return int(a.kind) - int(b.kind) })
+	if _, err := s.file.Seek(s.end, io.SeekStart); err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(s.file, 1<<16)
+	var buf []byte
+	for _, k := range keys {
+		var err error
+		resource := changes[k]
+		old, had := s.index[k]
+		if resource == nil {
+			if !had {
+				continue
+			}
+			buf = appendRecord(buf[:0], removal, k.kind, []byte(k.name))
+			delete(s.index, k)
+		} else {
+			var body []byte
+			if body, err = proto.Marshal(resource); err != nil {
+				return err
+			}
+			buf = appendRecord(buf[:0], upsert, k.kind, body)
+			s.index[k] = place{s.end, uint32(len(buf))}
+			s.live += int64(len(buf))
+		}
+		s.live -= int64(old.size)
+		if _, err := w.Write(buf); err != nil {
+			return err
+		}
+		s.end += int64(len(buf))
+	}
+	return w.Flush()
+}
+
+// rewrite makes a file of what is live.
+func (s *Store) rewrite() error {
+	fresh, end, err := s.begin()
+	if err != nil {
+		return err
+	}
+	keys := make([]key, 0, len(s.index))
+	for k := range s.index {
+		keys = append(keys, k)
+	}
+	// Their order in the file is that in which they were told.
+	slices.SortFunc(keys, func(a, b key) int { return int(min(max(s.index[a].offset-s.index[b].offset, -1), 1)) })
+	index := make(map[key]place, len(keys))
+	w := bufio.NewWriterSize(fresh, 1<<16)
+	for _, k := range keys {
+		p := s.index[k]
+		if _, err = io.Copy(w, io.NewSectionReader(s.file, p.offset, int64(p.size))); err != nil {
+			break
+		}
+		index[k] = place{end, p.size}
+		end += int64(p.size)
+	}
+	if err == nil {
+		err = w.Flush()
+	}
+	if err != nil {
+		fresh.Close()
+		os.Remove(fresh.Name())
+		return err
+	}
+	old, placed := s.file, s.placed
+	s.file, s.index, s.end, s.placed = fresh, index, end, false
+	if placed {
+		s.place()
+	} else {
+		os.Remove(old.Name())
+	}
+	return old.Close()
+}
+
+// place puts the file in place of what is there, in one step and only when the disk has it.
+func (s *Store) place() {
+	if s.broken {
+		return
+	}
+	err := s.file.Sync()
+	if err == nil {
+		err = os.Rename(s.file.Name(), s.path())
+	}
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	s.placed = true
+}
+
+// own tells whether what is in place is this process's.
+func (s *Store) own() bool {
+	mine, err := s.file.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Stat(s.path())
+	return err == nil && os.SameFile(mine, there)
+}
+
+// stamp says by the file's time that the control plane was there.
+func (s *Store) stamp(now time.Time) {
+	if s.own() {
+		os.Chtimes(s.path(), now, now) // an older time only makes it look older
+	}
+}
