@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/build"
@@ -163,6 +164,26 @@ func (p *parts) make(stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := p.makeProxies(registry); err != nil {
+		return err
+	}
+	p.ready.Await("control plane", func() bool {
+		select {
+		case <-p.discovery.Synced():
+			return true
+		default:
+			return false
+		}
+	})
+	p.ready.Explain("control plane", p.missingDiscovery)
+	p.ready.Await("pods", p.pods.Ready)
+	p.ready.Explain("pods", p.pendingPods)
+	return p.listen(telemetry.Handler(registry))
+}
+
+// makeProxies makes what serves pods.
+func (p *parts) makeProxies(registry prometheus.Registerer) error {
+	cfg := p.cfg
 	parker, err := hbone.NewParker()
 	if err != nil {
 		return err
@@ -199,22 +220,11 @@ func (p *parts) make(stderr io.Writer) error {
 	p.pods = inpod.NewManager(inpod.Config{
 		Socket: cfg.ZDSSocket, Home: p.home, Start: p.node.Start, Logger: p.target("inpod"), Registerer: registry,
 	})
-	p.ready.Await("control plane", func() bool {
-		select {
-		case <-p.discovery.Synced():
-			return true
-		default:
-			return false
-		}
-	})
-	p.ready.Explain("control plane", p.missingDiscovery)
-	p.ready.Await("pods", p.pods.Ready)
-	p.ready.Explain("pods", p.pendingPods)
-	return p.listen(telemetry.Handler(registry))
+	return nil
 }
 
 // targets are those of log lines, named as Istio's ztunnel names its modules.
-var targets = [...]string{telemetry.TargetAccess, "app", "dns", "identity", "inpod", "policy", "proxy", "state", "xds"}
+var targets = [...]string{telemetry.TargetAccess, "app", "dns", "handover", "identity", "inpod", "policy", "proxy", "state", "xds"}
 
 // target returns the logger of one of targets.
 func (p *parts) target(name string) *slog.Logger { return p.levels.Logger(p.base, name) }

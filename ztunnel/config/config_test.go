@@ -60,6 +60,7 @@ func TestDefaults(t *testing.T) {
 		StatsPort:         15020,
 		ReadinessPort:     15021,
 	}
+	want.HandoverSocket, want.DepotSocket = want.ZDSSocket+".handover", want.ZDSSocket+".depot"
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(h2.Config{})); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
