@@ -108,6 +108,8 @@ func (c *checker) beforeInstall() {
 	c.otherMeshes()
 	c.podSecurity()
 	c.definitions()
+	c.group("Policies")
+	c.policies()
 }
 
 func (c *checker) beforeUpgrade() {
@@ -133,4 +135,6 @@ func (c *checker) running() {
 	c.nodeParts()
 	c.group("Pods")
 	c.enrolment()
+	c.group("Policies")
+	c.policies()
 }

@@ -19,7 +19,7 @@ func AuthorizationPolicy(m Mesh, p *cluster.AuthorizationPolicy) (*security.Auth
 
 // trustDomains are the mesh's own and its aliases.
 func (m Mesh) trustDomains() []string {
-	return []string{m.TrustDomain}
+	return append([]string{m.TrustDomain}, m.TrustDomainAliases...)
 }
 
 // Authorizes reports whether a workload of a namespace, with these labels, has to name a policy: others apply by their scope.
