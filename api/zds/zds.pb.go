@@ -70,10 +70,60 @@ func (Version) EnumDescriptor() ([]byte, []int) {
 	return file_api_zds_zds_proto_rawDescGZIP(), []int{0}
 }
 
+// Feature is something beyond the protocol that a proxy asks for. An agent sends nothing of it to a proxy that does not.
+type Feature int32
+
+const (
+	Feature_NO_FEATURE Feature = 0
+	// WorkloadInfo.resolver.
+	Feature_RESOLVER Feature = 1
+)
+
+// Enum value maps for Feature.
+var (
+	Feature_name = map[int32]string{
+		0: "NO_FEATURE",
+		1: "RESOLVER",
+	}
+	Feature_value = map[string]int32{
+		"NO_FEATURE": 0,
+		"RESOLVER":   1,
+	}
+)
+
+func (x Feature) Enum() *Feature {
+	p := new(Feature)
+	*p = x
+	return p
+}
+
+func (x Feature) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Feature) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_zds_zds_proto_enumTypes[1].Descriptor()
+}
+
+func (Feature) Type() protoreflect.EnumType {
+	return &file_api_zds_zds_proto_enumTypes[1]
+}
+
+func (x Feature) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Feature.Descriptor instead.
+func (Feature) EnumDescriptor() ([]byte, []int) {
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{1}
+}
+
 // ZdsHello is the first message, from the proxy.
 type ZdsHello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       Version                `protobuf:"varint,1,opt,name=version,proto3,enum=istio.workload.zds.Version" json:"version,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version Version                `protobuf:"varint,1,opt,name=version,proto3,enum=istio.workload.zds.Version" json:"version,omitempty"`
+	// Numbers from 1000 up are ambit's own, here and below.
+	Features      []Feature `protobuf:"varint,1000,rep,packed,name=features,proto3,enum=istio.workload.zds.Feature" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -115,11 +165,19 @@ func (x *ZdsHello) GetVersion() Version {
 	return Version_NOT_USED
 }
 
+func (x *ZdsHello) GetFeatures() []Feature {
+	if x != nil {
+		return x.Features
+	}
+	return nil
+}
+
 type WorkloadInfo struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Namespace      string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	ServiceAccount string                 `protobuf:"bytes,3,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
+	Resolver       *Resolver              `protobuf:"bytes,1000,opt,name=resolver,proto3" json:"resolver,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -175,6 +233,77 @@ func (x *WorkloadInfo) GetServiceAccount() string {
 	return ""
 }
 
+func (x *WorkloadInfo) GetResolver() *Resolver {
+	if x != nil {
+		return x.Resolver
+	}
+	return nil
+}
+
+// Resolver is how a pod resolves names: what its /etc/resolv.conf says.
+type Resolver struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IP addresses, in order.
+	Servers []string `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
+	// Search domains, in order, without a final dot.
+	Search []string `protobuf:"bytes,2,rep,name=search,proto3" json:"search,omitempty"`
+	// A name with fewer dots is tried with the search domains first. The agent always sets it.
+	Ndots         uint32 `protobuf:"varint,3,opt,name=ndots,proto3" json:"ndots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resolver) Reset() {
+	*x = Resolver{}
+	mi := &file_api_zds_zds_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resolver) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resolver) ProtoMessage() {}
+
+func (x *Resolver) ProtoReflect() protoreflect.Message {
+	mi := &file_api_zds_zds_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resolver.ProtoReflect.Descriptor instead.
+func (*Resolver) Descriptor() ([]byte, []int) {
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Resolver) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *Resolver) GetSearch() []string {
+	if x != nil {
+		return x.Search
+	}
+	return nil
+}
+
+func (x *Resolver) GetNdots() uint32 {
+	if x != nil {
+		return x.Ndots
+	}
+	return 0
+}
+
 // AddWorkload asks the proxy to serve a pod. The packet carries one descriptor: the pod's network namespace.
 type AddWorkload struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -186,7 +315,7 @@ type AddWorkload struct {
 
 func (x *AddWorkload) Reset() {
 	*x = AddWorkload{}
-	mi := &file_api_zds_zds_proto_msgTypes[2]
+	mi := &file_api_zds_zds_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -198,7 +327,7 @@ func (x *AddWorkload) String() string {
 func (*AddWorkload) ProtoMessage() {}
 
 func (x *AddWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_api_zds_zds_proto_msgTypes[2]
+	mi := &file_api_zds_zds_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,7 +340,7 @@ func (x *AddWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddWorkload.ProtoReflect.Descriptor instead.
 func (*AddWorkload) Descriptor() ([]byte, []int) {
-	return file_api_zds_zds_proto_rawDescGZIP(), []int{2}
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AddWorkload) GetUid() string {
@@ -238,7 +367,7 @@ type KeepWorkload struct {
 
 func (x *KeepWorkload) Reset() {
 	*x = KeepWorkload{}
-	mi := &file_api_zds_zds_proto_msgTypes[3]
+	mi := &file_api_zds_zds_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -250,7 +379,7 @@ func (x *KeepWorkload) String() string {
 func (*KeepWorkload) ProtoMessage() {}
 
 func (x *KeepWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_api_zds_zds_proto_msgTypes[3]
+	mi := &file_api_zds_zds_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -263,7 +392,7 @@ func (x *KeepWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepWorkload.ProtoReflect.Descriptor instead.
 func (*KeepWorkload) Descriptor() ([]byte, []int) {
-	return file_api_zds_zds_proto_rawDescGZIP(), []int{3}
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KeepWorkload) GetUid() string {
@@ -282,7 +411,7 @@ type DelWorkload struct {
 
 func (x *DelWorkload) Reset() {
 	*x = DelWorkload{}
-	mi := &file_api_zds_zds_proto_msgTypes[4]
+	mi := &file_api_zds_zds_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -294,7 +423,7 @@ func (x *DelWorkload) String() string {
 func (*DelWorkload) ProtoMessage() {}
 
 func (x *DelWorkload) ProtoReflect() protoreflect.Message {
-	mi := &file_api_zds_zds_proto_msgTypes[4]
+	mi := &file_api_zds_zds_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -307,7 +436,7 @@ func (x *DelWorkload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelWorkload.ProtoReflect.Descriptor instead.
 func (*DelWorkload) Descriptor() ([]byte, []int) {
-	return file_api_zds_zds_proto_rawDescGZIP(), []int{4}
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DelWorkload) GetUid() string {
@@ -326,7 +455,7 @@ type SnapshotSent struct {
 
 func (x *SnapshotSent) Reset() {
 	*x = SnapshotSent{}
-	mi := &file_api_zds_zds_proto_msgTypes[5]
+	mi := &file_api_zds_zds_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +467,7 @@ func (x *SnapshotSent) String() string {
 func (*SnapshotSent) ProtoMessage() {}
 
 func (x *SnapshotSent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_zds_zds_proto_msgTypes[5]
+	mi := &file_api_zds_zds_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +480,7 @@ func (x *SnapshotSent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotSent.ProtoReflect.Descriptor instead.
 func (*SnapshotSent) Descriptor() ([]byte, []int) {
-	return file_api_zds_zds_proto_rawDescGZIP(), []int{5}
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{6}
 }
 
 type WorkloadRequest struct {
@@ -369,7 +498,7 @@ type WorkloadRequest struct {
 
 func (x *WorkloadRequest) Reset() {
 	*x = WorkloadRequest{}
-	mi := &file_api_zds_zds_proto_msgTypes[6]
+	mi := &file_api_zds_zds_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +510,7 @@ func (x *WorkloadRequest) String() string {
 func (*WorkloadRequest) ProtoMessage() {}
 
 func (x *WorkloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_zds_zds_proto_msgTypes[6]
+	mi := &file_api_zds_zds_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +523,7 @@ func (x *WorkloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadRequest.ProtoReflect.Descriptor instead.
 func (*WorkloadRequest) Descriptor() ([]byte, []int) {
-	return file_api_zds_zds_proto_rawDescGZIP(), []int{6}
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WorkloadRequest) GetPayload() isWorkloadRequest_Payload {
@@ -478,7 +607,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_api_zds_zds_proto_msgTypes[7]
+	mi := &file_api_zds_zds_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +619,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_api_zds_zds_proto_msgTypes[7]
+	mi := &file_api_zds_zds_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +632,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_api_zds_zds_proto_rawDescGZIP(), []int{7}
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetError() string {
@@ -525,7 +654,7 @@ type WorkloadResponse struct {
 
 func (x *WorkloadResponse) Reset() {
 	*x = WorkloadResponse{}
-	mi := &file_api_zds_zds_proto_msgTypes[8]
+	mi := &file_api_zds_zds_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +666,7 @@ func (x *WorkloadResponse) String() string {
 func (*WorkloadResponse) ProtoMessage() {}
 
 func (x *WorkloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_zds_zds_proto_msgTypes[8]
+	mi := &file_api_zds_zds_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +679,7 @@ func (x *WorkloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadResponse.ProtoReflect.Descriptor instead.
 func (*WorkloadResponse) Descriptor() ([]byte, []int) {
-	return file_api_zds_zds_proto_rawDescGZIP(), []int{8}
+	return file_api_zds_zds_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WorkloadResponse) GetPayload() isWorkloadResponse_Payload {
@@ -583,13 +712,19 @@ var File_api_zds_zds_proto protoreflect.FileDescriptor
 
 const file_api_zds_zds_proto_rawDesc = "" +
 	"\n" +
-	"\x11api/zds/zds.proto\x12\x12istio.workload.zds\"A\n" +
+	"\x11api/zds/zds.proto\x12\x12istio.workload.zds\"{\n" +
 	"\bZdsHello\x125\n" +
-	"\aversion\x18\x01 \x01(\x0e2\x1b.istio.workload.zds.VersionR\aversion\"i\n" +
+	"\aversion\x18\x01 \x01(\x0e2\x1b.istio.workload.zds.VersionR\aversion\x128\n" +
+	"\bfeatures\x18\xe8\a \x03(\x0e2\x1b.istio.workload.zds.FeatureR\bfeatures\"\xa4\x01\n" +
 	"\fWorkloadInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
-	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccount\"f\n" +
+	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccount\x129\n" +
+	"\bresolver\x18\xe8\a \x01(\v2\x1c.istio.workload.zds.ResolverR\bresolver\"R\n" +
+	"\bResolver\x12\x18\n" +
+	"\aservers\x18\x01 \x03(\tR\aservers\x12\x16\n" +
+	"\x06search\x18\x02 \x03(\tR\x06search\x12\x14\n" +
+	"\x05ndots\x18\x03 \x01(\rR\x05ndots\"f\n" +
 	"\vAddWorkload\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12E\n" +
 	"\rworkload_info\x18\x02 \x01(\v2 .istio.workload.zds.WorkloadInfoR\fworkloadInfo\" \n" +
@@ -611,7 +746,11 @@ const file_api_zds_zds_proto_rawDesc = "" +
 	"\apayload*\x1f\n" +
 	"\aVersion\x12\f\n" +
 	"\bNOT_USED\x10\x00\x12\x06\n" +
-	"\x02V1\x10\x01B%Z#github.com/ambit-mesh/ambit/api/zdsb\x06proto3"
+	"\x02V1\x10\x01*'\n" +
+	"\aFeature\x12\x0e\n" +
+	"\n" +
+	"NO_FEATURE\x10\x00\x12\f\n" +
+	"\bRESOLVER\x10\x01B%Z#github.com/ambit-mesh/ambit/api/zdsb\x06proto3"
 
 var (
 	file_api_zds_zds_proto_rawDescOnce sync.Once
@@ -625,33 +764,37 @@ func file_api_zds_zds_proto_rawDescGZIP() []byte {
 	return file_api_zds_zds_proto_rawDescData
 }
 
-var file_api_zds_zds_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_zds_zds_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_api_zds_zds_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_api_zds_zds_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_api_zds_zds_proto_goTypes = []any{
 	(Version)(0),             // 0: istio.workload.zds.Version
-	(*ZdsHello)(nil),         // 1: istio.workload.zds.ZdsHello
-	(*WorkloadInfo)(nil),     // 2: istio.workload.zds.WorkloadInfo
-	(*AddWorkload)(nil),      // 3: istio.workload.zds.AddWorkload
-	(*KeepWorkload)(nil),     // 4: istio.workload.zds.KeepWorkload
-	(*DelWorkload)(nil),      // 5: istio.workload.zds.DelWorkload
-	(*SnapshotSent)(nil),     // 6: istio.workload.zds.SnapshotSent
-	(*WorkloadRequest)(nil),  // 7: istio.workload.zds.WorkloadRequest
-	(*Ack)(nil),              // 8: istio.workload.zds.Ack
-	(*WorkloadResponse)(nil), // 9: istio.workload.zds.WorkloadResponse
+	(Feature)(0),             // 1: istio.workload.zds.Feature
+	(*ZdsHello)(nil),         // 2: istio.workload.zds.ZdsHello
+	(*WorkloadInfo)(nil),     // 3: istio.workload.zds.WorkloadInfo
+	(*Resolver)(nil),         // 4: istio.workload.zds.Resolver
+	(*AddWorkload)(nil),      // 5: istio.workload.zds.AddWorkload
+	(*KeepWorkload)(nil),     // 6: istio.workload.zds.KeepWorkload
+	(*DelWorkload)(nil),      // 7: istio.workload.zds.DelWorkload
+	(*SnapshotSent)(nil),     // 8: istio.workload.zds.SnapshotSent
+	(*WorkloadRequest)(nil),  // 9: istio.workload.zds.WorkloadRequest
+	(*Ack)(nil),              // 10: istio.workload.zds.Ack
+	(*WorkloadResponse)(nil), // 11: istio.workload.zds.WorkloadResponse
 }
 var file_api_zds_zds_proto_depIdxs = []int32{
-	0, // 0: istio.workload.zds.ZdsHello.version:type_name -> istio.workload.zds.Version
-	2, // 1: istio.workload.zds.AddWorkload.workload_info:type_name -> istio.workload.zds.WorkloadInfo
-	3, // 2: istio.workload.zds.WorkloadRequest.add:type_name -> istio.workload.zds.AddWorkload
-	5, // 3: istio.workload.zds.WorkloadRequest.del:type_name -> istio.workload.zds.DelWorkload
-	6, // 4: istio.workload.zds.WorkloadRequest.snapshot_sent:type_name -> istio.workload.zds.SnapshotSent
-	4, // 5: istio.workload.zds.WorkloadRequest.keep:type_name -> istio.workload.zds.KeepWorkload
-	8, // 6: istio.workload.zds.WorkloadResponse.ack:type_name -> istio.workload.zds.Ack
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	0,  // 0: istio.workload.zds.ZdsHello.version:type_name -> istio.workload.zds.Version
+	1,  // 1: istio.workload.zds.ZdsHello.features:type_name -> istio.workload.zds.Feature
+	4,  // 2: istio.workload.zds.WorkloadInfo.resolver:type_name -> istio.workload.zds.Resolver
+	3,  // 3: istio.workload.zds.AddWorkload.workload_info:type_name -> istio.workload.zds.WorkloadInfo
+	5,  // 4: istio.workload.zds.WorkloadRequest.add:type_name -> istio.workload.zds.AddWorkload
+	7,  // 5: istio.workload.zds.WorkloadRequest.del:type_name -> istio.workload.zds.DelWorkload
+	8,  // 6: istio.workload.zds.WorkloadRequest.snapshot_sent:type_name -> istio.workload.zds.SnapshotSent
+	6,  // 7: istio.workload.zds.WorkloadRequest.keep:type_name -> istio.workload.zds.KeepWorkload
+	10, // 8: istio.workload.zds.WorkloadResponse.ack:type_name -> istio.workload.zds.Ack
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_api_zds_zds_proto_init() }
@@ -659,13 +802,13 @@ func file_api_zds_zds_proto_init() {
 	if File_api_zds_zds_proto != nil {
 		return
 	}
-	file_api_zds_zds_proto_msgTypes[6].OneofWrappers = []any{
+	file_api_zds_zds_proto_msgTypes[7].OneofWrappers = []any{
 		(*WorkloadRequest_Add)(nil),
 		(*WorkloadRequest_Del)(nil),
 		(*WorkloadRequest_SnapshotSent)(nil),
 		(*WorkloadRequest_Keep)(nil),
 	}
-	file_api_zds_zds_proto_msgTypes[8].OneofWrappers = []any{
+	file_api_zds_zds_proto_msgTypes[9].OneofWrappers = []any{
 		(*WorkloadResponse_Ack)(nil),
 	}
 	type x struct{}
@@ -673,8 +816,8 @@ func file_api_zds_zds_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_zds_zds_proto_rawDesc), len(file_api_zds_zds_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   9,
+			NumEnums:      2,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

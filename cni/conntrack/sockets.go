@@ -79,7 +79,7 @@ func exemptions(all []socket) []flow {
 			listening[s.local.Port()] = true
 		default:
 			inside[pair{s.remote, s.local}] = true
-			if s.local.Port() == api.PortOutbound {
+			if s.local.Port() == api.PortOutbound || s.local.Port() == api.PortDNS {
 				redirected[s.remote] = true
 			}
 		}
@@ -104,7 +104,7 @@ func exemptions(all []socket) []flow {
 }
 
 func proxyPort(p uint16) bool {
-	return p == api.PortOutbound || p == api.PortInbound || p == api.PortHBONE
+	return p == api.PortOutbound || p == api.PortInbound || p == api.PortHBONE || p == api.PortDNS
 }
 
 // halfClosed chooses the connections that one side has closed and the other may still use.

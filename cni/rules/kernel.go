@@ -297,7 +297,7 @@ func (p perBackend) choose(k *Kernel) *xtables.Backend {
 
 func (p perBackend) foreign() error {
 	for b, t := range p {
-		for _, c := range For(Config{}).Families[0].Chains {
+		for _, c := range For(Config{DNS: true}).Families[0].Chains {
 			for _, place := range c.kernel().Places() {
 				if owner(t, place) == somebody {
 					return fmt.Errorf("iptables-%s, table %s, chain %s: %w", b.Kind, place.Table, place.Name, ErrForeign)
@@ -368,7 +368,7 @@ func owner(t xtables.Tables, p xtables.Place) int {
 // probes.
 func marks() []string {
 	var out []string
-	for _, f := range For(Config{IPv6: true}).Families {
+	for _, f := range For(Config{IPv6: true, DNS: true}).Families {
 		for _, c := range f.Chains {
 			for _, r := range c.Rules {
 				for word := range strings.FieldsSeq(r.Spec) {

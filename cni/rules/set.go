@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,8 @@ type Config struct {
 	BypassInbound bool
 	// IPv6 adds the same rules for IPv6.
 	IPv6 bool
+	// DNS redirects the pod's name queries, UDP and TCP.
+	DNS bool
 }
 
 // Names of the chains. The first two are those of Istio ambient, so that either agent recognises, repairs and removes
@@ -100,7 +103,7 @@ func forFamily(c Config, f xtables.Family) FamilySet {
 				"plaintext connections to the pod go to the proxy; tunnels go to their own port"),
 		}
 	}
-	return FamilySet{Family: f, Route: all, Probe: from, Chains: []Chain{
+	set := FamilySet{Family: f, Route: all, Probe: from, Chains: []Chain{
 		{Table: "mangle", Name: chainPrerouting, Hook: "PREROUTING", Rules: []Rule{
 			rule("-m mark --mark "+mark+" -j CONNMARK --set-xmark "+connmark,
 				"remember connections that the proxy opens to the application under the client's address"),
@@ -127,7 +130,36 @@ func forFamily(c Config, f xtables.Family) FamilySet {
 				"connections of the pod go to the proxy, but not the proxy's own"),
 		}},
 	}}
+	if c.DNS {
+		set.addDNS(loopback, mark)
+	}
+	return set
 }
+
+// addDNS adds what brings name queries to the proxy. The zones keep the proxy's own queries apart in connection tracking: a
+// port that it sends from may have been a program's a moment before, whose redirection is still remembered.
+func (f *FamilySet) addDNS(loopback, mark string) {
+	to := " -m mark ! --mark " + mark + " -j REDIRECT --to-ports " + strconv.Itoa(api.PortDNS)
+	for i := range f.Chains {
+		if c := &f.Chains[i]; c.Table == "nat" && c.Name == chainOutput {
+			c.Rules = slices.Insert(c.Rules, 1,
+				rule("! -o lo -p udp -m udp --dport 53"+to, "name queries of the pod go to the proxy, but not the proxy's own"),
+				rule("! -d "+loopback+" -p tcp -m tcp --dport 53"+to, "and so do those by TCP"))
+		}
+	}
+	zone := strconv.Itoa(zoneDNS)
+	f.Chains = append(f.Chains,
+		Chain{Table: "raw", Name: chainOutput, Hook: "OUTPUT", Rules: []Rule{
+			rule("-p udp -m udp --dport 53 -m mark --mark "+mark+" -j CT --zone "+zone, "the proxy's own name queries are tracked apart"),
+		}},
+		Chain{Table: "raw", Name: chainPrerouting, Hook: "PREROUTING", Rules: []Rule{
+			rule("-p udp -m udp --sport 53 -m mark ! --mark "+mark+" -j CT --zone "+zone, "and so are the answers to them"),
+		}},
+	)
+}
+
+// zoneDNS is the connection tracking zone of the proxy's own name queries (Istio's value).
+const zoneDNS = 1
 
 func rule(spec, why string) Rule { return Rule{Spec: spec, Why: why} }
 

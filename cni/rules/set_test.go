@@ -42,6 +42,8 @@ func goldens(t *testing.T) []golden {
 				g.config.IPv6 = true
 			case "bypass-inbound":
 				g.config.BypassInbound = true
+			case "dns":
+				g.config.DNS = true
 			default:
 				t.Fatalf("%s: unknown word %q in config", p, word)
 			}

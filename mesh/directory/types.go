@@ -202,3 +202,6 @@ const (
 	FamiliesIPv4
 	FamiliesIPv6
 )
+
+// EndpointOf tells whether w is an endpoint of a service.
+func (w *Workload) EndpointOf(key ServiceKey) bool { return w.membership(key) != nil }

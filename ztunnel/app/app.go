@@ -215,10 +215,12 @@ func (p *parts) makeProxies(registry prometheus.Registerer) error {
 		AccessLog:    telemetry.NewAccessLog(p.target(telemetry.TargetAccess), cfg.AccessLogSampling),
 		Logger:       p.target("proxy"),
 		Sockets:      p.sockets,
+		Names:        p.names(registry),
 	})
 	registry.MustRegister(p.node.Collector())
 	p.pods = inpod.NewManager(inpod.Config{
-		Socket: cfg.ZDSSocket, Home: p.home, Start: p.node.Start, Logger: p.target("inpod"), Registerer: registry,
+		Socket: cfg.ZDSSocket, Home: p.home, Start: p.node.Start, Resolvers: cfg.DNS, Logger: p.target("inpod"),
+		Registerer: registry,
 	})
 	return nil
 }

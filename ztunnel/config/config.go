@@ -54,6 +54,8 @@ type Config struct {
 	PortReuse bool
 	// PacketMark is put on all packets to upstreams, by which the pods' rules know them.
 	PacketMark int
+	// DNS has pods' name queries answered; the CNI agent redirects them only where somebody listens.
+	DNS bool
 	// IPv6 has pods served on both families, where they have both.
 	IPv6 bool
 	// OriginalSource has applications see the client's address. Where that is impossible, the connection is refused.
@@ -154,6 +156,7 @@ func Parse(environ []string) (*Config, error) {
 		ZDSSocket:         e.text("INPOD_UDS", api.ZDSSocket),
 		PortReuse:         e.flag("INPOD_PORT_REUSE", true),
 		PacketMark:        e.integer("PACKET_MARK", api.MarkProxy, 1, math.MaxInt32),
+		DNS:               e.flag("ISTIO_META_DNS_CAPTURE", true),
 		IPv6:              e.flag("IPV6_ENABLED", true),
 		OriginalSource:    e.flag("ENABLE_ORIG_SRC", true),
 		Processors:        e.processors(runtime.NumCPU()),
@@ -212,7 +215,7 @@ func (e *env) refuseUnsupported() {
 		{"PROXY_WORKLOAD_INFO", "it belongs to PROXY_MODE=dedicated"},
 		{"LOCAL_XDS_PATH", "discovery comes from XDS_ADDRESS only"},
 		{"LOCAL_XDS", "discovery comes from XDS_ADDRESS only"},
-		{"PREFERED_SERVICE_NAMESPACE", "it belongs to the DNS proxy, which this version does not have"},
+		{"PREFERED_SERVICE_NAMESPACE", "of services with one host name, a pod gets its own namespace's, else the canonical one"},
 	} {
 		if e.vars[unsupported.name] != "" {
 			refuse(unsupported.name, unsupported.why)
@@ -227,10 +230,6 @@ func (e *env) refuseUnsupported() {
 		if e.flag(unsupported.name, false) {
 			refuse(unsupported.name, unsupported.why)
 		}
-	}
-	if e.flag("ISTIO_META_DNS_CAPTURE", false) {
-		e.note("ISTIO_META_DNS_CAPTURE=true has no effect: this version does not proxy DNS, and the CNI agent must not " +
-			"redirect it")
 	}
 }
 

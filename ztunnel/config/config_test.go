@@ -40,6 +40,7 @@ func TestDefaults(t *testing.T) {
 		ZDSSocket:      "/var/run/ztunnel/ztunnel.sock",
 		PortReuse:      true,
 		PacketMark:     1337,
+		DNS:            true,
 		IPv6:           true,
 		OriginalSource: true,
 		PoolStreams:    100,
@@ -116,7 +117,8 @@ func TestSettings(t *testing.T) {
 			func(c *Config) any { return []any{c.CRLPath, c.StrictCRL, c.TrustBundle} }, []any{"/crl", true, "/roots"}},
 		{"post-quantum only", []string{"COMPLIANCE_POLICY=pqc"},
 			func(c *Config) any { return []bool{c.PostQuantumOnly, c.XDS.PostQuantumOnly, c.CA.PostQuantumOnly} }, []bool{true, true, true}},
-		{"DNS capture is noted", []string{"ISTIO_META_DNS_CAPTURE=true"}, func(c *Config) any { return len(c.Notes) }, 1},
+		{"DNS", nil, func(c *Config) any { return c.DNS }, true},
+		{"no DNS", []string{"ISTIO_META_DNS_CAPTURE=false"}, func(c *Config) any { return c.DNS }, false},
 		{"another mark is noted", []string{"PACKET_MARK=7"}, func(c *Config) any { return len(c.Notes) }, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,25 @@ type Pod struct {
 	Name           string
 	Namespace      string
 	ServiceAccount string
+	// Resolver is how the pod resolves names; zero if the agent did not say.
+	Resolver Resolver
+}
+
+// Resolver is what a pod's resolv.conf says. It is comparable: lists are words with blanks between.
+type Resolver struct {
+	Servers, Search string
+	NDots           int
+}
+
+func resolverOf(r *zds.Resolver) Resolver {
+	return Resolver{Servers: strings.Join(r.GetServers(), " "), Search: strings.Join(r.GetSearch(), " "), NDots: int(r.GetNdots())}
+}
+
+// same tells whether both are the same pod. How it resolves names does not matter: its connections are not to be cut for
+// that, and an agent of another release may not say it.
+func (p Pod) same(o Pod) bool {
+	p.Resolver, o.Resolver = Resolver{}, Resolver{}
+	return p == o
 }
 
 func (p Pod) String() string { return p.Namespace + "/" + p.Name }
@@ -68,6 +88,8 @@ type Config struct {
 	// Start makes a proxy for a pod. The namespace stays the manager's, who closes it after the proxy's end. It must return
 	// soon: the agent waits. Required.
 	Start func(Pod, *netns.Namespace) (Proxy, error)
+	// Resolvers has the agent asked how pods resolve names.
+	Resolvers bool
 	// Logger takes what the agent says and failures. Required.
 	Logger *slog.Logger
 	// Registerer takes the workload_manager_* metrics; nil for none.
@@ -218,7 +240,11 @@ func (m *Manager) connect(ctx context.Context, events chan<- event) {
 
 // session serves one connection. It tells whether a whole snapshot came, and why the connection ended.
 func (m *Manager) session(ctx context.Context, events chan<- event) (snapshot bool, err error) {
-	w, stop, err := dialZDS(ctx, m.cfg.Socket)
+	var features []zds.Feature
+	if m.cfg.Resolvers {
+		features = append(features, zds.Feature_RESOLVER)
+	}
+	w, stop, err := dialZDS(ctx, m.cfg.Socket, features...)
 	if err != nil {
 		return false, err
 	}
@@ -309,7 +335,8 @@ func (m *Manager) handle(ev event) outcome {
 // add starts a proxy for a pod, unless the pod has one in the same namespace.
 func (m *Manager) add(req *request, a *zds.AddWorkload) error {
 	i := a.GetWorkloadInfo()
-	pod := Pod{UID: a.GetUid(), Name: i.GetName(), Namespace: i.GetNamespace(), ServiceAccount: i.GetServiceAccount()}
+	pod := Pod{UID: a.GetUid(), Name: i.GetName(), Namespace: i.GetNamespace(), ServiceAccount: i.GetServiceAccount(),
+		Resolver: resolverOf(i.GetResolver())}
 	if m.named != nil {
 		m.named[pod.UID] = true
 	}
@@ -318,7 +345,7 @@ func (m *Manager) add(req *request, a *zds.AddWorkload) error {
 		return fmt.Errorf("add pod %s: %w", pod, err)
 	}
 	e := m.entries[pod.UID]
-	if e != nil && e.ns.ID() == ns.ID() && e.pod == pod && e.proxy != nil {
+	if e != nil && e.ns.ID() == ns.ID() && e.pod.same(pod) && e.proxy != nil {
 		ns.Close()
 		return m.resume(e)
 	}

@@ -16,7 +16,8 @@ import (
 
 // Limits of the wire.
 const (
-	// maxPacket bounds one message, in bytes. Requests hold three Kubernetes names and a uid at most.
+	// maxPacket bounds one message, in bytes. Requests hold three Kubernetes names, a uid and what a
+	// resolv.conf says.
 	maxPacket = 4096
 	// maxDescriptors is how many descriptors of one packet are taken off the socket, to be closed if there are too many.
 	maxDescriptors = 16
@@ -53,8 +54,9 @@ type wire struct {
 	conn *net.UnixConn
 }
 
-// dialZDS connects and says hello. The end of the context closes the connection until stop is called.
-func dialZDS(ctx context.Context, socket string) (w *wire, stop func() bool, err error) {
+// dialZDS connects and says hello, with the features that are asked for. The end of the context closes the connection until
+// stop is called.
+func dialZDS(ctx context.Context, socket string, features ...zds.Feature) (w *wire, stop func() bool, err error) {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unixpacket", socket)
 	if err != nil {
@@ -62,7 +64,7 @@ func dialZDS(ctx context.Context, socket string) (w *wire, stop func() bool, err
 	}
 	w = &wire{conn: c.(*net.UnixConn)}
 	stop = context.AfterFunc(ctx, func() { w.conn.Close() })
-	if err := w.send(&zds.ZdsHello{Version: zds.Version_V1}); err != nil {
+	if err := w.send(&zds.ZdsHello{Version: zds.Version_V1, Features: features}); err != nil {
 		stop()
 		w.conn.Close()
 		return nil, nil, fmt.Errorf("say hello: %w", err)

@@ -55,11 +55,32 @@ func (c *Conntrack) Close() error {
 // Live tells whether connection tracking knows a TCP connection from src to dst, both of one family, that has not ended on
 // both sides.
 func (c *Conntrack) Live(src, dst netip.AddrPort) (bool, error) {
+	live := false
+	err := c.ask(tupleQuery{kind: nl.CTA_TUPLE_ORIG, protocol: unix.IPPROTO_TCP, src: src, dst: dst}, func(m message) error {
+		var err error
+		live, err = m.live()
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("look up %s to %s in connection tracking: %w", src, dst, err)
+	}
+	return live, nil
+}
+
+// tupleQuery asks for the connection of which one direction's addresses, both of one family, are known.
+type tupleQuery struct {
+	kind     uint16 // nl.CTA_TUPLE_ORIG or nl.CTA_TUPLE_REPLY
+	protocol uint8
+	src, dst netip.AddrPort
+}
+
+// ask sends a query and has the answer read.
+func (c *Conntrack) ask(q tupleQuery, read func(message) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seq++
-	if _, err := unix.Write(c.fd, lookup(c.buf[:0], c.seq, src, dst)); err != nil {
-		return false, fmt.Errorf("look up %s to %s in connection tracking: %w", src, dst, err)
+	if _, err := unix.Write(c.fd, lookup(c.buf[:0], c.seq, q)); err != nil {
+		return err
 	}
 	for {
 		n, err := unix.Read(c.fd, c.buf[:])
@@ -67,37 +88,33 @@ func (c *Conntrack) Live(src, dst netip.AddrPort) (bool, error) {
 			continue
 		}
 		if err != nil {
-			return false, fmt.Errorf("look up %s to %s in connection tracking: %w", src, dst, err)
+			return err
 		}
 		m := message(c.buf[:n])
 		if m.seq() != c.seq {
 			continue // the late answer to a look-up that was given up
 		}
-		live, err := m.live()
-		if err != nil {
-			return false, fmt.Errorf("look up %s to %s in connection tracking: %w", src, dst, err)
-		}
-		return live, nil
+		return read(m)
 	}
 }
 
 // lookup appends the request for one connection.
-func lookup(b []byte, seq uint32, src, dst netip.AddrPort) []byte {
+func lookup(b []byte, seq uint32, q tupleQuery) []byte {
 	family, srcType, dstType := byte(unix.AF_INET), uint16(nl.CTA_IP_V4_SRC), uint16(nl.CTA_IP_V4_DST)
-	if src.Addr().Is6() {
+	if q.src.Addr().Is6() {
 		family, srcType, dstType = unix.AF_INET6, nl.CTA_IP_V6_SRC, nl.CTA_IP_V6_DST
 	}
 	b = append(b, make([]byte, unix.NLMSG_HDRLEN)...)
 	b = append(b, family, 0, 0, 0) // nfgenmsg: family, version, resource
-	b = nest(b, nl.CTA_TUPLE_ORIG, func(b []byte) []byte {
+	b = nest(b, q.kind, func(b []byte) []byte {
 		b = nest(b, nl.CTA_TUPLE_IP, func(b []byte) []byte {
-			b = attribute(b, srcType, src.Addr().AsSlice())
-			return attribute(b, dstType, dst.Addr().AsSlice())
+			b = attribute(b, srcType, q.src.Addr().AsSlice())
+			return attribute(b, dstType, q.dst.Addr().AsSlice())
 		})
 		return nest(b, nl.CTA_TUPLE_PROTO, func(b []byte) []byte {
-			b = attribute(b, nl.CTA_PROTO_NUM, []byte{unix.IPPROTO_TCP})
-			b = attribute(b, nl.CTA_PROTO_SRC_PORT, binary.BigEndian.AppendUint16(nil, src.Port()))
-			return attribute(b, nl.CTA_PROTO_DST_PORT, binary.BigEndian.AppendUint16(nil, dst.Port()))
+			b = attribute(b, nl.CTA_PROTO_NUM, []byte{q.protocol})
+			b = attribute(b, nl.CTA_PROTO_SRC_PORT, binary.BigEndian.AppendUint16(nil, q.src.Port()))
+			return attribute(b, nl.CTA_PROTO_DST_PORT, binary.BigEndian.AppendUint16(nil, q.dst.Port()))
 		})
 	})
 	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
@@ -134,23 +151,32 @@ func (m message) seq() uint32 {
 	return binary.NativeEndian.Uint32(m[8:])
 }
 
-// live reads an answer: an error, of which "no such entry" is one, or the entry.
-func (m message) live() (bool, error) {
+// entry returns the attributes of an answer, nil if there is no such entry.
+func (m message) entry() ([]byte, error) {
 	body := m[unix.NLMSG_HDRLEN:]
 	if binary.NativeEndian.Uint16(m[4:]) == unix.NLMSG_ERROR {
 		if len(body) < 4 {
-			return false, errors.New("short answer")
+			return nil, errors.New("short answer")
 		}
 		errno := unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
 		if errno == unix.ENOENT {
-			return false, nil
+			return nil, nil
 		}
-		return false, errno
+		return nil, errno
 	}
 	if len(body) < nl.SizeofNfgenmsg {
-		return false, errors.New("short answer")
+		return nil, errors.New("short answer")
 	}
-	state, ok := find(body[nl.SizeofNfgenmsg:], nl.CTA_PROTOINFO, nl.CTA_PROTOINFO_TCP, nl.CTA_PROTOINFO_TCP_STATE)
+	return body[nl.SizeofNfgenmsg:], nil
+}
+
+// live tells whether the answer is an entry of a TCP connection that has not ended.
+func (m message) live() (bool, error) {
+	attributes, err := m.entry()
+	if err != nil || attributes == nil {
+		return false, err
+	}
+	state, ok := find(attributes, nl.CTA_PROTOINFO, nl.CTA_PROTOINFO_TCP, nl.CTA_PROTOINFO_TCP_STATE)
 	// An entry without a state is one of which nothing is known: better not touched.
 	return !ok || len(state) == 0 || state[0] != nl.TCP_CONNTRACK_TIME_WAIT && state[0] != nl.TCP_CONNTRACK_CLOSE, nil
 }

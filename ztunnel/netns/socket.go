@@ -150,19 +150,7 @@ func (n *Namespace) listen(l Listener, network string, addr netip.AddrPort) (*ne
 	}
 	lc.SetMultipathTCP(false)
 	lc.Control = func(_, _ string, c syscall.RawConn) error {
-		return control(c, func(fd int) error {
-			if l.Mark != 0 {
-				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, l.Mark); err != nil {
-					return fmt.Errorf("set SO_MARK: %w", err)
-				}
-			}
-			if l.Shared {
-				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-					return fmt.Errorf("set SO_REUSEPORT: %w", err)
-				}
-			}
-			return nil
-		})
+		return control(c, l.setOptions)
 	}
 	var ln net.Listener
 	err := n.Do(func() error {
@@ -184,6 +172,20 @@ func (n *Namespace) listen(l Listener, network string, addr netip.AddrPort) (*ne
 		}
 	}
 	return tcp, nil
+}
+
+func (l Listener) setOptions(fd int) error {
+	if l.Mark != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, l.Mark); err != nil {
+			return fmt.Errorf("set SO_MARK: %w", err)
+		}
+	}
+	if l.Shared {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+			return fmt.Errorf("set SO_REUSEPORT: %w", err)
+		}
+	}
+	return nil
 }
 
 // Listening tells whether a process listens on a port of the namespace.
@@ -213,7 +215,7 @@ func (n *Namespace) Listening(port uint16) (bool, error) {
 // process waits for its connections to end, the new one takes over; nothing is then left in the old one's accept queue
 // when it closes, which would be reset. The program, shared by the group, names the socket with index 1: indices are given
 // in order of joining. With one socket there is no such index, and the kernel falls back to choosing by hash.
-func preferNewest(ln *net.TCPListener) error {
+func preferNewest(ln syscall.Conn) error {
 	rc, err := ln.SyscallConn()
 	if err != nil {
 		return err

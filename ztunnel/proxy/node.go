@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/sockets"
@@ -127,6 +128,7 @@ type Node struct {
 	Logger      *slog.Logger
 	Bounds      *telemetry.Bounds
 	Sockets     *sockets.Keeper
+	Names       *dns.Node // nil if name queries are not answered
 
 	relayer    hbone.Relayer    // of which each pod has its own
 	share      *share.Divider   // of the work among pods
@@ -149,7 +151,7 @@ type Node struct {
 	unsubscribe func()        // from the directory
 }
 
-// NodeConfig is what a Node is made of. Everything is required but Parker, Balance, Bounds and Sockets.
+// NodeConfig is what a Node is made of. Everything is required but Parker, Balance, Bounds, Sockets and Names.
 type NodeConfig struct {
 	Config
 	// Parker watches idle connections. Who made it closes it, after the last pod's end.
@@ -166,6 +168,8 @@ type NodeConfig struct {
 	Logger       *slog.Logger
 	// Sockets hands sockets over between processes; nil: they are made anew and kept.
 	Sockets *sockets.Keeper
+	// Names answers pods' name queries; nil: they are not answered.
+	Names *dns.Node
 }
 
 // NewNode makes a Node without pods, which hears of changes of the directory until Run ends.
@@ -190,6 +194,7 @@ func NewNode(c NodeConfig) *Node {
 		AccessLog:    c.AccessLog,
 		Logger:       c.Logger,
 		Sockets:      c.Sockets,
+		Names:        c.Names,
 		relayer:      hbone.Relayer{Parker: c.Parker},
 		pods:         map[*Pod]bool{},
 		used:         map[identity.Identity]int{},

@@ -21,6 +21,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/share"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/sockets"
@@ -42,6 +43,8 @@ type Pod struct {
 	server *hbone.Server
 	ports  *sourcePorts
 	conns  table
+	names  *dns.Server      // nil if name queries are not answered
+	lookup *netns.Conntrack // of names; nil if the kernel cannot be asked
 
 	// The pod's part of the node's proxy: see takeShare.
 	party   *share.Party
@@ -122,6 +125,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	p.takeShare()
 	p.tunnels.bounds = n.Bounds
 	p.ports = newSourcePorts(ns, p.logger)
+	p.serveNames()
 	p.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return p.ns.DialTCP(ctx, n.dialer(), addr)
@@ -251,6 +255,7 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 	defer context.AfterFunc(p.ctx, cancel)()
 	p.unshare(cause)
 	p.closeCapture()
+	p.work.Go(func() { p.closeNames(ctx) })
 	p.tunnels.drain()
 	select {
 	case <-p.tunnels.drained:
