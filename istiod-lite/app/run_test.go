@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -24,6 +25,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/xds/xdstest"
 )
@@ -77,6 +79,33 @@ func TestPodReachesNodeProxy(t *testing.T) {
 	if code, text := r.get(r.monitoring, "/healthz"); code != http.StatusOK {
 		t.Errorf("/healthz says %d %s", code, text)
 	}
+}
+
+// A pod that is to end is unhealthy at once, ready as it is, and stays known until it is gone.
+func TestTerminatingPodIsWithdrawn(t *testing.T) {
+	a := newAPI(t, namespaceObject("shop"))
+	a.createPod(a.ztunnel("node1"))
+	web := pod("shop", "web", "web", "node2", "10.0.0.1")
+	a.createPod(web)
+	r := a.start()
+	r.awaitReady()
+	c := r.subscribe("node1")
+	a.awaitWatch(1, "pods")
+	now := metav1.Now()
+	web.DeletionTimestamp, web.DeletionGracePeriodSeconds = &now, new(int64)
+	start := time.Now()
+	a.updatePod(web)
+	push := c.NextAck()
+	t.Logf("pushed after %v", time.Since(start))
+	var addr workload.Address
+	if len(push.GetResources()) != 1 || push.GetResources()[0].GetResource().UnmarshalTo(&addr) != nil {
+		t.Fatalf("pushed %v", push)
+	}
+	if w := addr.GetWorkload(); w.GetUid() != uid("shop", "web") || w.GetStatus() != workload.WorkloadStatus_UNHEALTHY {
+		t.Errorf("pushed %v, want the pod as unhealthy", w)
+	}
+	a.deletePod(web)
+	c.Until("the pod is gone", func() bool { return c.Resources[resource.Address][uid("shop", "web")] == "" })
 }
 
 // The definition of PeerAuthentication may come after the control plane.

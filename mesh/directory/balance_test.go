@@ -266,3 +266,24 @@ func TestEjectionOfAllInTheZone(t *testing.T) {
 		t.Errorf("with nothing else left picked %s", got)
 	}
 }
+
+// TestDumpOfBalancing shows what this proxy thinks of endpoints.
+func TestDumpOfBalancing(t *testing.T) {
+	d := newDirectory()
+	apply(t, d, service("web", sticky(time.Minute)))
+	endpoints(t, d, 2)
+	for range 5 {
+		d.Failed(web(d).ServiceKey, uid("p0"))
+	}
+	workload(d, "p1").Hold()
+	got := d.Dump().Services[0]
+	if e := got.Endpoints[uid("p0")]; !e.Ejected || e.Connections != 0 {
+		t.Errorf("endpoint that failed: %+v", e)
+	}
+	if e := got.Endpoints[uid("p1")]; e.Ejected || e.Connections != 1 {
+		t.Errorf("endpoint with a connection: %+v", e)
+	}
+	if got.SessionAffinity != "1m0s" {
+		t.Errorf("session affinity %q", got.SessionAffinity)
+	}
+}

@@ -74,6 +74,8 @@ type DumpService struct {
 	IPFamilies        string                  `json:"ipFamilies,omitempty"`
 	Canonical         bool                    `json:"canonical,omitempty"`
 	Visibility        string                  `json:"visibility,omitempty"`
+	// SessionAffinity is the time of affinity by the client's address, e.g. "3h0m0s"; istioctl does not know it.
+	SessionAffinity string `json:"sessionAffinity,omitempty"`
 }
 
 // DumpEndpoint is one endpoint of a service.
@@ -82,6 +84,9 @@ type DumpEndpoint struct {
 	Service     string            `json:"service"`
 	Port        map[uint16]uint16 `json:"port"`
 	Status      string            `json:"status"`
+	// Ejected and Connections are this proxy's own view; istioctl does not know them.
+	Ejected     bool `json:"ejected,omitempty"`
+	Connections int  `json:"connections,omitempty"`
 }
 
 // DumpBalancing is a Balancing.
@@ -144,8 +149,16 @@ func (d *Directory) DumpServices() iter.Seq[DumpService] {
 
 func (d *Directory) dumpService(s *Service) DumpService {
 	out := s.dump()
+	set, ok := d.endpoints.Load(s.ServiceKey)
+	if !ok {
+		return out
+	}
+	set.readmit(d.now)
 	for w := range d.Endpoints(s.ServiceKey) {
-		e := DumpEndpoint{WorkloadUID: w.UID, Service: s.String(), Port: map[uint16]uint16{}, Status: statusWord(w)}
+		e := DumpEndpoint{
+			WorkloadUID: w.UID, Service: s.String(), Port: map[uint16]uint16{}, Status: statusWord(w),
+			Ejected: set.isEjected(w.UID), Connections: w.Held(),
+		}
 		if m := w.membership(s.ServiceKey); m != nil {
 			for _, p := range m.Ports {
 				e.Port[p.Service] = p.Target
@@ -262,6 +275,9 @@ func (s *Service) dump() DumpService {
 	}
 	if s.NamespaceOnly {
 		out.Visibility = "Namespace"
+	}
+	if s.Affinity > 0 {
+		out.SessionAffinity = s.Affinity.String()
 	}
 	out.LoadBalancer = s.Balancing.dump()
 	return out

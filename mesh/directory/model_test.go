@@ -306,6 +306,15 @@ func TestConcurrentReaders(t *testing.T) {
 					if err == nil && e.Workload.Capacity == 0 {
 						t.Error("picked an endpoint without capacity")
 					}
+					if err == nil {
+						e.Workload.Hold()
+						if r.IntN(4) == 0 {
+							d.Succeeded(key, e.Workload.UID)
+						} else {
+							d.Failed(key, e.Workload.UID)
+						}
+						e.Workload.Release()
+					}
 				}
 				for w := range d.Endpoints(key) {
 					d.Policies(w)
@@ -327,5 +336,19 @@ func TestConcurrentReaders(t *testing.T) {
 	}
 	close(stop)
 	readers.Wait()
+	var all []string
+	for uid := range m.workloads {
+		all = append(all, uid)
+		if n := d.Workload(uid).Held(); n != 0 {
+			t.Errorf("%s holds %d after all", uid, n)
+		}
+	}
+	remove(t, d, all...)
+	if n := d.Ejected(); n != 0 {
+		t.Errorf("%d endpoints are ejected of none", n)
+	}
+	for _, w := range m.workloads {
+		apply(t, d, w) // what failed is forgotten
+	}
 	m.check(t, d)
 }
