@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/identity"
 )
 
 const (
@@ -49,7 +51,7 @@ func (p *Pod) connect(ctx context.Context, c *conn, self *directory.Workload, ds
 			return up, nil
 		}
 		failed = firstCause(failed, err)
-		if d.picked == nil || last || ctx.Err() != nil || !endpointFault(err) {
+		if d.picked == nil || last || ctx.Err() != nil || !worthAnother(err) {
 			p.node.Balance.Retried(len(tried), false)
 			return upstream{}, failed
 		}
@@ -78,6 +80,10 @@ func (p *Pod) attempt(ctx context.Context, c *conn, self *directory.Workload, d 
 	up, err := p.open(limited, c, self, d)
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
 		err = fmt.Errorf("endpoint %s: %w", d.workload.UID, errNoAnswer)
+		if d.tunnel && !p.hasCertificate(self.Identity) {
+			// It is not the endpoint that is waited for.
+			up, err = p.open(ctx, c, self, d)
+		}
 	}
 	cancel()
 	if err == nil {
@@ -89,6 +95,14 @@ func (p *Pod) attempt(ctx context.Context, c *conn, self *directory.Workload, d 
 		p.node.judgeEndpoint(d, err)
 	}
 	return up, err
+}
+
+// hasCertificate tells whether there is a certificate now.
+func (p *Pod) hasCertificate(id identity.Identity) bool {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := p.node.Certificates.SVID(ctx, id)
+	return err == nil
 }
 
 // judgeEndpoint has balancing know whether an endpoint took a connection.
@@ -105,20 +119,22 @@ func (n *Node) judgeEndpoint(d *destination, err error) {
 	}
 }
 
-// endpointFault tells whether a connection failed for a reason that another endpoint may not have: not by a refusal of
-// policy, and not by a want of this side.
-func endpointFault(err error) bool {
+// worthAnother tells whether a connection failed for a reason that another endpoint may not have: not by a refusal of policy,
+// and not by a want of this side.
+func worthAnother(err error) bool {
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
 		return status.Status == statusUnavailable
 	}
-	if errors.Is(err, errNoCertificate) || errors.Is(err, hbone.ErrPoolClosed) {
-		return false
-	}
-	for _, own := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
-		if errors.Is(err, own) {
-			return false
-		}
-	}
-	return true
+	return !isAny(err, errNoCertificate, hbone.ErrPoolClosed, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM)
+}
+
+// endpointFault tells whether that was the endpoint's fault: not if the pod has no way to its address, as one has not whose
+// interface is gone, or which lacks the family.
+func endpointFault(err error) bool {
+	return worthAnother(err) && !isAny(err, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM)
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }

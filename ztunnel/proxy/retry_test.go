@@ -22,26 +22,30 @@ func TestEndpointFault(t *testing.T) {
 		return &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", err)}
 	}
 	for _, tt := range []struct {
-		err  error
-		want bool
+		err            error
+		another, fault bool
 	}{
-		{&hbone.StatusError{Status: 503}, true},
-		{&hbone.StatusError{Status: 401}, false},
-		{&hbone.StatusError{Status: 400}, false},
-		{dial(hbone.StageConnect, connect(syscall.ECONNREFUSED)), true},
-		{dial(hbone.StageConnect, context.DeadlineExceeded), true},
-		{dial(hbone.StageConnect, connect(syscall.EHOSTUNREACH)), true},
-		{dial(hbone.StageTLS, errors.New("remote error: tls: bad certificate")), true},
-		{dial(hbone.StageResponse, h2.ErrUnprocessed), true},
-		{dial(hbone.StageResponse, h2.ErrDraining), true},
-		{errNoAnswer, true},
-		{dial(hbone.StageTLS, fmt.Errorf("get certificate: %w", errNoCertificate)), false},
-		{dial(hbone.StageConnect, connect(syscall.EMFILE)), false},
-		{dial(hbone.StageConnect, connect(syscall.EADDRNOTAVAIL)), false},
-		{hbone.ErrPoolClosed, false},
+		{&hbone.StatusError{Status: 503}, true, true},
+		{&hbone.StatusError{Status: 401}, false, false},
+		{&hbone.StatusError{Status: 400}, false, false},
+		{dial(hbone.StageConnect, connect(syscall.ECONNREFUSED)), true, true},
+		{dial(hbone.StageConnect, context.DeadlineExceeded), true, true},
+		{dial(hbone.StageConnect, connect(syscall.EHOSTUNREACH)), true, true},
+		{dial(hbone.StageTLS, errors.New("remote error: tls: bad certificate")), true, true},
+		{dial(hbone.StageResponse, h2.ErrUnprocessed), true, true},
+		{dial(hbone.StageResponse, h2.ErrDraining), true, true},
+		{errNoAnswer, true, true},
+		{dial(hbone.StageConnect, connect(syscall.ENETUNREACH)), true, false},
+		{dial(hbone.StageConnect, connect(syscall.EADDRNOTAVAIL)), true, false},
+		{dial(hbone.StageTLS, fmt.Errorf("get certificate: %w", errNoCertificate)), false, false},
+		{dial(hbone.StageConnect, connect(syscall.EMFILE)), false, false},
+		{hbone.ErrPoolClosed, false, false},
 	} {
-		if got := endpointFault(tt.err); got != tt.want {
-			t.Errorf("%v: %v, want %v", tt.err, got, tt.want)
+		if got := worthAnother(tt.err); got != tt.another {
+			t.Errorf("%v: worth another: %v, want %v", tt.err, got, tt.another)
+		}
+		if got := endpointFault(tt.err); got != tt.fault {
+			t.Errorf("%v: the endpoint's fault: %v, want %v", tt.err, got, tt.fault)
 		}
 	}
 }
