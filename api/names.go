@@ -29,6 +29,13 @@ const (
 	// CASecret holds the self-signed root; PluggedCASecret, if present, a root or intermediate that the user brings.
 	CASecret        = "istio-ca-secret"
 	PluggedCASecret = "cacerts"
+	// CARotationSecret leads from one signing key to the next; the leader of the control plane writes it.
+	CARotationSecret = "ambit-ca-rotation"
+	// AnnotationRotateRoot on CASecret, with any value, has the self-signed root replaced.
+	AnnotationRotateRoot = "ambit.io/rotate-root"
+	// CRLConfigMap, in every namespace, holds the revocation lists of a plugged-in CA under CRLKey.
+	CRLConfigMap = "istio-ca-crl"
+	CRLKey       = "ca-crl.pem"
 
 	// TokenAudience is the audience of service account tokens for the control plane.
 	TokenAudience = "istio-ca"

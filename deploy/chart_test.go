@@ -268,11 +268,13 @@ var writes = []string{
 	"istiod-lite: create leases",
 	"istiod-lite: create secrets",
 	"istiod-lite: create tokenreviews",
+	"istiod-lite: delete secrets[ambit-ca-rotation]",
 	"istiod-lite: patch authorizationpolicies/status",
 	"istiod-lite: patch serviceentries/status",
 	"istiod-lite: patch workloadentries/status",
-	"istiod-lite: update configmaps[istio-ca-root-cert]",
+	"istiod-lite: update configmaps[istio-ca-root-cert istio-ca-crl]",
 	"istiod-lite: update leases[istiod-lite-leader]",
+	"istiod-lite: update secrets[istio-ca-secret ambit-ca-rotation]",
 }
 
 // TestRights: no wildcard, no secret of others, no right to write beyond the list, and nothing at all for the node proxy.
@@ -356,19 +358,21 @@ func TestSwitchedOff(t *testing.T) {
 	}
 }
 
-// TestBundleName: the trust bundle's name reaches all who use it.
+// TestBundleName: the names of the trust bundle and of the revocation lists reach all who use them.
 func TestBundleName(t *testing.T) {
-	objects := render(t, "rootCertConfigMap=other")
-	all := templates(objects)
-	if args := all["istiod-lite"].Spec.Containers[0].Args; !slices.Contains(args, "--root-cert-configmap=other") {
-		t.Errorf("istiod-lite: %v", args)
-	}
-	if !slices.ContainsFunc(all["ztunnel"].Spec.Volumes, func(v corev1.Volume) bool { return v.ConfigMap != nil && v.ConfigMap.Name == "other" }) {
-		t.Errorf("ztunnel: %v", all["ztunnel"].Spec.Volumes)
-	}
-	role := find[*rbacv1.ClusterRole](t, objects, "ambit-istiod-lite-mesh")
-	if !slices.ContainsFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.ResourceNames, "other") }) {
-		t.Errorf("rules: %v", role.Rules)
+	for value, flag := range map[string]string{"rootCertConfigMap": "--root-cert-configmap", "crlConfigMap": "--crl-configmap"} {
+		objects := render(t, value+"=other")
+		all := templates(objects)
+		if args := all["istiod-lite"].Spec.Containers[0].Args; !slices.Contains(args, flag+"=other") {
+			t.Errorf("istiod-lite: %v", args)
+		}
+		if !slices.ContainsFunc(all["ztunnel"].Spec.Volumes, func(v corev1.Volume) bool { return v.ConfigMap != nil && v.ConfigMap.Name == "other" }) {
+			t.Errorf("ztunnel: %v", all["ztunnel"].Spec.Volumes)
+		}
+		role := find[*rbacv1.ClusterRole](t, objects, "ambit-istiod-lite-mesh")
+		if !slices.ContainsFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.ResourceNames, "other") }) {
+			t.Errorf("rules: %v", role.Rules)
+		}
 	}
 }
 

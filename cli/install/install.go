@@ -36,6 +36,9 @@ const applyTimeout = 3 * time.Minute
 // besideBundle is the ConfigMap of the trust bundle beside another control plane, which keeps its own in every namespace.
 const besideBundle = "ambit-ca-root-cert"
 
+// besideCRL is likewise that of revocation lists.
+const besideCRL = "ambit-ca-crl"
+
 type options struct {
 	values      release.Values
 	dryRun      bool
@@ -87,8 +90,10 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	if err != nil {
 		return &console.Error{Code: console.ExitUsage, Err: err}
 	}
-	if _, given := vals["rootCertConfigMap"]; o.beside && !given {
-		vals["rootCertConfigMap"] = besideBundle
+	for value, name := range map[string]string{"rootCertConfigMap": besideBundle, "crlConfigMap": besideCRL} {
+		if _, given := vals[value]; o.beside && !given {
+			vals[value] = name
+		}
 	}
 	namespace := env.InstallNamespace()
 	chart, err := release.Load(env.Version, o.dryRun && o.includeCRDs)

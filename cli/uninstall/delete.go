@@ -75,7 +75,7 @@ func (r *remover) awaitNoPods(ctx context.Context, p *survey.Part) error {
 	}
 }
 
-// removeMade removes what the control plane made: trust bundles, its CA's key, the lease of its leader; and the namespace, if
+// removeMade removes what the control plane made: trust bundles and revocation lists, its CA's keys, the lease of its leader; and the namespace, if
 // install made it and nothing of anybody's is left in it.
 func (r *remover) removeMade(ctx context.Context) error {
 	core := r.client().CoreV1()
@@ -84,19 +84,22 @@ func (r *remover) removeMade(ctx context.Context) error {
 		return fmt.Errorf("list trust bundles: %w", err)
 	}
 	for _, bundle := range bundles.Items {
-		if _, ok := bundle.Data[api.RootCertKey]; !ok {
+		_, roots := bundle.Data[api.RootCertKey]
+		if _, lists := bundle.Data[api.CRLKey]; !roots && !lists {
 			continue
 		}
 		if err := core.ConfigMaps(bundle.Namespace).Delete(ctx, bundle.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("delete ConfigMap %s/%s: %w", bundle.Namespace, bundle.Name, err)
 		}
 	}
-	secret, err := core.Secrets(r.namespace).Get(ctx, api.CASecret, metav1.GetOptions{})
-	if err == nil && secret.Labels[api.LabelPartOf] == api.PartOf {
-		err = core.Secrets(r.namespace).Delete(ctx, api.CASecret, metav1.DeleteOptions{})
-	}
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete Secret %s/%s: %w", r.namespace, api.CASecret, err)
+	for _, name := range []string{api.CASecret, api.CARotationSecret} {
+		secret, err := core.Secrets(r.namespace).Get(ctx, name, metav1.GetOptions{})
+		if err == nil && secret.Labels[api.LabelPartOf] == api.PartOf {
+			err = core.Secrets(r.namespace).Delete(ctx, name, metav1.DeleteOptions{})
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("delete Secret %s/%s: %w", r.namespace, name, err)
+		}
 	}
 	err = r.client().CoordinationV1().Leases(r.namespace).Delete(ctx, leaderLease, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {

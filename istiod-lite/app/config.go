@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/istiod-lite/ca"
 )
 
 // Config is what the command line and the environment say.
@@ -42,6 +43,11 @@ type Config struct {
 	// RootCertConfigMap is the name of the config map that holds the trust bundle in every namespace. Another mesh's control
 	// plane in the same cluster must have another.
 	RootCertConfigMap string
+	// CRLConfigMap is the name of the config map that holds a plugged-in CA's revocation lists in every namespace.
+	CRLConfigMap string
+	// RootDistribution is how long a new root is handed out before certificates are signed under it, RootRetirement how long the
+	// old one is after that. Zero: the CA's defaults.
+	RootDistribution, RootRetirement time.Duration
 	// DrainDelay is how long, after a signal to stop, everything is still served while readiness already says no, so that
 	// clients that reconnect reach another replica.
 	DrainDelay time.Duration
@@ -73,6 +79,9 @@ func parseConfig(args []string, stderr io.Writer) (Config, error) {
 	fs.StringVar(&c.PlaintextAddr, "plaintext-addr", "", "loopback address of xDS without TLS and authentication; empty: none")
 	fs.StringVar(&accounts, "trusted-node-accounts", api.DefaultNamespace+"/"+api.NodeProxy, "service accounts of node proxies: namespace/name,...")
 	fs.StringVar(&c.RootCertConfigMap, "root-cert-configmap", api.RootCertConfigMap, "config map for the trust bundle, in every namespace")
+	fs.StringVar(&c.CRLConfigMap, "crl-configmap", api.CRLConfigMap, "config map for the revocation lists of a plugged-in CA, in every namespace")
+	fs.DurationVar(&c.RootDistribution, "root-distribution", ca.DefaultDistribution, "how long a new root is handed out before it signs")
+	fs.DurationVar(&c.RootRetirement, "root-retirement", ca.DefaultRetirement, "how long the old root is handed out after that")
 	fs.DurationVar(&c.DrainDelay, "drain-delay", 5*time.Second, "how long to serve on after a signal to stop, not ready any more")
 	fs.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "json", "json or text")
@@ -124,6 +133,12 @@ func (c Config) validate() error {
 	}
 	if errs := validation.IsDNS1123Subdomain(c.RootCertConfigMap); len(errs) > 0 {
 		return fmt.Errorf("--root-cert-configmap %q: %s", c.RootCertConfigMap, errs[0])
+	}
+	if errs := validation.IsDNS1123Subdomain(c.CRLConfigMap); len(errs) > 0 {
+		return fmt.Errorf("--crl-configmap %q: %s", c.CRLConfigMap, errs[0])
+	}
+	if c.RootDistribution < 0 || c.RootRetirement < 0 {
+		return fmt.Errorf("--root-distribution %s, --root-retirement %s: must not be negative", c.RootDistribution, c.RootRetirement)
 	}
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		return fmt.Errorf("--log-format %q: must be json or text", c.LogFormat)

@@ -99,12 +99,19 @@ func newServer(opts ...grpc.ServerOption) *grpc.Server {
 // tlsConfig asks for no certificate but verifies one that comes: callers may show a token instead.
 func (p *program) tlsConfig() *tls.Config {
 	serving := ca.NewServing(p.authority, ca.Names(api.ControlPlaneService, api.ControlPlaneDeployment, p.cfg.Namespace, p.cfg.ClusterDomain), time.Now)
-	return &tls.Config{
+	base := &tls.Config{
 		MinVersion:     tls.VersionTLS13,
+		NextProtos:     []string{"h2"},
 		GetCertificate: serving.Certificate,
 		ClientAuth:     tls.VerifyClientCertIfGiven,
-		ClientCAs:      p.authority().RootPool(),
 	}
+	outer := base.Clone()
+	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		cfg := base.Clone() // the roots are those of now
+		cfg.ClientCAs = p.authority().RootPool()
+		return cfg, nil
+	}
+	return outer
 }
 
 // serve starts the servers. Their goroutines end with stop.

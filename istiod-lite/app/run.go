@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -112,7 +111,8 @@ type program struct {
 	loop      *state.Loop
 	reports   *status.Writer
 	hub       *xds.Hub
-	authority func() *ca.Authority
+	keeper    *ca.Keeper
+	writers   []*roots.Writer
 	caMetrics *ca.Metrics
 	status    *readiness
 }
@@ -151,12 +151,11 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	web.serve(&rooms, failed)
 	log.Info("started", "version", build.Version(), "namespace", cfg.Namespace, "monitoring", web.monitoring.Addr().String())
 
-	authority := p.loadAuthority(ctx)
-	if authority == nil {
+	p.makeCA()
+	if !p.loadCA(ctx) {
 		return nil // asked to stop before anything was served
 	}
-	p.authority = func() *ca.Authority { return authority }
-	p.caMetrics.Observe(authority)
+	rooms.Go(func() { p.keeper.Run(running) })
 	grpc, err := p.listenGRPC()
 	if err != nil {
 		return err
@@ -188,43 +187,17 @@ func (p *program) write(ctx context.Context, failed chan<- error) {
 		Client: p.clients.core.CoordinationV1(), Namespace: p.cfg.Namespace, Name: api.ControlPlaneDeployment + "-leader",
 		Identity: p.cfg.PodName + "_" + string(uuid.NewUUID()), Log: p.log.With("room", "leader"),
 	}
-	writer := &roots.Writer{
-		Client: p.clients.core, Name: p.cfg.RootCertConfigMap, Bundle: func() string { return p.authority().Roots() }, Log: p.log.With("room", "roots"),
-	}
 	lead := func(ctx context.Context) {
 		var writers sync.WaitGroup
-		writers.Go(func() { writer.Run(ctx) })
+		writers.Go(func() { p.keeper.Lead(ctx) })
+		for _, w := range p.writers {
+			writers.Go(func() { w.Run(ctx) })
+		}
 		writers.Go(func() { p.reports.Run(ctx) })
 		writers.Wait()
 	}
 	if err := election.Run(ctx, lead); err != nil {
 		failed <- err
-	}
-}
-
-// Pauses between attempts to load the CA.
-const (
-	loadRetryFirst = 200 * time.Millisecond
-	loadRetryMost  = 10 * time.Second
-)
-
-// loadAuthority tries until there is one, and returns nil if ctx ends before. What keeps it from being there is shown as
-// not ready.
-func (p *program) loadAuthority(ctx context.Context) *ca.Authority {
-	p.status.set(partCA, "not loaded yet")
-	secrets := p.clients.core.CoreV1().Secrets(p.cfg.Namespace)
-	for pause := loadRetryFirst; ; pause = min(2*pause, loadRetryMost) {
-		a, err := ca.Load(ctx, secrets, p.loop.Settings().TrustDomain, time.Now())
-		if err == nil {
-			return a
-		}
-		p.status.set(partCA, err.Error())
-		p.log.Error("no certificate authority", "cause", err, "retry", pause.String())
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil
-		}
 	}
 }
 

@@ -42,6 +42,8 @@ type Authority struct {
 	roots string
 	// bundle is roots, parsed.
 	bundle []*x509.Certificate
+	// material is what it was made of.
+	material Material
 }
 
 // Material is what an Authority is made of: PEM each.
@@ -65,7 +67,7 @@ func NewAuthority(m Material, now time.Time) (*Authority, error) {
 	if !ok {
 		return nil, fmt.Errorf("a key of type %T cannot sign", pair.PrivateKey)
 	}
-	a := &Authority{cert: pair.Leaf, key: signer}
+	a := &Authority{cert: pair.Leaf, key: signer, material: m}
 	if !a.cert.BasicConstraintsValid || !a.cert.IsCA {
 		return nil, fmt.Errorf("certificate %q is not a CA's", a.cert.Subject)
 	}

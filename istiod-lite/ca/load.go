@@ -29,23 +29,29 @@ const (
 	keyTLSRoots = "ca.crt"
 )
 
-// Load returns the authority of a namespace: what the user plugged in, else a self-signed root, which is made if it is not
-// there. Of several replicas that make one at once, the first to store it wins, and all use that.
-func Load(ctx context.Context, secrets typedcorev1.SecretInterface, organization string, now time.Time) (*Authority, error) {
-	plugged, err := secrets.Get(ctx, api.PluggedCASecret, metav1.GetOptions{})
-	if err == nil {
-		return authorityOf(plugged, now)
-	} else if !apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("load CA: %w", err)
+// gather reads the secrets of a namespace. Where the user has plugged nothing in and there is no self-signed root, one is made;
+// of several replicas that make one at once, the first to store it wins, and all use that.
+func gather(ctx context.Context, secrets typedcorev1.SecretInterface, organization string, now time.Time) (*sources, error) {
+	s := &sources{}
+	for name, to := range map[string]**corev1.Secret{
+		api.PluggedCASecret: &s.plugged, api.CASecret: &s.own, api.CARotationSecret: &s.rotation,
+	} {
+		secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
+		switch {
+		case err == nil:
+			*to = secret
+		case !apierrors.IsNotFound(err):
+			return nil, fmt.Errorf("load CA: %w", err)
+		}
 	}
-	own, err := secrets.Get(ctx, api.CASecret, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		own, err = store(ctx, secrets, organization, now)
+	if s.plugged == nil && s.own == nil {
+		own, err := store(ctx, secrets, organization, now)
+		if err != nil {
+			return nil, fmt.Errorf("load CA: %w", err)
+		}
+		s.own = own
 	}
-	if err != nil {
-		return nil, fmt.Errorf("load CA: %w", err)
-	}
-	return authorityOf(own, now)
+	return s, nil
 }
 
 func store(ctx context.Context, secrets typedcorev1.SecretInterface, organization string, now time.Time) (*corev1.Secret, error) {

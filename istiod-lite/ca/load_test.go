@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +34,14 @@ func (s *together) Create(ctx context.Context, secret *corev1.Secret, opts metav
 	return s.SecretInterface.Create(ctx, secret, opts)
 }
 
+// load reads the secrets as a replica does that starts.
+func load(ctx context.Context, secrets typedcorev1.SecretInterface, organization string, now time.Time) (*Authority, error) {
+	k := NewKeeper(KeeperConfig{Secrets: secrets, Organization: func() string { return organization },
+		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now }})
+	err := k.Load(ctx)
+	return k.Authority(), err
+}
+
 // Replicas that start at once end up with one root, whoever stored it.
 func TestLoadRace(t *testing.T) {
 	const replicas = 8
@@ -42,7 +51,7 @@ func TestLoadRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range replicas {
 		wg.Go(func() {
-			a, err := Load(t.Context(), secrets, "cluster.local", time.Now())
+			a, err := load(t.Context(), secrets, "cluster.local", time.Now())
 			if err != nil {
 				t.Error(err)
 				return
@@ -56,7 +65,7 @@ func TestLoadRace(t *testing.T) {
 			t.Fatalf("replica %d has another root than replica 0", i)
 		}
 	}
-	again, err := Load(t.Context(), secrets, "cluster.local", time.Now())
+	again, err := load(t.Context(), secrets, "cluster.local", time.Now())
 	if err != nil || again.Roots() != roots[0] {
 		t.Errorf("a later replica has another root (%v)", err)
 	}
@@ -106,7 +115,7 @@ func TestLoadPlugged(t *testing.T) {
 			if at.IsZero() {
 				at = now
 			}
-			a, err := Load(t.Context(), client.CoreV1().Secrets(namespace), "cluster.local", at)
+			a, err := load(t.Context(), client.CoreV1().Secrets(namespace), "cluster.local", at)
 			if tc.want == "" {
 				if err != nil || len(a.above) != 0 {
 					t.Errorf("got %v", err)
@@ -129,7 +138,7 @@ func TestLoadWithoutAPI(t *testing.T) {
 	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("away")
 	})
-	if _, err := Load(context.Background(), client.CoreV1().Secrets(namespace), "x", time.Now()); err == nil || !strings.Contains(err.Error(), "away") {
+	if _, err := load(context.Background(), client.CoreV1().Secrets(namespace), "x", time.Now()); err == nil || !strings.Contains(err.Error(), "away") {
 		t.Errorf("error %v, want the API server's", err)
 	}
 }

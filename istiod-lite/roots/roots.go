@@ -1,5 +1,5 @@
-// Package roots keeps the trust bundle in a config map of every namespace, where node proxies and others mount it. One
-// replica writes at a time; it runs while it leads, and begins by looking at everything.
+// Package roots keeps what verifiers need (the trust bundle, revocation lists) in a config map of every namespace, where node
+// proxies and others mount it. One replica writes at a time; it runs while it leads, and begins by looking at everything.
 package roots
 
 import (
@@ -21,14 +21,31 @@ import (
 	"github.com/ambit-mesh/ambit/api"
 )
 
-// Writer writes the bundle. All fields are required.
-type Writer struct {
+// Config is what a Writer is made of. All fields are required.
+type Config struct {
 	Client kubernetes.Interface
-	// Name is that of the config map.
-	Name string
-	// Bundle returns the trust bundle in force, PEM.
-	Bundle func() string
-	Log    *slog.Logger
+	// Name is that of the config map, and Key that of the text in it.
+	Name, Key string
+	// Text returns what is to be there, and whether anything is: if not, config maps are left as they are.
+	Text func() (text string, ok bool)
+	Log  *slog.Logger
+}
+
+// Writer writes one text into every namespace. Make it with NewWriter.
+type Writer struct {
+	Config
+	changed chan struct{} // capacity 1
+}
+
+// NewWriter makes a Writer that does nothing until Run.
+func NewWriter(c Config) *Writer { return &Writer{Config: c, changed: make(chan struct{}, 1)} }
+
+// Changed has Run look at the text again. It never blocks.
+func (w *Writer) Changed() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
 }
 
 // Retries of a write that fails.
@@ -43,17 +60,31 @@ func (w *Writer) Run(ctx context.Context) {
 	defer context.AfterFunc(ctx, queue.ShutDown)()
 	namespaces := informer(w.Client, w.Client.CoreV1().Namespaces(), "", &corev1.Namespace{}, trimNamespace)
 	maps := informer(w.Client, w.Client.CoreV1().ConfigMaps(metav1.NamespaceAll),
-		fields.OneTermEqualSelector(metav1.ObjectNameField, w.Name).String(), &corev1.ConfigMap{}, trimConfigMap)
+		fields.OneTermEqualSelector(metav1.ObjectNameField, w.Name).String(), &corev1.ConfigMap{}, w.trim)
 	namespaces.AddEventHandler(handler(func(o metav1.Object) { queue.Add(o.GetName()) }))
 	maps.AddEventHandler(handler(func(o metav1.Object) { queue.Add(o.GetNamespace()) }))
 
-	done := make(chan struct{}, 2)
+	done := make(chan struct{}, 3)
+	go func() {
+		defer func() { done <- struct{}{} }()
+		for {
+			select {
+			case <-w.changed:
+				for _, name := range namespaces.GetStore().ListKeys() {
+					queue.Add(name)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 	for _, i := range []cache.SharedIndexInformer{namespaces, maps} {
 		go func() { i.RunWithContext(ctx); done <- struct{}{} }()
 	}
 	if cache.WaitForCacheSync(ctx.Done(), namespaces.HasSynced, maps.HasSynced) {
 		w.work(ctx, queue, namespaces.GetStore(), maps.GetStore())
 	}
+	<-done
 	<-done
 	<-done
 }
@@ -66,7 +97,7 @@ func (w *Writer) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 			return
 		}
 		if err := w.reconcile(ctx, name, namespaces, maps); err != nil && ctx.Err() == nil {
-			w.Log.Warn("trust bundle not written", "namespace", name, "cause", err)
+			w.Log.Warn("config map not written", "namespace", name, "name", w.Name, "cause", err)
 			queue.AddRateLimited(name)
 		} else {
 			queue.Forget(name)
@@ -84,7 +115,11 @@ func (w *Writer) reconcile(ctx context.Context, name string, namespaces, maps ca
 	if ns := o.(*corev1.Namespace); ns.DeletionTimestamp != nil || ns.Status.Phase == corev1.NamespaceTerminating {
 		return nil
 	}
-	bundle, client := w.Bundle(), w.Client.CoreV1().ConfigMaps(name)
+	text, ok := w.Text()
+	if !ok {
+		return nil
+	}
+	client := w.Client.CoreV1().ConfigMaps(name)
 	o, exists, err = maps.GetByKey(name + "/" + w.Name)
 	if err != nil {
 		return err
@@ -92,7 +127,7 @@ func (w *Writer) reconcile(ctx context.Context, name string, namespaces, maps ca
 	if !exists {
 		_, err := client.Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: w.Name, Labels: map[string]string{api.LabelPartOf: api.PartOf}},
-			Data:       map[string]string{api.RootCertKey: bundle},
+			Data:       map[string]string{w.Key: text},
 		}, metav1.CreateOptions{})
 		switch {
 		case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause), apierrors.IsNotFound(err):
@@ -102,7 +137,7 @@ func (w *Writer) reconcile(ctx context.Context, name string, namespaces, maps ca
 		}
 		return nil
 	}
-	if o.(*corev1.ConfigMap).Data[api.RootCertKey] == bundle {
+	if there, ok := o.(*corev1.ConfigMap).Data[w.Key]; ok && there == text {
 		return nil
 	}
 	current, err := client.Get(ctx, w.Name, metav1.GetOptions{})
@@ -111,13 +146,13 @@ func (w *Writer) reconcile(ctx context.Context, name string, namespaces, maps ca
 	} else if err != nil {
 		return fmt.Errorf("read %s: %w", w.Name, err)
 	}
-	if current.Data[api.RootCertKey] == bundle {
+	if there, ok := current.Data[w.Key]; ok && there == text {
 		return nil
 	}
 	if current.Data == nil {
 		current.Data = map[string]string{}
 	}
-	current.Data[api.RootCertKey] = bundle
+	current.Data[w.Key] = text
 	if _, err := client.Update(ctx, current, metav1.UpdateOptions{}); err != nil {
 		return fmt.Errorf("update %s: %w", w.Name, err)
 	}
@@ -167,11 +202,16 @@ func trimNamespace(o any) (any, error) {
 	return o, nil
 }
 
-func trimConfigMap(o any) (any, error) {
-	if m, ok := o.(*corev1.ConfigMap); ok {
-		return &corev1.ConfigMap{ObjectMeta: trimMeta(m.ObjectMeta), Data: map[string]string{api.RootCertKey: m.Data[api.RootCertKey]}}, nil
+func (w *Writer) trim(o any) (any, error) {
+	m, ok := o.(*corev1.ConfigMap)
+	if !ok {
+		return o, nil
 	}
-	return o, nil
+	trimmed := &corev1.ConfigMap{ObjectMeta: trimMeta(m.ObjectMeta)}
+	if text, ok := m.Data[w.Key]; ok {
+		trimmed.Data = map[string]string{w.Key: text}
+	}
+	return trimmed, nil
 }
 
 func trimMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
