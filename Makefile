@@ -34,7 +34,7 @@ demo: ## cluster, mesh and sample application; shows the main job and checks eac
 	@go run ./e2e/demo/cmd/demo
 demo-down: cluster-down ## remove what the demo left
 
-.PHONY: generate check test soak bench
+.PHONY: generate check test soak upgrade-test bench
 generate: ## regenerate what is generated
 	@scripts/generate
 check: ## fast checks: format, vet, linter, house rules, generated files
@@ -43,5 +43,7 @@ test: ## all tests (root: also namespaces and a cluster of its own)
 	@scripts/test
 soak: ## what takes longer than `make test` may
 	@scripts/test --soak
+upgrade-test: ## upgrade from the commit FROM=0726702 to this tree and back, under load, on a cluster of its own (root)
+	@scripts/upgrade-test $(FROM)
 bench: ## measure ztunnel between two pods against bare TCP and PEER=/path/to/ztunnel (root)
 	@go run ./e2e/bench/cmd/bench $(if $(PEER),--peer $(abspath $(PEER)))

@@ -3,7 +3,6 @@ package product
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +26,7 @@ type Image struct {
 	User       string // "" is root
 	Userland   []string
 	Links      map[string]string
+	Test       bool // only tests and the demo use it
 }
 
 // Images are all of them.
@@ -43,7 +43,7 @@ func Images() []Image {
 			Links: iptablesNames(),
 		},
 		// Manifests name the program that they want of it.
-		{Name: "samples", Programs: []string{"./deploy/samples/cmd/..."}, User: "65532:65532"},
+		{Name: "samples", Programs: []string{"./deploy/samples/cmd/..."}, User: "65532:65532", Test: true},
 	}
 }
 
@@ -130,13 +130,21 @@ func (b *Builder) build(ctx context.Context, i Image) (string, error) {
 	}
 	archive := filepath.Join(b.Dir, i.Name+".tar")
 	return archive, image.Write(image.Definition{
-		Name:       "docker.io/ambit/" + i.Name + ":" + cmp.Or(b.Version, "dev"),
+		Name:       "docker.io/ambit/" + i.Name + ":" + b.tag(i),
 		Files:      programs,
 		Entrypoint: i.Entrypoint,
 		User:       i.User,
 		Userland:   i.Userland,
 		Links:      i.Links,
 	}, archive)
+}
+
+// tag is an image's tag. Manifests of tests name test images, of whatever version, by "dev".
+func (b *Builder) tag(i Image) string {
+	if b.Version == "" || i.Test {
+		return "dev"
+	}
+	return b.Version
 }
 
 // compile builds the image's programs. They stay beside the archives, where the next build finds those that are up to

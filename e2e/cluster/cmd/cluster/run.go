@@ -21,7 +21,8 @@ const usage = `cluster runs a real two-node Kubernetes on this machine. All but 
   cluster build                                 only build its programs, and print the folder that they are in
   cluster down                                  remove it, and whatever an earlier one left
   cluster reboot NODE                           cut the node's power and start it again with its disk
-  cluster images [--version V] [IMAGE...]       build images as OCI archives in .cache/images; all if none is named
+  cluster images [--version V] [--of TREE] [IMAGE...]
+                                                build images as OCI archives in .cache/images; all if none is named
   cluster load [ARCHIVE...]                     import images on both nodes; all that were built if none is named
   cluster exec MACHINE -- COMMAND [ARG...]      run a command in the namespaces of node1, node2 or cp
 
@@ -49,8 +50,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if verb == "up" {
 		flags.StringVar(&o.ProxyMode, "proxy-mode", "iptables", "kube-proxy's mode: iptables or nftables")
 	}
-	var version string
+	var version, of string
 	if verb == "images" {
+		flags.StringVar(&of, "of", "", "build those of another tree of this repository, into its own .cache/images")
 		flags.StringVar(&version, "version", "", "build as this release, which is the images' tag too; empty: as dev")
 	}
 	if err := flags.Parse(args); err != nil {
@@ -79,6 +81,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return c.Reboot(ctx, args[0])
 	case "images":
 		b := product.Builder{Repository: repository, Dir: c.ImageDir(), Report: stderr, Version: version}
+		if of != "" {
+			if b.Repository, err = filepath.Abs(of); err != nil {
+				return err
+			}
+			b.Dir = filepath.Join(b.Repository, ".cache", "images")
+		}
 		archives, err := b.Build(ctx, args)
 		for _, archive := range archives {
 			fmt.Fprintln(stdout, archive)
