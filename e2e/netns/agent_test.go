@@ -248,46 +248,6 @@ func TestFailedAddIsTriedAgain(t *testing.T) {
 	w.expect(client, addr(server, false, 8080), client.IPv4)
 }
 
-// TestOutOfDescriptors takes a proxy's descriptors away: connections wait or fail, the proxy neither ends nor spins, and
-// works again afterwards.
-func TestOutOfDescriptors(t *testing.T) {
-	w := newWorld(t)
-	n := w.node("node1")
-	client, server := w.captured(n, "client"), w.captured(n, "server")
-	w.listen(server, ":8080", echo)
-	w.settle()
-	w.expect(client, addr(server, false, 8080), client.IPv4)
-	p := w.proxies[0]
-	_, files := w.usage(p)
-	var before unix.Rlimit
-	w.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, nil, &before))
-	few := unix.Rlimit{Cur: uint64(files + 20), Max: before.Max}
-	w.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &few, nil))
-	var open []*net.TCPConn
-	for range 200 {
-		if c, err := client.Dial(addr(server, false, 8080)); err == nil {
-			open = append(open, c)
-		}
-	}
-	w.logged(p, "too many open files")
-	used := cpuTime(w, p)
-	<-time.After(2 * time.Second)
-	if spent := cpuTime(w, p) - used; spent > time.Second {
-		t.Errorf("the proxy used %v of CPU in 2s with nothing to do", spent)
-	}
-	for _, c := range open {
-		c.Close()
-	}
-	w.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &before, nil))
-	w.eventually("it works again", func() error {
-		_, err := call(client, addr(server, false, 8080), "hello")
-		return err
-	})
-	if body, err := os.ReadFile(p.Log); err != nil || len(body) > 1<<20 {
-		t.Errorf("log of %d bytes, %v", len(body), err)
-	}
-}
-
 // cpuTime is what a process has used.
 func cpuTime(w *world, p *lab.Proxy) time.Duration {
 	w.t.Helper()

@@ -114,3 +114,58 @@ func FuzzFrames(f *testing.F) {
 		noBuffers(t)
 	})
 }
+
+// FuzzHeaderBlock lets a client send any bytes as a header block, in frames of any size. What a server keeps of it is within
+// the limit, and after a block that it did not lose the connection for the next request is understood.
+func FuzzHeaderBlock(f *testing.F) {
+	var b bytes.Buffer
+	enc := hpack.NewEncoder(&b)
+	for _, field := range append(connect[:2:2], Field{Name: "x-big", Value: string(bytes.Repeat([]byte("v"), 1500))}) {
+		_ = enc.WriteField(field)
+	}
+	f.Add(b.Bytes(), uint8(0))
+	f.Add(append(b.Bytes(), bytes.Repeat([]byte{0x80 | 62}, 200)...), uint8(7)) // its last field again and again
+	f.Add([]byte{0x20, 0x3f, 0xe1, 0x1f}, uint8(1))                             // sizes of the table
+	f.Fuzz(func(t *testing.T, block []byte, piece uint8) {
+		const limit = 2000
+		step := max(1, int(piece)*16)
+		var in bytes.Buffer
+		in.WriteString(preface)
+		fr := http2.NewFramer(&in, nil)
+		_ = fr.WriteSettings()
+		n := min(step, len(block))
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block[:n], EndHeaders: n == len(block), EndStream: true})
+		for rest := block[n:]; len(rest) > 0; rest = rest[n:] {
+			n = min(step, len(rest))
+			_ = fr.WriteContinuation(1, n == len(rest), rest[:n])
+		}
+		var plain bytes.Buffer
+		next := hpack.NewEncoder(&plain)
+		next.SetMaxDynamicTableSize(0)
+		for _, field := range connect {
+			field.Sensitive = true // not from the table, whatever is in it
+			_ = next.WriteField(field)
+		}
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 3, BlockFragment: plain.Bytes(), EndHeaders: true, EndStream: true})
+
+		served := make(chan uint32, 2)
+		tr := &scripted{in: bytes.NewReader(in.Bytes()), piece: 4096, gone: make(chan struct{})}
+		c := NewServer(tr, Config{MaxHeaderList: limit, KeepaliveInterval: -1}, func(s *Stream) {
+			fields, err := s.Headers(t.Context())
+			if err == nil && listSize(fields) > limit {
+				t.Errorf("a header list of %d bytes, the limit is %d", listSize(fields), limit)
+			}
+			served <- s.ID()
+		})
+		err := c.Run()
+		close(served)
+		understood := false
+		for id := range served {
+			understood = understood || id == 3
+		}
+		if _, violated := Violation(err); !violated && !understood {
+			t.Errorf("the request after the block was not served, and the connection ended with %v", err)
+		}
+		noBuffers(t)
+	})
+}

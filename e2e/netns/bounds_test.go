@@ -1,0 +1,149 @@
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/e2e/lab"
+)
+
+// TestBoundOfConnections lets a pod open one more connection than it may have: that one is reset and counted, its neighbour
+// on the node is not concerned, and with the end of another it may open one again.
+func TestBoundOfConnections(t *testing.T) {
+	const most = 5
+	w := newWorld(t)
+	n1, n2 := w.node("node1", fmt.Sprintf("AMBIT_POD_MAX_CONNECTIONS=%d", most)), w.node("node2")
+	greedy, neighbour, server := w.captured(n1, "greedy"), w.captured(n1, "neighbour"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	w.settle()
+	var held []*held
+	for range most {
+		held = append(held, w.hold(greedy, addr(server, false, 8080)))
+	}
+	w.refused(greedy, addr(server, false, 8080))
+	w.expect(neighbour, addr(server, false, 8080), neighbour.IPv4)
+	if n := w.metric(w.proxies[0], "ambit_connections_refused_total", `bound="connections"`); n == 0 {
+		t.Error("no refused connection was counted")
+	}
+	for i, c := range held {
+		if err := c.works(); err != nil {
+			t.Errorf("connection %d, within the bound: %v", i, err)
+		}
+	}
+	held[0].Close()
+	w.eventually("the pod may open a connection again", func() error {
+		_, err := call(greedy, addr(server, false, 8080), "hello")
+		return err
+	})
+}
+
+// TestOutOfDescriptors takes a proxy's descriptors away. New connections wait, without the proxy being busy with that, and are
+// served once there are descriptors again.
+func TestOutOfDescriptors(t *testing.T) {
+	const waiting = 20
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	client, server := w.captured(n1, "client"), w.captured(n2, "server")
+	w.listen(server, ":8080", echo)
+	w.settle()
+	w.expect(client, addr(server, false, 8080), client.IPv4)
+	p := w.proxies[0]
+
+	var before unix.Rlimit
+	w.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, nil, &before))
+	w.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: before.Max}, nil))
+	answers := make(chan error, waiting)
+	for range waiting {
+		go func() {
+			_, err := call(client, addr(server, false, 8080), "hello")
+			answers <- err
+		}()
+	}
+	w.logged(p, "cannot accept connections", "too many open files")
+	const look = 3 * time.Second
+	used := cpuTime(w, p)
+	<-time.After(look)
+	if used = cpuTime(w, p) - used; used > look/3 {
+		t.Errorf("in %v without descriptors the proxy used %v of processor time", look, used)
+	}
+	body, err := os.ReadFile(p.Log)
+	w.must(err)
+	if n := strings.Count(string(body), "cannot accept connections"); n > 2 {
+		t.Errorf("it was said %d times in %v that connections cannot be accepted", n, look)
+	}
+	w.must(unix.Prlimit(p.PID(), unix.RLIMIT_NOFILE, &before, nil))
+	for range waiting {
+		if err := <-answers; err != nil {
+			t.Errorf("a connection that had to wait: %v", err)
+		}
+	}
+	if n := w.metric(p, "ambit_accept_errors_total", `error="EMFILE"`); n == 0 {
+		t.Error("no failure to accept was counted")
+	}
+}
+
+// TestHalfClosedConnections leaves two half-closed connections in silence. The one whose server is gone without a word is
+// ended soon; the other one carries what its server says after a silence that is longer than that.
+func TestHalfClosedConnections(t *testing.T) {
+	const (
+		probe = "AMBIT_HALF_CLOSE_PROBE=1s" // with three probes, a second apart, after five seconds
+		soon  = 25 * time.Second
+	)
+	w := newWorld(t)
+	n1, n2 := w.node("node1", probe), w.node("node2", probe)
+	client, lively, gone := w.captured(n1, "client"), w.pod(n2, "lively"), w.pod(n2, "gone")
+	speak := make(chan struct{})
+	serve := func(c *net.TCPConn) {
+		defer c.Close()
+		io.Copy(io.Discard, c)
+		<-speak
+		io.WriteString(c, "still here")
+	}
+	w.listen(lively, ":9001", serve)
+	w.listen(gone, ":9001", serve)
+	w.settle()
+	open := func(p *lab.Pod) *net.TCPConn {
+		c, err := client.Dial(addr(p, false, 9001))
+		w.must(err)
+		t.Cleanup(func() { c.Close() })
+		_, err = io.WriteString(c, "all")
+		w.must(err)
+		w.must(c.CloseWrite())
+		return c
+	}
+	good, bad := open(lively), open(gone)
+	w.eventually("both connections are in the proxy", func() error {
+		if n := w.metric(w.proxies[0], "istio_tcp_sockets_open"); n != 2 {
+			return fmt.Errorf("%v connections", n)
+		}
+		return nil
+	})
+	w.must(gone.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	}))
+	bad.SetDeadline(time.Now().Add(soon))
+	start := time.Now()
+	if _, err := bad.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client of the server that is gone: %v after %v, want connection reset", err, time.Since(start))
+	}
+	t.Logf("it was ended after %v", time.Since(start))
+	close(speak)
+	good.SetDeadline(time.Now().Add(ioTimeout))
+	if all, err := io.ReadAll(good); err != nil || string(all) != "still here" {
+		t.Errorf("the client of the server that lives got %q, %v", all, err)
+	}
+}

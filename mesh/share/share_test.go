@@ -1,0 +1,191 @@
+package share
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// machine is a processor under a divider: it is late while the parties use more of it than there is.
+type machine struct {
+	mu   sync.Mutex
+	used time.Duration // ever
+	late time.Duration
+}
+
+func (m *machine) did(w Work) {
+	m.mu.Lock()
+	m.used += w
+	m.mu.Unlock()
+}
+
+func (m *machine) processorTime() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used
+}
+
+func (m *machine) lateness(time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.late
+}
+
+func (m *machine) setLate(d time.Duration) {
+	m.mu.Lock()
+	m.late = d
+	m.mu.Unlock()
+}
+
+// run starts a divider that ends with the test's bubble.
+func (m *machine) run(t *testing.T) *Divider {
+	d := New(Config{processorTime: m.processorTime, lateness: m.lateness})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = d.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	return d
+}
+
+// works has a party do so much work in so many pieces of it, each of which takes its time, and returns how long it took.
+func (m *machine) works(p *Party, piece Work, n int) time.Duration {
+	start := time.Now()
+	for range n {
+		time.Sleep(piece)
+		m.did(piece)
+		p.Did(piece)
+	}
+	return time.Since(start)
+}
+
+// TestTheHeavyHoldBack has one party do much and another one little: while the process is late, the one waits and the other
+// does not; once it is in time, nobody does.
+func TestTheHeavyHoldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{late: 5 * time.Millisecond}
+		d := m.run(t)
+		heavy, light := d.Join(), d.Join()
+		defer heavy.Leave()
+		defer light.Leave()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			took := m.works(heavy, time.Millisecond, 1000)
+			if took < 3*time.Second {
+				t.Errorf("a second of work took %v beside a party that does little; want it held back", took)
+			}
+			if most := 12 * time.Second; took > most {
+				t.Errorf("a second of work took %v, but a tenth of the processor is anybody's", took)
+			}
+		})
+		wg.Go(func() {
+			for range 500 {
+				time.Sleep(5 * time.Millisecond)
+				m.works(light, 10*time.Microsecond, 1)
+			}
+		})
+		wg.Wait()
+		if held := light.Held(); held != 0 {
+			t.Errorf("the light party was held for %v", held)
+		}
+		if heavy.Held() == 0 {
+			t.Error("the heavy party was not held")
+		}
+
+		m.setLate(0)
+		wg.Go(func() { m.works(heavy, time.Millisecond, 4000) }) // back to speed
+		wg.Go(func() {
+			for range 600 {
+				time.Sleep(10 * time.Millisecond)
+				m.works(light, 10*time.Microsecond, 1)
+			}
+		})
+		wg.Wait()
+		before := heavy.Held()
+		wg.Go(func() { m.works(light, 10*time.Microsecond, 100) })
+		wg.Go(func() { m.works(heavy, time.Millisecond, 100) })
+		wg.Wait()
+		if held := heavy.Held() - before; held != 0 {
+			t.Errorf("in time, and held for %v", held)
+		}
+	})
+}
+
+// TestAloneNobodyWaits has a party that is alone on a machine that is late.
+func TestAloneNobodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{late: time.Second}
+		d := m.run(t)
+		alone, silent := d.Join(), d.Join()
+		defer alone.Leave()
+		defer silent.Leave()
+		if took := m.works(alone, time.Millisecond, 1000); took != time.Second {
+			t.Errorf("a second of work took %v", took)
+		}
+	})
+}
+
+// TestWaitsAreShort holds a party back as much as can be: no single wait is long, and one that starts something may be longer.
+func TestWaitsAreShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(Config{}).Join()
+		p.allow(0.001, 1)
+		for _, c := range []struct {
+			name string
+			do   func(Work)
+			most time.Duration
+		}{{"Did", p.Did, longestWait}, {"Asks", p.Asks, longestStart}} {
+			start := time.Now()
+			c.do(time.Hour)
+			if took := time.Since(start); took != c.most {
+				t.Errorf("%s waited for %v, want %v", c.name, took, c.most)
+			}
+		}
+		p.Leave()
+		start := time.Now()
+		p.Did(time.Hour)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("after Leave it waited for %v", took)
+		}
+	})
+}
+
+// TestNoParty is for whoever has no party.
+func TestNoParty(t *testing.T) {
+	var p *Party
+	p.Did(time.Hour)
+	p.Asks(time.Hour)
+	p.Leave()
+}
+
+// TestRest wants that nothing ticks while little is done.
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{}
+		d := m.run(t)
+		p := d.Join()
+		defer p.Leave()
+		m.works(p, 10*time.Millisecond, 5)
+		synctest.Wait()
+		if !d.watching.Load() {
+			t.Fatal("much is done and nobody watches")
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if d.watching.Load() {
+			t.Error("nothing is done and somebody still watches")
+		}
+	})
+}
+
+func BenchmarkDid(b *testing.B) {
+	p := New(Config{}).Join()
+	b.ReportAllocs()
+	for b.Loop() {
+		p.Did(time.Microsecond)
+	}
+}
