@@ -52,6 +52,9 @@ type ManagerConfig struct {
 	// Trust is what SVIDs verify peers by. Their roots are added to it, and withdrawn when an identity is forgotten. If nil,
 	// each SVID trusts its own roots only.
 	Trust *Trust
+	// Keep, if set, has SVIDs outlive the process: what it has is used before the CA is asked. What is not needed any more
+	// is its owner's to sweep.
+	Keep *KeyDir
 	// Logger takes failures and renewals. Required.
 	Logger *slog.Logger
 	// OnChange, if set, is called by Run's goroutine for each SVID that was issued or renewed; it must not block.
@@ -209,12 +212,7 @@ func (m *Manager) settle(r result) {
 		m.issued.Add(1)
 		e.failures = 0
 		e.due = now.Add(max(renewSoonest, spread(r.svid.NotAfter.Sub(now)/2, renewJitter)))
-		if m.cfg.Trust != nil {
-			// Peers may be verified by new roots before anyone proves to be this identity with them.
-			m.cfg.Trust.setRoots(e.id, r.svid.roots)
-			r.svid.withTrust(m.cfg.Trust)
-		}
-		e.svid.Store(r.svid)
+		m.adoptLocked(e, r.svid)
 		close(e.ready)
 		e.ready = make(chan struct{})
 		m.retryUnreachedLocked(now)
@@ -229,9 +227,33 @@ func (m *Manager) settle(r result) {
 			"retry_in", due.Sub(now).Round(time.Millisecond).String(), "error", r.err)
 	default:
 		m.cfg.Logger.Debug("certificate issued", "identity", e.id.String(), "expires", r.svid.NotAfter, "renewal", due)
+		if m.cfg.Keep != nil {
+			m.cfg.Keep.Save(r.svid)
+		}
 		if m.cfg.OnChange != nil {
 			m.cfg.OnChange(r.svid)
 		}
+	}
+}
+
+// adoptLocked makes an SVID its entry's; m.mu is held.
+func (m *Manager) adoptLocked(e *entry, s *SVID) {
+	if m.cfg.Trust != nil {
+		// Peers may be verified by new roots before anyone proves to be this identity with them.
+		m.cfg.Trust.setRoots(e.id, s.roots)
+		s.withTrust(m.cfg.Trust)
+	}
+	e.svid.Store(s)
+}
+
+// recallLocked uses what an earlier process has kept for an entry; m.mu is held, over the reading of a small file in memory.
+func (m *Manager) recallLocked(e *entry) {
+	if m.cfg.Keep == nil {
+		return
+	}
+	if s, now := m.cfg.Keep.Load(e.id), time.Now(); valid(s, now) {
+		m.adoptLocked(e, s)
+		e.due = s.NotBefore.Add(spread(s.NotAfter.Sub(s.NotBefore)/2, renewJitter))
 	}
 }
 
@@ -339,6 +361,7 @@ func (m *Manager) entryLocked(id Identity) *entry {
 	e, ok := m.entries.Load(id)
 	if !ok {
 		e = &entry{id: id, ready: make(chan struct{}), due: time.Now()}
+		m.recallLocked(e)
 		m.entries.Store(id, e)
 	}
 	return e

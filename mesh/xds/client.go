@@ -136,6 +136,19 @@ func NewClient(cfg Config) (*Client, error) {
 	return c, nil
 }
 
+// Restore applies resources of a type that are known from an earlier time, with the versions that they had, so that the control
+// plane sends only what has changed. Those that are rejected now are asked for again. It does not count for Synced. Call it
+// before Run.
+func (c *Client) Restore(typeURL string, resources []*discoveryv3.Resource) error {
+	i := slices.IndexFunc(c.types, func(t *typeState) bool { return t.handler.TypeURL == typeURL })
+	if i < 0 {
+		return fmt.Errorf("restore: no handler of type %q", typeURL)
+	}
+	t := c.types[i]
+	t.note(resources, nil, t.handler.Apply(resources, nil))
+	return nil
+}
+
 // Run connects, and connects again whenever the stream ends, until ctx ends, and then returns nil. What handlers have
 // applied stays in force while there is no stream. Call it once.
 func (c *Client) Run(ctx context.Context) error {

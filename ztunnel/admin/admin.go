@@ -123,6 +123,7 @@ type Readiness struct {
 	mu      sync.Mutex // guards what follows
 	pending map[string]func() bool
 	details map[string]func() string
+	remark  func() string
 }
 
 // Await makes readiness wait until done returns true. Once it has, it is not asked again.
@@ -143,6 +144,13 @@ func (r *Readiness) Explain(name string, detail func() string) {
 		r.details = map[string]func() string{}
 	}
 	r.details[name] = detail
+}
+
+// Remark adds a line to what is said while everything is ready; "" adds none.
+func (r *Readiness) Remark(text func() string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remark = text
 }
 
 // Missing lists what is waited for, sorted; nothing means ready.
@@ -175,6 +183,14 @@ func (r *Readiness) Handler() http.Handler {
 			return
 		}
 		fmt.Fprintln(w, "ready")
+		r.mu.Lock()
+		remark := r.remark
+		r.mu.Unlock()
+		if remark != nil {
+			if text := remark(); text != "" {
+				fmt.Fprintln(w, text)
+			}
+		}
 	})
 	return mux
 }

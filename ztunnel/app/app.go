@@ -32,6 +32,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
+	"github.com/ambit-mesh/ambit/ztunnel/saved"
 	"github.com/ambit-mesh/ambit/ztunnel/sockets"
 )
 
@@ -87,6 +88,10 @@ type parts struct {
 	files     *identity.Files
 	discovery *xds.Client
 	sockets   *sockets.Keeper
+	state     state
+	saved     *saved.Contents  // until restoreState
+	types     []string         // of discovery
+	keys      *identity.KeyDir // nil: certificates do not outlive the process
 	node      *proxy.Node
 	pods      *inpod.Manager
 	ready     admin.Readiness
@@ -149,15 +154,19 @@ func (p *parts) make(stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// Policies first: a workload must not be known before the policies that it names.
+	handlers := p.openState([]xds.Handler{
+		{TypeURL: xds.TypeAuthorization, Apply: p.directory.HandleAuthorizations},
+		{TypeURL: xds.TypeAddress, Apply: p.directory.HandleAddresses},
+		p.settings.Handler(),
+	})
+	for _, h := range handlers {
+		p.types = append(p.types, h.TypeURL)
+	}
 	p.discovery, err = xds.NewClient(xds.Config{
-		Connect: func() (xds.Conn, error) { return identity.NewChannel(cfg.XDS) },
-		Node:    node,
-		// Policies first: a workload must not be known before the policies that it names.
-		Handlers: []xds.Handler{
-			{TypeURL: xds.TypeAuthorization, Apply: p.directory.HandleAuthorizations},
-			{TypeURL: xds.TypeAddress, Apply: p.directory.HandleAddresses},
-			p.settings.Handler(),
-		},
+		Connect:    func() (xds.Conn, error) { return identity.NewChannel(cfg.XDS) },
+		Node:       node,
+		Handlers:   handlers,
 		Logger:     p.target("xds"),
 		Registerer: registry,
 	})
@@ -167,14 +176,11 @@ func (p *parts) make(stderr io.Writer) error {
 	if err := p.makeProxies(registry); err != nil {
 		return err
 	}
-	p.ready.Await("control plane", func() bool {
-		select {
-		case <-p.discovery.Synced():
-			return true
-		default:
-			return false
-		}
-	})
+	if err := p.restoreState(registry); err != nil {
+		return err
+	}
+	p.ready.Await("control plane", p.stateKnown)
+	p.ready.Remark(p.remark)
 	p.ready.Explain("control plane", p.missingDiscovery)
 	p.ready.Await("pods", p.pods.Ready)
 	p.ready.Explain("pods", p.pendingPods)
@@ -276,17 +282,16 @@ func (p *parts) run(ctx context.Context) error {
 	room("certificates", p.certs.Run)
 	room("trust", p.watchTrust)
 	room("discovery", p.discovery.Run)
+	room("state", p.keepState)
+	room("keys", p.sweepKeys)
 	room("connections", p.node.Run)
 
 	// A pod's connections must not be decided on half of the cluster's state.
-	select {
-	case <-p.discovery.Synced():
-		p.logger.Info("the control plane's state is known; asking the CNI agent for pods")
+	if p.awaitState(ctx) == nil {
 		room("sockets", p.sockets.Run)
 		if err := p.pods.Run(ctx); err != nil {
 			p.quit(partError{"pods", err})
 		}
-	case <-ctx.Done():
 	}
 
 	cause := context.Cause(ctx)

@@ -49,9 +49,12 @@ func metricsMux(metrics http.Handler) http.Handler {
 }
 
 type xdsDump struct {
-	Connected bool                         `json:"connected"`
-	LastError string                       `json:"lastError,omitempty"`
-	Rejected  map[string]map[string]string `json:"rejected,omitempty"`
+	Connected bool   `json:"connected"`
+	LastError string `json:"lastError,omitempty"`
+	// Age is how long the control plane has been away, and FromDisk that it has not answered since the start.
+	Age      string                       `json:"age,omitempty"`
+	FromDisk bool                         `json:"fromDisk,omitempty"`
+	Rejected map[string]map[string]string `json:"rejected,omitempty"`
 }
 
 type certificateDump struct {
@@ -130,6 +133,9 @@ func (p *parts) dump(w io.Writer) error {
 func (p *parts) xdsState() xdsDump {
 	status := p.discovery.Status()
 	d := xdsDump{Connected: status.Connected, Rejected: status.Rejected}
+	if !status.Connected && p.state.contact.Load() != 0 {
+		d.Age, d.FromDisk = p.state.age().String(), p.state.fromDisk.Load()
+	}
 	if status.LastError != nil {
 		d.LastError = status.LastError.Error()
 	}

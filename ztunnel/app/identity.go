@@ -34,9 +34,11 @@ func (p *parts) makeIdentity(registry prometheus.Registerer) error {
 		return fmt.Errorf("CA_ADDRESS: %w", err)
 	}
 	p.closers = append(p.closers, ca)
+	p.openKeys()
 	p.certs = identity.NewManager(identity.ManagerConfig{
 		Issuer: &identity.GRPCIssuer{Conn: ca, TTL: cfg.SecretTTL, Impersonate: true},
 		Trust:  p.trust,
+		Keep:   p.keys,
 		Logger: p.target("identity"),
 	})
 	registry.MustRegister(telemetry.NewCertificates(p.certs.Snapshot))

@@ -50,6 +50,9 @@ type Config struct {
 	// HandoverSocket is where this proxy lends its sockets to its successor, and DepotSocket where the agent keeps them. Empty:
 	// not at all.
 	HandoverSocket, DepotSocket string
+	// StateDir is where the last good configuration is saved, on disk, and KeyDir where certificates and keys are kept, in memory
+	// (a tmpfs). Empty: not at all.
+	StateDir, KeyDir string
 	// PortReuse lets another ztunnel listen in the same pods, as it must during an upgrade.
 	PortReuse bool
 	// PacketMark is put on all packets to upstreams, by which the pods' rules know them.
@@ -180,6 +183,7 @@ func Parse(environ []string) (*Config, error) {
 		},
 	}
 	c.Limits, c.Timeouts = e.limits(), e.timeouts()
+	c.StateDir, c.KeyDir = e.path("AMBIT_STATE_DIR", "off"), e.path("AMBIT_KEY_DIR", "off")
 	c.HandoverSocket = e.path("AMBIT_HANDOVER_SOCKET", c.ZDSSocket+api.HandoverSuffix)
 	c.DepotSocket = e.path("AMBIT_DEPOT_SOCKET", c.ZDSSocket+api.DepotSuffix)
 	if e.flag("USER_TIMEOUT_ENABLED", false) {
