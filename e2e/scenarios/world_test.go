@@ -247,6 +247,8 @@ type expectation struct {
 	refused bool
 	// source, if any, are the addresses of which the server must see one.
 	source []netip.Addr
+	// protocols, if any, are those that are tried; else all.
+	protocols []traffic.Protocol
 }
 
 // check makes the connections of all expectations, with every protocol, and returns one line for each that was not met.
@@ -264,7 +266,7 @@ func (w *world) check(expectations []expectation) ([]string, error) {
 		var attempts []traffic.Attempt
 		var of []expectation
 		for _, e := range byPod[pod] {
-			for _, p := range protocols() {
+			for _, p := range e.tried() {
 				attempts = append(attempts, traffic.Attempt{Target: target(e.host, port(p)), Protocol: p})
 				of = append(of, e)
 			}
@@ -280,6 +282,13 @@ func (w *world) check(expectations []expectation) ([]string, error) {
 		}
 	}
 	return unmet, nil
+}
+
+func (e expectation) tried() []traffic.Protocol {
+	if len(e.protocols) > 0 {
+		return e.protocols
+	}
+	return protocols()
 }
 
 func (e expectation) judge(outcome traffic.Outcome) string {
