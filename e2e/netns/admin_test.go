@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -128,6 +129,12 @@ func TestMetricsOfKnownTraffic(t *testing.T) {
 		}
 	}
 
+	metrics := w.get(w.proxies[0], 15020, "/metrics")
+	if sum(metrics, "ambit_pod_work_seconds_total", []string{`pod="client"`}) <= 0 {
+		t.Error("no work was done for the client's pod")
+	}
+	documented(t, metrics)
+
 	c, err := client.Dial(net.JoinHostPort(n1.IPv4.String(), "15020"))
 	w.must(err)
 	defer c.Close()
@@ -143,6 +150,28 @@ func TestMetricsOfKnownTraffic(t *testing.T) {
 	if kind := resp.Header.Get("Content-Type"); !strings.HasPrefix(kind, "application/openmetrics-text") || !strings.HasSuffix(string(body), "# EOF\n") ||
 		!strings.Contains(string(body), "ambit_tcp_connect_duration_seconds_bucket") {
 		t.Errorf("a captured pod's scrape: %s, %d bytes", kind, len(body))
+	}
+}
+
+// documented fails the test unless users are told of all metrics.
+func documented(t *testing.T, metrics string) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) `).FindAllStringSubmatch(metrics, -1) {
+		name := m[1]
+		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {
+			continue
+		}
+		if found++; !strings.Contains(string(page), "`"+name) {
+			t.Errorf("docs/observability.md does not mention %s", name)
+		}
+	}
+	if found < 30 {
+		t.Errorf("only %d metrics in\n%s", found, metrics)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -75,6 +76,8 @@ func TestPodReachesNodeProxy(t *testing.T) {
 	}
 	if _, text := r.get(r.monitoring, "/metrics"); !strings.Contains(text, "pilot_xds 1") || !strings.Contains(text, `ambit_state_objects{kind="Pod"} 2`) {
 		t.Errorf("/metrics does not count the client and the pods:\n%s", text)
+	} else {
+		documented(t, text)
 	}
 	if code, text := r.get(r.monitoring, "/healthz"); code != http.StatusOK {
 		t.Errorf("/healthz says %d %s", code, text)
@@ -106,6 +109,28 @@ func TestTerminatingPodIsWithdrawn(t *testing.T) {
 	}
 	a.deletePod(web)
 	c.Until("the pod is gone", func() bool { return c.Resources[resource.Address][uid("shop", "web")] == "" })
+}
+
+// documented fails the test unless users are told of all metrics.
+func documented(t *testing.T, metrics string) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for line := range strings.Lines(metrics) {
+		name, _, _ := strings.Cut(strings.TrimPrefix(line, "# TYPE "), " ")
+		if !strings.HasPrefix(line, "# TYPE ") || strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {
+			continue
+		}
+		if found++; !strings.Contains(string(page), "`"+name) {
+			t.Errorf("docs/observability.md does not mention %s", name)
+		}
+	}
+	if found < 15 {
+		t.Errorf("only %d metrics in\n%s", found, metrics)
+	}
 }
 
 // The definition of PeerAuthentication may come after the control plane.

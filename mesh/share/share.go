@@ -173,6 +173,9 @@ func (p *Party) hold(n int64, longest time.Duration) {
 // Held returns for how long the party was held back so far, all that worked for it taken together.
 func (p *Party) Held() time.Duration { return time.Duration(p.held.Load()) }
 
+// Work returns how much work the party has done, ever.
+func (p *Party) Work() Work { return Work(p.done.Load()) }
+
 // Run watches until the context ends. While there is little to do it rests.
 func (d *Divider) Run(ctx context.Context) error {
 	for {

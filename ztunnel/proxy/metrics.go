@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
@@ -11,9 +13,10 @@ import (
 type collector struct {
 	node *Node
 
-	connections, descriptors                              *prometheus.Desc // by pod
+	connections, descriptors, held                        *prometheus.Desc // by pod
 	poolConnections, poolStreams, poolWaiting, handshakes *prometheus.Desc // by pod
 	poolHits, poolWaits, poolDials, poolFailures          *prometheus.Desc
+	work, delay                                           *prometheus.Desc // by pod
 	parked, buffered                                      *prometheus.Desc
 }
 
@@ -29,6 +32,9 @@ func (n *Node) Collector() prometheus.Collector {
 		node:            n,
 		connections:     pod("ambit_pod_connections", "Connections of a pod that are open or being opened.", "direction"),
 		descriptors:     pod("ambit_pod_descriptors", "File descriptors of a pod's connections."),
+		held:            pod("ambit_pod_buffered_bytes", "Bytes of payload that wait in buffers for a pod or for its peers."),
+		work:            pod("ambit_pod_work_seconds_total", "Processor time that the proxy has spent for a pod, estimated from its bytes and connections."),
+		delay:           pod("ambit_pod_delay_seconds_total", "How long work for a pod was put off since the pod had had its share of a busy proxy."),
 		poolConnections: pod("ambit_pool_connections", "Tunnel connections to peers that a pod has."),
 		poolStreams:     pod("ambit_pool_streams", "Streams in them that are open or being opened."),
 		poolWaiting:     pod("ambit_pool_waiting", "Connections of a pod that wait for a tunnel connection."),
@@ -44,7 +50,7 @@ func (n *Node) Collector() prometheus.Collector {
 
 func (c *collector) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
-		c.connections, c.descriptors, c.poolConnections, c.poolStreams, c.poolWaiting, c.handshakes,
+		c.connections, c.descriptors, c.held, c.work, c.delay, c.poolConnections, c.poolStreams, c.poolWaiting, c.handshakes,
 		c.poolHits, c.poolWaits, c.poolDials, c.poolFailures, c.parked, c.buffered,
 	}
 }
@@ -64,10 +70,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
+	seconds := func(d *prometheus.Desc, v time.Duration, name podName) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v.Seconds(), name.namespace, name.pod)
+	}
 	for name, h := range c.node.holdings() {
 		gauge(c.connections, float64(h.inbound), name.namespace, name.pod, "inbound")
 		gauge(c.connections, float64(h.outbound), name.namespace, name.pod, "outbound")
 		gauge(c.descriptors, float64(h.files), name.namespace, name.pod)
+		seconds(c.work, h.work, name)
+		seconds(c.delay, h.delay, name)
+		gauge(c.held, float64(h.held), name.namespace, name.pod)
 		gauge(c.poolConnections, float64(h.pool.Connections), name.namespace, name.pod)
 		gauge(c.poolStreams, float64(h.pool.Streams), name.namespace, name.pod)
 		gauge(c.poolWaiting, float64(h.pool.Waiting), name.namespace, name.pod)
@@ -92,6 +104,9 @@ type holding struct {
 	load
 	pool       hbone.PoolStats
 	handshakes int
+	held       int64 // bytes
+
+	work, delay time.Duration
 }
 
 func (n *Node) holdings() map[podName]holding {
@@ -105,6 +120,9 @@ func (n *Node) holdings() map[podName]holding {
 		h.pool.Connections += pool.Connections
 		h.pool.Streams += pool.Streams
 		h.pool.Waiting += pool.Waiting
+		h.held += p.budget.Used()
+		h.work += p.party.Work()
+		h.delay += p.party.Held()
 		h.handshakes += p.server.Stats().Handshakes
 		all[name] = h
 	}
