@@ -91,12 +91,19 @@ func TestGrace(t *testing.T) {
 				}
 			}
 		}
-		if err := exchange(); (err == nil) != (grace > 0) {
-			t.Errorf("with a grace of %v, an open connection: %v", grace, err)
+		if grace > 0 {
+			if err := exchange(); err != nil {
+				t.Errorf("within the grace, an open connection: %v", err)
+			}
+			conn.Close()
 		}
-		conn.Close()
 		if err := <-done; err != nil {
 			t.Errorf("Serve: %v", err)
+		}
+		if grace == 0 {
+			if err := exchange(); err == nil {
+				t.Error("without a grace, an open connection outlives the server")
+			}
 		}
 	}
 }
