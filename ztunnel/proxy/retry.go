@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -130,9 +131,18 @@ func worthAnother(err error) bool {
 }
 
 // endpointFault tells whether that was the endpoint's fault: not if the pod has no way to its address, as one has not whose
-// interface is gone, or which lacks the family.
+// interface is gone, or which lacks the family; and not if the peer does not take the pod's certificate. Else one pod
+// could have endpoints ejected that serve its neighbours well.
 func endpointFault(err error) bool {
-	return worthAnother(err) && !isAny(err, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM)
+	return worthAnother(err) && !certificateRefused(err) &&
+		!isAny(err, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM)
+}
+
+// certificateRefused tells whether the peer has ended the handshake because of this side's certificate: all such alerts of TLS
+// (bad, unknown, expired, revoked, ...) have the word in their text, which is all that crypto/tls shows of them.
+func certificateRefused(err error) bool {
+	var alert *net.OpError
+	return errors.As(err, &alert) && alert.Op == "remote error" && strings.Contains(alert.Err.Error(), "certificate")
 }
 
 func isAny(err error, targets ...error) bool {

@@ -21,6 +21,7 @@ func TestEndpointFault(t *testing.T) {
 	connect := func(err error) error {
 		return &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", err)}
 	}
+	alert := func(text string) error { return &net.OpError{Op: "remote error", Err: errors.New(text)} }
 	for _, tt := range []struct {
 		err            error
 		another, fault bool
@@ -31,7 +32,10 @@ func TestEndpointFault(t *testing.T) {
 		{dial(hbone.StageConnect, connect(syscall.ECONNREFUSED)), true, true},
 		{dial(hbone.StageConnect, context.DeadlineExceeded), true, true},
 		{dial(hbone.StageConnect, connect(syscall.EHOSTUNREACH)), true, true},
-		{dial(hbone.StageTLS, errors.New("remote error: tls: bad certificate")), true, true},
+		{dial(hbone.StageTLS, alert("tls: internal error")), true, true},
+		{dial(hbone.StageTLS, alert("tls: bad certificate")), true, false},
+		{dial(hbone.StageTLS, alert("tls: revoked certificate")), true, false},
+		{dial(hbone.StageTLS, errors.New("verify peer: not the certificate of whom was expected")), true, true},
 		{dial(hbone.StageResponse, h2.ErrUnprocessed), true, true},
 		{dial(hbone.StageResponse, h2.ErrDraining), true, true},
 		{errNoAnswer, true, true},
