@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/go-logr/logr"
@@ -31,6 +32,8 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/source"
 	"github.com/ambit-mesh/ambit/istiod-lite/state"
 	"github.com/ambit-mesh/ambit/istiod-lite/status"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/istiod-lite/vips"
 	"github.com/ambit-mesh/ambit/istiod-lite/xds"
 )
 
@@ -110,6 +113,7 @@ type program struct {
 	roster    *roster.Roster
 	loop      *state.Loop
 	reports   *status.Writer
+	vips      *vips.Writer
 	hub       *xds.Hub
 	keeper    *ca.Keeper
 	writers   []*roots.Writer
@@ -124,9 +128,10 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	p.caMetrics = ca.NewMetrics(p.registry)
 	p.hub = xds.NewHub(xds.NewMetrics(p.registry))
 	p.reports = status.New(c.dynamic, log.With("room", "status"))
+	p.vips = vips.New(c.dynamic, p.serviceEntries, log.With("room", "vips"))
 	p.loop = state.NewLoop(state.LoopConfig{
 		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
-		Publish: p.hub.Publish, Report: p.reports.Update, Registerer: p.registry, Log: log.With("room", "state"),
+		Publish: p.hub.Publish, Report: p.report, Registerer: p.registry, Log: log.With("room", "state"),
 	})
 	p.roster = roster.New(source.API{Core: c.callers})
 	p.source = source.New(source.Config{
@@ -181,6 +186,26 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	return nil
 }
 
+// report passes on what has become of objects.
+func (p *program) report(statuses []translate.Status) {
+	p.reports.Update(statuses)
+	if slices.ContainsFunc(statuses, func(s translate.Status) bool { return s.Kind == cluster.KindServiceEntry }) {
+		p.vips.Notify()
+	}
+}
+
+// serviceEntries lists all, once they are known.
+func (p *program) serviceEntries(ctx context.Context) ([]*cluster.ServiceEntry, error) {
+	select {
+	case <-p.loop.Ready():
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	var out []*cluster.ServiceEntry
+	err := p.loop.Do(ctx, func(s *state.State) { out = s.ServiceEntries() })
+	return out, err
+}
+
 // write keeps what only one replica may write.
 func (p *program) write(ctx context.Context, failed chan<- error) {
 	election := &leader.Election{
@@ -194,6 +219,7 @@ func (p *program) write(ctx context.Context, failed chan<- error) {
 			writers.Go(func() { w.Run(ctx) })
 		}
 		writers.Go(func() { p.reports.Run(ctx) })
+		writers.Go(func() { p.vips.Run(ctx) })
 		writers.Wait()
 	}
 	if err := election.Run(ctx, lead); err != nil {

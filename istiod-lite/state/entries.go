@@ -1,6 +1,7 @@
 package state
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -11,6 +12,11 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
+
+// ServiceEntries lists all that are known, in no order.
+func (s *State) ServiceEntries() []*cluster.ServiceEntry {
+	return slices.Collect(maps.Values(s.entries))
+}
 
 // setEntry takes a ServiceEntry, nil if it is gone. On it depend its hosts, others that have one of them too, whoever claims
 // one of its addresses, and the pods and WorkloadEntries that are, or were, its endpoints.

@@ -103,11 +103,12 @@ func (a *AccessLog) Opened(ctx context.Context, c *Connection) {
 	a.log.LogAttrs(ctx, slog.LevelDebug, "connection opened", c.appendEnds(attrs)...)
 }
 
-// Closed logs the end of a connection: at info without an Err, at error with one, at warn if it was refused (FlagDenied).
+// Closed logs the end of a connection: at info without an Err, at error with one, at warn if it was refused (FlagDenied,
+// FlagUnregistered).
 func (a *AccessLog) Closed(ctx context.Context, c *Connection) {
 	level := slog.LevelInfo
 	switch {
-	case c.Flag == FlagDenied:
+	case c.Flag == FlagDenied || c.Flag == FlagUnregistered:
 		level = slog.LevelWarn
 	case c.Err != nil:
 		level = slog.LevelError

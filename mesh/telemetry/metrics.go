@@ -57,12 +57,15 @@ const (
 	FlagIdentity
 	// FlagRevoked: the peer's certificate was revoked.
 	FlagRevoked
+	// FlagUnregistered: the mesh does not know the destination, and its settings say REGISTRY_ONLY.
+	FlagUnregistered
 )
 
 // flags are the values of the response_flags label.
 var flags = [...]string{
 	FlagNone: "-", FlagDenied: "DENY", FlagConnect: "CONNECT", FlagTLS: "TLS_FAILURE", FlagH2: "H2_HANDSHAKE_FAILURE",
 	FlagNetworkPolicy: "NETWORK_POLICY", FlagIdentity: "IDENTITY_ERROR", FlagRevoked: "CERT_REVOKED",
+	FlagUnregistered: "REGISTRY_ONLY",
 }
 
 // String is the value of the response_flags label.

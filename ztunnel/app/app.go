@@ -30,6 +30,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/admin"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
+	"github.com/ambit-mesh/ambit/ztunnel/lookup"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
 	"github.com/ambit-mesh/ambit/ztunnel/saved"
@@ -200,6 +201,8 @@ func (p *parts) makeProxies(registry prometheus.Registerer) error {
 		Logger: p.target("handover"), Registerer: registry,
 	})
 	p.closers = append(p.closers, p.sockets)
+	hosts := lookup.New(lookup.Config{Servers: lookup.File(cfg.ResolvConf)})
+	p.closers = append(p.closers, hosts)
 	p.node = proxy.NewNode(proxy.NodeConfig{
 		Config: proxy.Config{
 			Network: cfg.Network, ClusterID: cfg.ClusterID, TrustDomain: cfg.TrustDomain, Mark: cfg.PacketMark,
@@ -222,6 +225,9 @@ func (p *parts) makeProxies(registry prometheus.Registerer) error {
 		Logger:       p.target("proxy"),
 		Sockets:      p.sockets,
 		Names:        p.names(registry),
+		Settings:     &p.settings,
+		Hosts:        hosts,
+		Lookups:      telemetry.NewLookups(registry),
 	})
 	registry.MustRegister(p.node.Collector())
 	p.pods = inpod.NewManager(inpod.Config{

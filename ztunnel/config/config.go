@@ -91,6 +91,8 @@ type Config struct {
 	AccessLogSampling float64
 	// MetricsIdle is how long series are kept that nothing has used.
 	MetricsIdle time.Duration
+	// ResolvConf is the file that names the resolvers which are asked for workloads that have only a host name.
+	ResolvConf string
 	// PolicyInfo logs decisions of dry-run policies at info instead of debug.
 	PolicyInfo bool
 	// ResponseBaggage has responses to tunnel requests describe the destination.
@@ -171,6 +173,7 @@ func Parse(environ []string) (*Config, error) {
 		LogJSON:           e.choice("LOG_FORMAT", "plain", "plain", "json") == "json",
 		AccessLogSampling: e.share("AMBIT_ACCESS_LOG_SAMPLING", 1),
 		MetricsIdle:       e.duration("AMBIT_METRICS_IDLE", telemetry.DefaultIdle, time.Minute),
+		ResolvConf:        e.text("AMBIT_RESOLV_CONF", "/etc/resolv.conf"),
 		PolicyInfo:        e.flag("AUTHZ_POLICY_INFO_LOGGING", false),
 		ResponseBaggage:   e.flag("ENABLE_RESPONSE_BAGGAGE", true),
 		AdminPort:         e.port("proxyAdminPort", e.file.ProxyAdminPort, api.PortAdmin),

@@ -57,6 +57,7 @@ func TestDefaults(t *testing.T) {
 		ResponseBaggage:   true,
 		AccessLogSampling: 1,
 		MetricsIdle:       time.Hour,
+		ResolvConf:        "/etc/resolv.conf",
 		AdminPort:         15000,
 		StatsPort:         15020,
 		ReadinessPort:     15021,

@@ -96,6 +96,9 @@ func flagOf(err error) telemetry.Flag {
 		}
 		return telemetry.FlagConnect
 	}
+	if errors.Is(err, errNotRegistered) {
+		return telemetry.FlagUnregistered
+	}
 	if errors.Is(err, errNoCertificate) {
 		return telemetry.FlagIdentity
 	}

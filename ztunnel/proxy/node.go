@@ -20,6 +20,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
@@ -129,6 +130,9 @@ type Node struct {
 	Bounds      *telemetry.Bounds
 	Sockets     *sockets.Keeper
 	Names       *dns.Node // nil if name queries are not answered
+	Settings    *settings.Holder
+	Hosts       Hosts
+	Lookups     *telemetry.Lookups
 
 	relayer    hbone.Relayer    // of which each pod has its own
 	share      *share.Divider   // of the work among pods
@@ -151,7 +155,7 @@ type Node struct {
 	unsubscribe func()        // from the directory
 }
 
-// NodeConfig is what a Node is made of. Everything is required but Parker, Balance, Bounds, Sockets and Names.
+// NodeConfig is what a Node is made of. Everything is required but Parker, Balance, Bounds and what says so.
 type NodeConfig struct {
 	Config
 	// Parker watches idle connections. Who made it closes it, after the last pod's end.
@@ -170,6 +174,11 @@ type NodeConfig struct {
 	Sockets *sockets.Keeper
 	// Names answers pods' name queries; nil: they are not answered.
 	Names *dns.Node
+	// Settings are the mesh's; nil: Istio's defaults for ever.
+	Settings *settings.Holder
+	// Hosts looks up workloads that have only a host name, and Lookups counts that; nil: they cannot be reached.
+	Hosts   Hosts
+	Lookups *telemetry.Lookups
 }
 
 // NewNode makes a Node without pods, which hears of changes of the directory until Run ends.
@@ -195,6 +204,9 @@ func NewNode(c NodeConfig) *Node {
 		Logger:       c.Logger,
 		Sockets:      c.Sockets,
 		Names:        c.Names,
+		Settings:     c.Settings,
+		Hosts:        c.Hosts,
+		Lookups:      c.Lookups,
 		relayer:      hbone.Relayer{Parker: c.Parker},
 		pods:         map[*Pod]bool{},
 		used:         map[identity.Identity]int{},

@@ -98,6 +98,14 @@ func (c *conn) describe(d *destination) {
 
 // open opens one way.
 func (p *Pod) open(ctx context.Context, c *conn, self *directory.Workload, d *destination) (upstream, error) {
+	if d.host != "" {
+		return p.openByName(ctx, c, self, d)
+	}
+	return p.openAddr(ctx, c, self, d)
+}
+
+// openAddr opens one way, to an address.
+func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d *destination) (upstream, error) {
 	if !d.tunnel {
 		conn, err := p.dialPlain(ctx, d.addr)
 		return upstream{tcp: conn}, err

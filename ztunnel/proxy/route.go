@@ -32,6 +32,10 @@ type destination struct {
 	tunnel    bool
 	target    hbone.Target
 	authority string
+	// host is looked up before connecting, if it is not empty: a workload without addresses. addr is what the client asked
+	// for until then, and hostPort the port to connect to.
+	host     string
+	hostPort uint16
 	// waypoint says that workload is a waypoint.
 	waypoint bool
 	// picked is the service of which workload was picked, the waypoint's for a waypoint; nil if there was nothing to
@@ -55,7 +59,7 @@ func (n *Node) route(self *directory.Workload, dst netip.AddrPort, exclude []str
 	}
 	s := n.Directory.ServiceByAddr(n.Network, dst.Addr(), self.Namespace)
 	if s == nil {
-		return destination{addr: dst}, nil
+		return n.unknown(dst)
 	}
 	if gw := chooseWaypoint(s); gw != nil && !n.isWaypoint(self, gw) {
 		return n.routeWaypoint(self, waypointFor{gw: gw, service: s, dst: dst}, exclude)
@@ -64,12 +68,16 @@ func (n *Node) route(self *directory.Workload, dst netip.AddrPort, exclude []str
 		Service: s, Port: dst.Port(), Source: self, Addr: dst.Addr(), Exclude: exclude,
 	})
 	if errors.Is(err, directory.ErrPassthrough) {
-		return destination{service: s, addr: dst}, nil
+		return n.passthrough(s, dst)
 	}
 	if err != nil {
 		return destination{service: s, addr: dst}, fmt.Errorf("service %s port %d: %w", s.ServiceKey, dst.Port(), err)
 	}
-	return n.direct(self, ep)
+	d, err := n.direct(self, ep)
+	if d.host != "" {
+		d.addr = dst
+	}
+	return d, err
 }
 
 // routeWorkload is route for a destination that is a workload's own address.
@@ -87,7 +95,8 @@ func (n *Node) direct(self *directory.Workload, ep directory.Endpoint) (destinat
 		return d, fmt.Errorf("workload %s, network %q: %w", ep.Workload.UID, ep.Workload.Network, errOtherNetwork)
 	}
 	if !ep.Addr.Addr().IsValid() {
-		return d, fmt.Errorf("workload %s has no address but a host name, which this version does not look up", ep.Workload.UID)
+		d.host, d.hostPort = ep.Workload.Hostname, ep.Addr.Port()
+		return d, nil
 	}
 	if ep.Workload.Tunnel == directory.TunnelHBONE {
 		d.openTunnel(self, netip.AddrPortFrom(ep.Addr.Addr(), api.PortHBONE), ep.Addr)

@@ -1,0 +1,347 @@
+// Package lookup finds the addresses of host names that stand for workloads outside the mesh, when the first connection needs
+// them. It asks the node proxy's own resolvers, as Istio's does, keeps answers as long as they say, within bounds, and lets
+// connections that need the same name wait for one query. While resolvers do not answer, what they said last is used for a
+// while longer. No lock is held while anything is asked.
+package lookup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/puzpuzpuz/xsync/v4"
+)
+
+// Bounds.
+const (
+	// timeout bounds one look-up, all attempts together; attempt one question to one resolver. Resolvers are asked in
+	// turn, so often.
+	timeout = 5 * time.Second
+	attempt = 1500 * time.Millisecond
+	rounds  = 2
+	// An answer is kept as long as its TTL says, but at least minTTL, so that a TTL of zero is not a query for each
+	// connection, and at most maxTTL. That a name has no address is kept for at most maxNegative.
+	minTTL      = time.Second
+	maxTTL      = 10 * time.Minute
+	maxNegative = 30 * time.Second
+	// maxStale is how much longer an answer is used while no resolver answers.
+	maxStale = 10 * time.Minute
+	// maxNames bounds the names that are remembered (Istio's bound), and maxFlights the queries that run at the same time.
+	maxNames   = 4096
+	maxFlights = 256
+	// maxPayload is the largest answer that is taken by UDP: more is fragmented, and fragments are dropped by many.
+	maxPayload = 1232
+)
+
+// Errors of Lookup, wrapped; branch with errors.Is.
+var (
+	// ErrNotFound: the name has no address.
+	ErrNotFound = errors.New("no such host")
+	// ErrBusy: too many other names are being looked up.
+	ErrBusy = errors.New("too many look-ups at the same time")
+	// ErrClosed: Close was called.
+	ErrClosed = errors.New("look-ups have ended")
+)
+
+// errNoServer is why nobody could be asked.
+var errNoServer = errors.New("no resolver is configured")
+
+// Config configures a Resolver.
+type Config struct {
+	// Servers returns the resolvers to ask, in order. It is called for each query that is sent, so that it follows
+	// changes. Required.
+	Servers func() ([]netip.AddrPort, error)
+	// Dial connects to a resolver by "udp" or "tcp"; nil: from the process' own network namespace.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// Resolver looks up. Make one with New. It is safe for concurrent use.
+type Resolver struct {
+	cfg   Config
+	names *xsync.Map[string, *answer]
+
+	mu      sync.Mutex // guards the fields below; never held across a query
+	flights map[string]*flight
+	closed  bool
+	running sync.WaitGroup
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+
+	now func() time.Time
+}
+
+// answer is what is known of a name. It is immutable.
+type answer struct {
+	addrs []netip.Addr // none: the name has no address
+	until time.Time
+}
+
+// flight is a query that runs.
+type flight struct {
+	done   chan struct{} // closed when result is set
+	result atomic.Pointer[outcome]
+}
+
+type outcome struct {
+	addrs []netip.Addr
+	err   error
+}
+
+// New makes a Resolver. Close it.
+func New(cfg Config) *Resolver {
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	r := &Resolver{cfg: cfg, names: xsync.NewMap[string, *answer](), flights: map[string]*flight{}, now: time.Now}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
+}
+
+// Close ends all look-ups and returns when they have ended.
+func (r *Resolver) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.cancel()
+	r.running.Wait()
+	return nil
+}
+
+// Lookup returns the addresses of a fully qualified name, both families, at least one. The result must not be changed. It
+// asks nobody while a former answer holds.
+func (r *Resolver) Lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	host = strings.ToLower(host)
+	if a := r.known(host); a != nil {
+		return a.result(host)
+	}
+	f, a, err := r.join(host)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("look up %s: %w", host, err)
+	case a != nil:
+		return a.result(host)
+	}
+	select {
+	case <-f.done:
+		o := f.result.Load()
+		return o.addrs, o.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("look up %s: %w", host, context.Cause(ctx))
+	}
+}
+
+func (a *answer) result(host string) ([]netip.Addr, error) {
+	if len(a.addrs) == 0 {
+		return nil, fmt.Errorf("look up %s: %w", host, ErrNotFound)
+	}
+	return a.addrs, nil
+}
+
+// known is the answer to a name that holds, nil if there is none.
+func (r *Resolver) known(host string) *answer {
+	if a, ok := r.names.Load(host); ok && r.now().Before(a.until) {
+		return a
+	}
+	return nil
+}
+
+// join returns the query for a name that runs, or the answer if one has ended meanwhile, or starts one.
+func (r *Resolver) join(host string) (*flight, *answer, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, nil, ErrClosed
+	}
+	if f := r.flights[host]; f != nil {
+		return f, nil, nil
+	}
+	if a := r.known(host); a != nil {
+		return nil, a, nil
+	}
+	if len(r.flights) >= maxFlights {
+		return nil, nil, ErrBusy
+	}
+	f := &flight{done: make(chan struct{})}
+	r.flights[host] = f
+	r.running.Go(func() {
+		addrs, err := r.resolve(host)
+		f.result.Store(&outcome{addrs, err})
+		r.mu.Lock()
+		delete(r.flights, host)
+		r.mu.Unlock()
+		close(f.done)
+	})
+	return f, nil, nil
+}
+
+// resolve asks, and remembers the answer.
+func (r *Resolver) resolve(host string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(r.ctx, timeout)
+	defer cancel()
+	a, err := r.ask(ctx, host)
+	if err == nil {
+		r.remember(host, a)
+		return a.result(host)
+	}
+	if old, ok := r.names.Load(host); ok && len(old.addrs) > 0 && r.now().Before(old.until.Add(maxStale)) {
+		return old.addrs, nil
+	}
+	return nil, fmt.Errorf("look up %s: %w", host, err)
+}
+
+// remember keeps an answer, in the place of one that has run out if there are many.
+func (r *Resolver) remember(host string, a *answer) {
+	if r.names.Size() >= maxNames {
+		now, spare := r.now(), maxNames/8
+		r.names.Range(func(name string, old *answer) bool {
+			if now.After(old.until) || r.names.Size() >= maxNames {
+				r.names.Delete(name)
+				spare--
+			}
+			return spare > 0
+		})
+	}
+	r.names.Store(host, a)
+}
+
+// ask asks for both families at once. One answer is enough; without any, that the name is not there beats a failure.
+func (r *Resolver) ask(ctx context.Context, host string) (*answer, error) {
+	servers, err := r.cfg.Servers()
+	if err == nil && len(servers) == 0 {
+		err = errNoServer
+	}
+	if err != nil {
+		return nil, err
+	}
+	types := []uint16{dns.TypeA, dns.TypeAAAA}
+	answers, errs := make([]*answer, len(types)), make([]error, len(types))
+	var wg sync.WaitGroup
+	for i, t := range types {
+		wg.Go(func() { answers[i], errs[i] = r.askAny(ctx, servers, host, t) })
+	}
+	wg.Wait()
+	out := &answer{}
+	for _, a := range answers {
+		if a == nil || len(a.addrs) == 0 && len(out.addrs) > 0 {
+			continue
+		}
+		if len(out.addrs) == 0 || a.until.Before(out.until) {
+			out.until = a.until
+		}
+		out.addrs = append(out.addrs, a.addrs...)
+	}
+	if len(out.addrs) == 0 {
+		if err := cmp.Or(errs[0], errs[1]); err != nil { // half of an answer is not a name without addresses
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// askAny asks one resolver after the other until one answers.
+func (r *Resolver) askAny(ctx context.Context, servers []netip.AddrPort, host string, qtype uint16) (*answer, error) {
+	q := new(dns.Msg)
+	q.SetQuestion(dns.Fqdn(host), qtype)
+	q.SetEdns0(maxPayload, false)
+	var err error
+	for range rounds {
+		for _, server := range servers {
+			if ctx.Err() != nil {
+				return nil, cmp.Or(err, context.Cause(ctx))
+			}
+			var m *dns.Msg
+			if m, err = r.exchange(ctx, server, q); err != nil {
+				err = fmt.Errorf("ask resolver %s: %w", server, err)
+				continue
+			}
+			return r.read(m, qtype), nil
+		}
+	}
+	return nil, err
+}
+
+// exchange asks one resolver by UDP, and by TCP if the answer does not fit.
+func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, attempt)
+	defer cancel()
+	for _, network := range []string{"udp", "tcp"} {
+		q := q.Copy()
+		q.Id = dns.Id()
+		conn, err := r.cfg.Dial(ctx, network, server.String())
+		if err != nil {
+			return nil, err
+		}
+		client := &dns.Client{Net: network, UDPSize: maxPayload, Timeout: attempt}
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		m, _, err := client.ExchangeWithConnContext(ctx, q, &dns.Conn{Conn: conn, UDPSize: maxPayload})
+		stop()
+		conn.Close()
+		switch {
+		case err != nil:
+			return nil, err
+		case m.Truncated && network == "udp":
+			continue
+		case m.Rcode == dns.RcodeSuccess, m.Rcode == dns.RcodeNameError:
+			return m, nil
+		}
+		return nil, fmt.Errorf("answer is %s", dns.RcodeToString[m.Rcode])
+	}
+	return nil, errors.New("truncated answer") // by TCP too
+}
+
+// isHost reports whether an address may be another host's: nobody's DNS leads a connection back into the pod.
+func isHost(a netip.Addr) bool { return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() }
+
+// read takes the addresses of the name that was asked for, or that it is an alias of, and how long they hold.
+func (r *Resolver) read(m *dns.Msg, qtype uint16) *answer {
+	ttl := maxTTL
+	lower := func(seconds uint32) { ttl = min(ttl, time.Duration(seconds)*time.Second) }
+	name := m.Question[0].Name
+	for range len(m.Answer) { // aliases come in any order
+		i := slices.IndexFunc(m.Answer, func(rr dns.RR) bool {
+			return rr.Header().Rrtype == dns.TypeCNAME && strings.EqualFold(rr.Header().Name, name)
+		})
+		if i < 0 {
+			break
+		}
+		lower(m.Answer[i].Header().Ttl)
+		name = m.Answer[i].(*dns.CNAME).Target
+	}
+	out := &answer{}
+	for _, rr := range m.Answer {
+		if rr.Header().Rrtype != qtype || !strings.EqualFold(rr.Header().Name, name) {
+			continue
+		}
+		var ip net.IP
+		switch rr := rr.(type) {
+		case *dns.A:
+			ip = rr.A
+		case *dns.AAAA:
+			ip = rr.AAAA
+		}
+		addr, ok := netip.AddrFromSlice(ip)
+		if addr = addr.Unmap(); ok && isHost(addr) && !slices.Contains(out.addrs, addr) {
+			lower(rr.Header().Ttl)
+			out.addrs = append(out.addrs, addr)
+		}
+	}
+	if len(out.addrs) == 0 {
+		ttl = min(ttl, maxNegative)
+		for _, rr := range m.Ns {
+			if soa, ok := rr.(*dns.SOA); ok {
+				lower(min(soa.Hdr.Ttl, soa.Minttl)) // RFC 2308, section 5
+			}
+		}
+	}
+	out.until = r.now().Add(max(ttl, minTTL))
+	return out
+}

@@ -1,0 +1,296 @@
+package lookup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// server is a DNS server on loopback, by UDP and TCP.
+type server struct {
+	addr  netip.AddrPort
+	asked atomic.Int32
+
+	mu      sync.Mutex // guards the fields below
+	records map[string][]string
+	rcode   int
+	silent  bool
+	hold    chan struct{} // if not nil, answers wait for it to be closed
+	// cut truncates answers by UDP.
+	cut bool
+}
+
+func newServer(t *testing.T) *server {
+	t.Helper()
+	s := &server{records: map[string][]string{}}
+	packets, streams := listenBoth(t)
+	s.addr = packets.LocalAddr().(*net.UDPAddr).AddrPort()
+	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait) // after both have been told
+	for _, srv := range []*dns.Server{{PacketConn: packets, Handler: s}, {Listener: streams, Handler: s}} {
+		started := make(chan struct{})
+		srv.NotifyStartedFunc = func() { close(started) }
+		wg.Go(func() {
+			if err := srv.ActivateAndServe(); err != nil {
+				t.Errorf("serve: %v", err)
+			}
+		})
+		<-started
+		t.Cleanup(func() { srv.Shutdown() })
+	}
+	return s
+}
+
+// listenBoth finds a port that is free for UDP and TCP.
+func listenBoth(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams, err := net.Listen("tcp", packets.LocalAddr().String())
+		if err == nil {
+			return packets, streams
+		}
+		packets.Close()
+	}
+	t.Fatal("no port is free for UDP and TCP")
+	return nil, nil
+}
+
+// set changes what the server does.
+func (s *server) set(f func(*server)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s)
+}
+
+func (s *server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	s.asked.Add(1)
+	s.mu.Lock()
+	records, rcode, silent, hold, cut := s.records[strings.ToLower(q.Question[0].Name)], s.rcode, s.silent, s.hold, s.cut
+	s.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
+	if silent {
+		return
+	}
+	m := new(dns.Msg)
+	m.SetRcode(q, rcode)
+	if _, tcp := w.RemoteAddr().(*net.TCPAddr); cut && !tcp {
+		m.Truncated = true
+		_ = w.WriteMsg(m)
+		return
+	}
+	for _, text := range records {
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			panic(err) // the test's own
+		}
+		if rr.Header().Rrtype == dns.TypeSOA {
+			m.Ns = append(m.Ns, rr)
+		} else if rr.Header().Rrtype == dns.TypeCNAME || rr.Header().Rrtype == q.Question[0].Qtype || rr.Header().Name != q.Question[0].Name {
+			m.Answer = append(m.Answer, rr)
+		}
+	}
+	_ = w.WriteMsg(m)
+}
+
+// clock is a time that the test moves.
+type clock struct{ atomic.Int64 }
+
+func (c *clock) now() time.Time          { return time.Unix(0, c.Load()) }
+func (c *clock) advance(d time.Duration) { c.Add(int64(d)) }
+
+func newResolver(t *testing.T, servers ...*server) (*Resolver, *clock) {
+	t.Helper()
+	r := New(Config{Servers: func() ([]netip.AddrPort, error) {
+		var out []netip.AddrPort
+		for _, s := range servers {
+			out = append(out, s.addr)
+		}
+		return out, nil
+	}})
+	c := &clock{}
+	c.Store(1e18)
+	r.now = c.now
+	t.Cleanup(func() { r.Close() })
+	return r, c
+}
+
+func expect(t *testing.T, r *Resolver, host string, want ...string) {
+	t.Helper()
+	got, err := r.Lookup(t.Context(), host)
+	if err != nil {
+		t.Errorf("%v", err)
+		return
+	}
+	var texts []string
+	for _, a := range got {
+		texts = append(texts, a.String())
+	}
+	if diff := cmp.Diff(want, texts, cmpopts.SortSlices(strings.Compare)); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", host, diff)
+	}
+}
+
+func TestLookup(t *testing.T) {
+	s := newServer(t)
+	s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1", "a.example. 90 A 192.0.2.2", "a.example. 50 AAAA 2001:db8::1"}
+	s.records["alias.example."] = []string{"alias.example. 60 CNAME x.example.", "y.example. 60 A 192.0.2.9", "x.example. 60 CNAME y.example.", "z.example. 60 A 192.0.2.10"}
+	s.records["back.example."] = []string{"back.example. 60 A 127.0.0.1", "back.example. 60 AAAA ::", "back.example. 60 A 192.0.2.3"}
+	r, clock := newResolver(t, s)
+	expect(t, r, "A.example", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+	expect(t, r, "alias.example", "192.0.2.9")
+	expect(t, r, "back.example", "192.0.2.3")
+
+	s.set(func(s *server) { s.records["a.example."] = []string{"a.example. 60 A 192.0.2.7"} })
+	asked := s.asked.Load()
+	clock.advance(49 * time.Second)
+	expect(t, r, "a.example", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+	if n := s.asked.Load(); n != asked {
+		t.Errorf("%d queries for an answer that holds", n-asked)
+	}
+	clock.advance(2 * time.Second)
+	expect(t, r, "a.example", "192.0.2.7")
+}
+
+func TestTruncatedAnswerIsAskedForByTCP(t *testing.T) {
+	s := newServer(t)
+	s.cut, s.records["a.example."] = true, []string{"a.example. 60 A 192.0.2.1"}
+	r, _ := newResolver(t, s)
+	expect(t, r, "a.example", "192.0.2.1")
+}
+
+// A name without addresses is one for as long as the zone says, and no failure of the resolver passes for that.
+func TestNotFound(t *testing.T) {
+	s := newServer(t)
+	s.rcode, s.records["none.example."] = dns.RcodeNameError, []string{"example. 60 SOA ns.example. root.example. 1 2 3 4 5"}
+	r, clock := newResolver(t, s)
+	for range 2 {
+		if _, err := r.Lookup(t.Context(), "none.example"); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "none.example") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if n := s.asked.Load(); n != 2 { // A and AAAA, once
+		t.Errorf("%d queries", n)
+	}
+	s.set(func(s *server) {
+		s.rcode, s.records["none.example."] = dns.RcodeSuccess, []string{"none.example. 60 A 192.0.2.1"}
+	})
+	clock.advance(6 * time.Second)
+	expect(t, r, "none.example", "192.0.2.1")
+
+	s.set(func(s *server) { s.rcode = dns.RcodeServerFailure })
+	if _, err := r.Lookup(t.Context(), "other.example"); err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "SERVFAIL") {
+		t.Errorf("a resolver's failure: %v", err)
+	}
+}
+
+// While resolvers fail, the last answer is used, but not for ever.
+func TestStaleAnswer(t *testing.T) {
+	s := newServer(t)
+	s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1"}
+	r, clock := newResolver(t, s)
+	expect(t, r, "a.example", "192.0.2.1")
+	s.set(func(s *server) { s.rcode = dns.RcodeServerFailure })
+	clock.advance(maxStale)
+	expect(t, r, "a.example", "192.0.2.1")
+	clock.advance(2 * time.Minute)
+	if _, err := r.Lookup(t.Context(), "a.example"); err == nil {
+		t.Error("an answer is used long after it ran out")
+	}
+}
+
+func TestNextResolver(t *testing.T) {
+	broken, good := newServer(t), newServer(t)
+	broken.rcode, good.records["a.example."] = dns.RcodeRefused, []string{"a.example. 60 A 192.0.2.1"}
+	r, _ := newResolver(t, broken, good)
+	expect(t, r, "a.example", "192.0.2.1")
+}
+
+// Connections that need the same name wait for one query; one that gives up does not take it from the others.
+func TestOneQueryForMany(t *testing.T) {
+	s := newServer(t)
+	s.hold, s.records["a.example."] = make(chan struct{}), []string{"a.example. 60 A 192.0.2.1"}
+	r, _ := newResolver(t, s)
+	impatient, cancel := context.WithCancel(t.Context())
+	gaveUp := make(chan error)
+	go func() { _, err := r.Lookup(impatient, "a.example"); gaveUp <- err }()
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { expect(t, r, "a.example", "192.0.2.1") })
+	}
+	cancel()
+	if err := <-gaveUp; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	close(s.hold)
+	wg.Wait()
+	if n := s.asked.Load(); n != 2 {
+		t.Errorf("%d queries, want one of each family", n)
+	}
+}
+
+func TestBounds(t *testing.T) {
+	s := newServer(t)
+	r, _ := newResolver(t, s)
+	for i := range maxNames + 100 {
+		r.remember(fmt.Sprint(i), &answer{until: r.now().Add(time.Minute)})
+	}
+	if n := r.names.Size(); n > maxNames {
+		t.Errorf("%d names are remembered", n)
+	}
+	s.set(func(s *server) { s.silent = true })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer r.Close()
+	for i := range maxFlights {
+		if _, _, err := r.join(fmt.Sprint("h", i, ".example")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Lookup(ctx, "more.example"); !errors.Is(err, ErrBusy) {
+		t.Errorf("beyond the bound: %v", err)
+	}
+}
+
+func TestClose(t *testing.T) {
+	s := newServer(t)
+	s.silent = true
+	r, _ := newResolver(t, s)
+	failed := make(chan error)
+	go func() { _, err := r.Lookup(t.Context(), "a.example"); failed <- err }()
+	for s.asked.Load() == 0 {
+		select {
+		case err := <-failed:
+			t.Fatalf("look-up ended: %v", err)
+		default:
+		}
+	}
+	r.Close()
+	if err := <-failed; err == nil {
+		t.Error("a look-up outlived its resolver")
+	}
+	if _, err := r.Lookup(t.Context(), "b.example"); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}

@@ -1,0 +1,119 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/mesh/directory"
+)
+
+// errNotRegistered is why a connection was refused that leads out of the mesh.
+var errNotRegistered = errors.New("the mesh does not know this destination, and outboundTrafficPolicy is REGISTRY_ONLY: a ServiceEntry makes it known")
+
+// errNoFamily is why a host name was of no use.
+var errNoFamily = errors.New("the host has no address of a family that the pod has")
+
+// Hosts looks host names up; lookup.Resolver is one.
+type Hosts interface {
+	// Lookup returns at least one address. The result is shared and must not be changed.
+	Lookup(ctx context.Context, host string) ([]netip.Addr, error)
+}
+
+// registryOnly tells whether connections to what the mesh does not know are refused, as of now.
+func (n *Node) registryOnly() bool { return n.Settings != nil && n.Settings.Current().RegistryOnly }
+
+// unknown is the way to an address that is neither a workload's nor a service's.
+func (n *Node) unknown(dst netip.AddrPort) (destination, error) {
+	if n.registryOnly() {
+		return destination{addr: dst}, fmt.Errorf("connect to %s: %w", dst, errNotRegistered)
+	}
+	return destination{addr: dst}, nil
+}
+
+// passthrough is the way to an address that clients of a service choose themselves. Ports that the service does not have are
+// none of its own.
+func (n *Node) passthrough(s *directory.Service, dst netip.AddrPort) (destination, error) {
+	d := destination{service: s, addr: dst}
+	known := slices.ContainsFunc(s.Ports, func(p directory.PortMapping) bool { return p.Service == dst.Port() })
+	if !known && n.registryOnly() {
+		return d, fmt.Errorf("connect to %s: service %s has no port %d: %w", dst, s.ServiceKey, dst.Port(), errNotRegistered)
+	}
+	return d, nil
+}
+
+// Bounds of connecting to a host by its name.
+const (
+	// maxHostAddrs is how many addresses of a host are tried for one connection.
+	maxHostAddrs = 3
+	// hostPatience is how long one of them may take to answer as long as there is another one.
+	hostPatience = 3 * time.Second
+)
+
+// openByName looks up the host that d leads to and connects to one of its addresses.
+func (p *Pod) openByName(ctx context.Context, c *conn, self *directory.Workload, d *destination) (upstream, error) {
+	if p.node.Hosts == nil {
+		return upstream{}, fmt.Errorf("workload %s has no address but the host name %s, and there is nobody to ask for it", d.workload.UID, d.host)
+	}
+	p.node.Lookups.Count(self)
+	all, err := p.node.Hosts.Lookup(ctx, d.host)
+	if err != nil {
+		return upstream{}, err
+	}
+	addrs := hostAddrs(all, self, c.original.Addr())
+	if len(addrs) == 0 {
+		return upstream{}, fmt.Errorf("host %s: %w", d.host, errNoFamily)
+	}
+	addrs = addrs[:min(len(addrs), maxHostAddrs)]
+	var failed error
+	for i, addr := range addrs {
+		d.addr = netip.AddrPortFrom(addr, d.hostPort)
+		if d.workload.Tunnel == directory.TunnelHBONE {
+			d.openTunnel(self, netip.AddrPortFrom(addr, api.PortHBONE), d.addr)
+		}
+		c.describe(d)
+		limited, cancel := ctx, context.CancelFunc(func() {})
+		if i < len(addrs)-1 {
+			limited, cancel = context.WithTimeout(ctx, hostPatience)
+		}
+		up, err := p.openAddr(limited, c, self, d)
+		cancel()
+		if err == nil {
+			return up, nil
+		}
+		if failed == nil {
+			failed = fmt.Errorf("host %s: %w", d.host, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return upstream{}, failed
+}
+
+// hostAddrs are the addresses of a host that self can reach, in the order in which to try them: those of the family that the
+// application asked for first, by chance within a family.
+func hostAddrs(all []netip.Addr, self *directory.Workload, asked netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range all {
+		if addrOfFamily(self, a).IsValid() {
+			out = append(out, a)
+		}
+	}
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	slices.SortStableFunc(out, func(a, b netip.Addr) int {
+		switch asked := asked.Unmap(); {
+		case a.Is4() == b.Is4():
+			return 0
+		case a.Is4() == asked.Is4():
+			return -1
+		}
+		return 1
+	})
+	return out
+}
