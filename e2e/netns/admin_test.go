@@ -2,17 +2,20 @@ package netns
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ambit-mesh/ambit/cli/app"
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
 
@@ -237,6 +240,28 @@ func TestConfigDump(t *testing.T) {
 		}
 		if body := w.get(p, 15000, "/connections"); !strings.Contains(body, client.Identity()) {
 			t.Errorf("%s: /connections: %s", p.Node.Name, body)
+		}
+		// The command reads it, and shows what is there.
+		file := filepath.Join(t.TempDir(), "dump.json")
+		w.must(os.WriteFile(file, []byte(w.get(p, 15000, "/config_dump")), 0o600))
+		var out, errOut bytes.Buffer
+		if code := app.Run(w.ctx, []string{"ztunnel", "all", "--file", file}, nil, &out, &errOut); code != 0 || errOut.Len() > 0 {
+			t.Errorf("ambit ztunnel: exit code %d: %s", code, &errOut)
+		}
+		for _, row := range []string{
+			`default +server +` + server.IPv4.String() + `,\S+ +node2 +None +HBONE`,
+			`\S+ +web +\S+ +None +1/1`,
+			`default +some +Deny +Namespace`,
+			pod.Identity() + ` +Leaf +Available +true`,
+			pod.Identity() + ` +Root +Available +true`,
+			[]string{
+				`client.default +Outbound +client.default:\d+ +server.default:15008 +` + s.host + `:80 +HBONE`,
+				`server.default +Inbound +server.default:8080 +client.default:\d+ +` + s.host + ` +HBONE`,
+			}[i],
+		} {
+			if !regexp.MustCompile(`(?m)^` + row).MatchString(out.String()) {
+				t.Errorf("%s: no row %s in\n%s", p.Node.Name, row, &out)
+			}
 		}
 	}
 }
