@@ -37,7 +37,7 @@ func (a *Agent) admit(ctx context.Context, r agentapi.AddRequest) error {
 	}
 	begin := time.Now()
 	answered := make(chan error, 1)
-	m := startPod{ctx: ctx, pod: pod, labels: labels, bypass: d.BypassInbound, path: r.Netns, answered: answered}
+	m := startPod{ctx: ctx, pod: pod, labels: labels, bypass: d.BypassInbound, dns: d.DNS.Or(a.cfg.DNS), path: r.Netns, answered: answered}
 	for _, ip := range r.IPs {
 		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
 			m.addrs = append(m.addrs, addr.Unmap())

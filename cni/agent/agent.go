@@ -20,6 +20,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/build"
 	"github.com/ambit-mesh/ambit/cni/agentapi"
 	"github.com/ambit-mesh/ambit/cni/conntrack"
+	"github.com/ambit-mesh/ambit/cni/resolver"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
 	"github.com/ambit-mesh/ambit/mesh/handover"
@@ -38,6 +39,8 @@ type Kernel interface {
 type Connections interface {
 	Exempt(netns ns.NetNS) (int, error)
 	Hold(netns ns.NetNS) error
+	NamesServed(netns ns.NetNS) (bool, error)
+	ForgetNames(netns ns.NetNS, redirected bool) (int, error)
 	Usage(netns ns.NetNS) (conntrack.Use, error)
 }
 
@@ -59,6 +62,8 @@ type Node interface {
 	Open(path string) (ns.NetNS, error)
 	// All opens the network namespaces of all pods that run, by UID, for Cleanup.
 	All() (map[string][]ns.NetNS, error)
+	// Resolver returns how the containers of a pod that runs resolve names.
+	Resolver(kubeletUID string) (resolver.Settings, error)
 	// Running returns the inodes of the network namespaces of all pods that run, by UID.
 	Running() (map[string][]uint64, error)
 }
@@ -95,6 +100,7 @@ type Timings struct {
 	Tick        time.Duration // how often due work is looked for; 250 ms
 	Verify      time.Duration // how often a captured pod is compared with its rules; 2 min
 	Hold        time.Duration // conntrack.HoldPeriod
+	Names       time.Duration // after a node proxy came or went, when it is looked for who takes name queries; 1 s
 	Host        time.Duration // how often the probe exemption is compared, and replaced sandboxes are looked for; 1 min
 	DrainLook   time.Duration // how often a draining pod is looked at; 2 s
 	DrainLimit  time.Duration // after which a draining pod's leftovers go, connections or not; 1 h
@@ -108,7 +114,7 @@ type Timings struct {
 
 func (t Timings) withDefaults() Timings {
 	for field, value := range map[*time.Duration]time.Duration{
-		&t.Tick: 250 * time.Millisecond, &t.Verify: 2 * time.Minute, &t.Hold: conntrack.HoldPeriod, &t.Host: time.Minute,
+		&t.Tick: 250 * time.Millisecond, &t.Verify: 2 * time.Minute, &t.Hold: conntrack.HoldPeriod, &t.Names: time.Second, &t.Host: time.Minute,
 		&t.DrainLook: 2 * time.Second, &t.DrainLimit: time.Hour, &t.RetryMin: 500 * time.Millisecond, &t.RetryMax: 15 * time.Second,
 		&t.Grace: 20 * time.Second, &t.StartSettle: 3 * time.Second, &t.Unseen: time.Minute, &t.Cleanup: 20 * time.Second,
 	} {
@@ -127,6 +133,10 @@ type Config struct {
 	ExcludeNamespaces []string
 	// IPv6 captures IPv6, too, where a pod has it.
 	IPv6 bool
+	// DNS has name queries of pods go to the node proxy, where it takes them, unless the pod says otherwise.
+	DNS bool
+	// Resolvers is what kubelet gives this node's pods to resolve names.
+	Resolvers resolver.Node
 	// RunDir holds the socket for the plugin, ZDSSocket is the one for node proxies.
 	RunDir, ZDSSocket string
 
@@ -336,6 +346,7 @@ type (
 		pod      Pod
 		labels   map[string]string // of the namespace
 		bypass   bool
+		dns      bool // name queries are wanted
 		path     string
 		addrs    []netip.Addr
 		answered chan<- error // capacity 1

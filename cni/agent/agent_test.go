@@ -40,7 +40,7 @@ func TestStartingPod(t *testing.T) {
 	if !w.isCaptured("web") {
 		t.Errorf("answered before it was captured: %+v, %q", s, w.redirection("web"))
 	}
-	if diff := cmp.Diff([]string{"fill", "hook", "add", "put", "annotate=enabled"}, w.steps("web")); diff != "" {
+	if diff := cmp.Diff([]string{"add", "fill", "hook", "put", "annotate=enabled"}, w.steps("web")); diff != "" {
 		t.Error(diff)
 	}
 	w.with(func() {
@@ -80,7 +80,7 @@ func TestStartOutsideTheMesh(t *testing.T) {
 
 // TestStartFails: whatever step fails, the pod does not start and nothing is left of it; and the next attempt succeeds.
 func TestStartFails(t *testing.T) {
-	for _, step := range []string{"fill", "hook", "add", "put", "annotate=enabled"} {
+	for _, step := range []string{"add", "fill", "hook", "put", "annotate=enabled"} {
 		t.Run(step, func(t *testing.T) {
 			w := newWorld(t)
 			w.namespace("shop", "ambient")
@@ -110,7 +110,7 @@ func TestStartWithoutProxy(t *testing.T) {
 	s := w.sandbox("web", false)
 	answered := make(chan error, 1)
 	go func() { answered <- w.plugin("web", s, "10.0.0.7") }()
-	eventually(t, "it waits for a proxy", func() bool { return len(w.steps("web")) == 3 })
+	eventually(t, "it waits for a proxy", func() bool { return len(w.steps("web")) == 1 })
 	p := w.connect()
 	if err := <-answered; err != nil || !w.isCaptured("web") {
 		t.Fatalf("%v, %+v", err, s)
@@ -150,7 +150,7 @@ func TestLiveEnrolmentAndBack(t *testing.T) {
 		w.forgetLog()
 		w.namespace("shop", "")
 		eventually(t, "un-hooked", func() bool { return w.countStep("web", "unput") > 0 })
-		if diff := cmp.Diff([]string{"annotate", "unhook", "del", "unput"}, w.steps("web")[:4]); diff != "" {
+		if diff := cmp.Diff([]string{"annotate", "unhook", "names-out", "del", "unput"}, w.steps("web")[:5]); diff != "" {
 			t.Error(diff)
 		}
 		never(t, "what carries the connection goes", func() bool { return w.countStep("web", "remove") > 0 })

@@ -22,6 +22,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cni/enrolment"
+	"github.com/ambit-mesh/ambit/cni/resolver"
 )
 
 // Errors of a Cluster.
@@ -117,8 +118,10 @@ func trimPod(o any) (any, error) {
 		return o, nil
 	}
 	trimMeta(&p.ObjectMeta, []string{api.LabelDataplaneMode},
-		[]string{api.AnnotationRedirection, api.AnnotationBypassInbound, api.AnnotationSidecarStatus, annotationStaticUID})
-	p.Spec = corev1.PodSpec{NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork}
+		[]string{api.AnnotationRedirection, api.AnnotationBypassInbound, api.AnnotationDNSCapture, api.AnnotationSidecarStatus,
+			annotationStaticUID})
+	p.Spec = corev1.PodSpec{NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
+		DNSPolicy: p.Spec.DNSPolicy, DNSConfig: p.Spec.DNSConfig}
 	p.Status = corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs}
 	return p, nil
 }
@@ -169,6 +172,7 @@ func podOf(p *corev1.Pod) Pod {
 	out := Pod{
 		UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, ServiceAccount: p.Spec.ServiceAccountName,
 		LocalUID: p.Annotations[annotationStaticUID], Redirection: p.Annotations[api.AnnotationRedirection],
+		DNS: resolver.Wish{Policy: p.Spec.DNSPolicy, Config: p.Spec.DNSConfig},
 		Enrolment: enrolment.Pod{
 			Namespace: p.Namespace, Labels: p.Labels, Annotations: p.Annotations, HostNetwork: p.Spec.HostNetwork,
 			Ended: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,

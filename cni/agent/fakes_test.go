@@ -7,11 +7,15 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cni/conntrack"
 	"github.com/ambit-mesh/ambit/cni/discover"
+	"github.com/ambit-mesh/ambit/cni/resolver"
 	"github.com/ambit-mesh/ambit/cni/rules"
 )
 
@@ -73,6 +77,10 @@ func (n node) All() (map[string][]ns.NetNS, error) {
 	return out, nil
 }
 
+func (n node) Resolver(uid string) (resolver.Settings, error) {
+	return resolver.Settings{Servers: []string{"192.0.2.1"}, Search: []string{uid + ".example"}, NDots: 2}, nil
+}
+
 func (n node) Running() (map[string][]uint64, error) {
 	all, err := n.All()
 	out := map[string][]uint64{}
@@ -108,11 +116,16 @@ func (k kernel) change(ctx context.Context, step string, n ns.NetNS, f func(*san
 	return nil
 }
 
-func (k kernel) Fill(ctx context.Context, n ns.NetNS, _ rules.Set) error {
+// redirectsNames tells whether a set redirects name queries.
+func redirectsNames(s rules.Set) bool {
+	return strings.Contains(s.String(), "--to-ports "+strconv.Itoa(api.PortDNS))
+}
+
+func (k kernel) Fill(ctx context.Context, n ns.NetNS, set rules.Set) error {
 	if n.(*netns).s.foreign {
 		return rules.ErrForeign
 	}
-	return k.change(ctx, "fill", n, func(s *sandbox) { s.filled, s.right = true, true })
+	return k.change(ctx, "fill", n, func(s *sandbox) { s.filled, s.right, s.names = true, true, redirectsNames(set) })
 }
 
 func (k kernel) Hook(ctx context.Context, n ns.NetNS, _ rules.Set) error {
@@ -127,6 +140,9 @@ func (k kernel) Hook(ctx context.Context, n ns.NetNS, _ rules.Set) error {
 			k.w.broken = append(k.w.broken, s.uid+": hooked before its connections were exempted")
 		}
 		s.hooked = true
+		if s.names && !k.w.dns {
+			k.w.broken = append(k.w.broken, s.uid+": name queries go nowhere")
+		}
 	})
 }
 
@@ -138,7 +154,7 @@ func (k kernel) Remove(ctx context.Context, n ns.NetNS) error {
 	return k.change(ctx, "remove", n, func(s *sandbox) { s.filled, s.hooked, s.right, s.exempt = false, false, false, false })
 }
 
-func (k kernel) Inspect(ctx context.Context, n ns.NetNS, _ rules.Set) (rules.State, error) {
+func (k kernel) Inspect(ctx context.Context, n ns.NetNS, set rules.Set) (rules.State, error) {
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
 	if k.w.fail["inspect"] != 0 {
@@ -146,8 +162,8 @@ func (k kernel) Inspect(ctx context.Context, n ns.NetNS, _ rules.Set) (rules.Sta
 		return rules.State{}, errors.New("inspect fails as the test wants")
 	}
 	s := n.(*netns).s
-	st := rules.State{Captured: s.hooked, Leftover: s.filled, Foreign: s.foreign}
-	if !s.filled || !s.right {
+	st := rules.State{Captured: s.hooked, Leftover: s.filled, Foreign: s.foreign, Names: s.hooked && s.names}
+	if !s.filled || !s.right || s.names != redirectsNames(set) {
 		st.Differences = append(st.Differences, "chain differs")
 	}
 	if !s.hooked {
@@ -165,6 +181,17 @@ func (c connections) Exempt(n ns.NetNS) (int, error) {
 
 func (c connections) Hold(n ns.NetNS) error {
 	return c.w.step("hold", n.(*netns).s.uid)
+}
+
+func (c connections) NamesServed(n ns.NetNS) (bool, error) {
+	s := n.(*netns).s
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	return c.w.serves(s.uid) && c.w.dns, nil
+}
+
+func (c connections) ForgetNames(n ns.NetNS, redirected bool) (int, error) {
+	return 0, c.w.step(map[bool]string{false: "names-out", true: "names-in"}[redirected], n.(*netns).s.uid)
 }
 
 func (c connections) Usage(n ns.NetNS) (conntrack.Use, error) {

@@ -10,8 +10,10 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 
 	"github.com/ambit-mesh/ambit/api"
+	zdsapi "github.com/ambit-mesh/ambit/api/zds"
 	"github.com/ambit-mesh/ambit/cni/conntrack"
 	"github.com/ambit-mesh/ambit/cni/discover"
+	"github.com/ambit-mesh/ambit/cni/resolver"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
 )
@@ -31,6 +33,8 @@ type input struct {
 	netns     ns.NetNS // nil if not known yet
 	phase     phase
 	bypass    bool
+	dns       bool // its name queries are to be redirected, if somebody takes them
+	names     bool // they were, when last looked at
 	failures  int
 	graceOver bool // attempts have failed for long
 	drainOver bool
@@ -42,6 +46,8 @@ type result struct {
 	netns     ns.NetNS // if it found one, which is the loop's from now on
 	annotated *string  // the annotation's value, if it changed it
 	use       conntrack.Use
+	names     *bool // whether name queries are redirected, if it knows
+	again     bool  // the pod is to be verified at once
 	gone      bool  // the pod does not exist any more
 	err       error // nil if there is nothing to try again
 }
@@ -79,6 +85,11 @@ func (j jobs) do(ctx context.Context, a action, in input) result {
 		j.enrol(ctx, in, netns, &r)
 	case hold:
 		r.err = j.cfg.Connections.Hold(netns)
+		if r.err == nil {
+			var now bool
+			now, r.err = j.names(netns, in.dns, in.names)
+			r.again = now != in.names
+		}
 	case withdraw:
 		j.withdraw(ctx, in, netns, &r)
 	case drain:
@@ -87,11 +98,11 @@ func (j jobs) do(ctx context.Context, a action, in input) result {
 	return r
 }
 
-func (j jobs) set(bypass bool) rules.Set {
-	return rules.For(rules.Config{BypassInbound: bypass, IPv6: j.cfg.IPv6})
+func (j jobs) set(bypass, names bool) rules.Set {
+	return rules.For(rules.Config{BypassInbound: bypass, IPv6: j.cfg.IPv6, DNS: names})
 }
 
-// start captures a pod whose sandbox has just come and in which nothing runs yet: hooks first, then the node proxy, then
+// start captures a pod whose sandbox has just come and in which nothing runs yet: the node proxy, then the hooks, then
 // the annotation. If a step fails the pod does not start, and what was done is undone; what cannot be undone is in a
 // network namespace that the runtime throws away.
 func (j jobs) start(ctx context.Context, m startPod) (r result) {
@@ -101,13 +112,17 @@ func (j jobs) start(ctx context.Context, m startPod) (r result) {
 	if err != nil {
 		return result{phase: unknown, err: err}
 	}
-	set := j.set(m.bypass)
-	err = j.cfg.Kernel.Fill(ctx, netns, set)
+	err = j.proxy(ctx, m.pod, netns, false)
+	names := false
 	if err == nil {
-		err = j.cfg.Kernel.Hook(ctx, netns, set)
+		names, err = j.names(netns, m.dns, false)
+	}
+	set := j.set(m.bypass, names)
+	if err == nil {
+		err = j.cfg.Kernel.Fill(ctx, netns, set)
 	}
 	if err == nil {
-		err = j.proxy(ctx, m.pod, netns)
+		err = j.cfg.Kernel.Hook(ctx, netns, set)
 	}
 	if err == nil {
 		err = j.cfg.Probes.Put(m.pod.UID, m.addrs)
@@ -116,7 +131,7 @@ func (j jobs) start(ctx context.Context, m startPod) (r result) {
 		err = j.annotate(ctx, m.pod, api.RedirectionEnabled, &r)
 	}
 	if err == nil {
-		r.phase, r.netns = captured, netns
+		r.phase, r.netns, r.names = captured, netns, &names
 		return r
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
@@ -132,8 +147,12 @@ func (j jobs) start(ctx context.Context, m startPod) (r result) {
 // annotation, the hooks, nothing has changed for the pod; and by then a node proxy serves it. A pod that was captured
 // before stays so whatever fails.
 func (j jobs) enrol(ctx context.Context, in input, netns ns.NetNS, r *result) {
-	set := j.set(in.bypass)
-	now, err := j.cfg.Kernel.Inspect(ctx, netns, set)
+	names, err := j.names(netns, in.dns, in.names)
+	set := j.set(in.bypass, names)
+	var now rules.State
+	if err == nil {
+		now, err = j.cfg.Kernel.Inspect(ctx, netns, set)
+	}
 	if err == nil && now.Foreign {
 		err = fmt.Errorf("another program, such as a sidecar, redirects the pod's traffic: %w", rules.ErrForeign)
 	}
@@ -142,6 +161,15 @@ func (j jobs) enrol(ctx context.Context, in input, netns ns.NetNS, r *result) {
 	}
 	if err == nil {
 		err = j.proxyNow(ctx, in.pod, netns)
+		if err == nil {
+			// It may take name queries from now on.
+			var served bool
+			if served, err = j.names(netns, in.dns, names); err == nil && served != names {
+				names, set = served, j.set(in.bypass, served)
+				now.Differences = append(now.Differences, "name queries")
+				err = j.cfg.Kernel.Fill(ctx, netns, set)
+			}
+		}
 		if err != nil && now.Captured && in.graceOver && in.pod.Redirection == api.RedirectionEnabled {
 			err = errors.Join(err, j.annotate(ctx, in.pod, api.RedirectionPending, r))
 		}
@@ -152,6 +180,9 @@ func (j jobs) enrol(ctx context.Context, in input, netns ns.NetNS, r *result) {
 	if err == nil && len(now.Differences) > 0 {
 		if _, err = j.cfg.Connections.Exempt(netns); err == nil {
 			err = j.cfg.Kernel.Hook(ctx, netns, set)
+		}
+		if err == nil && now.Names != names {
+			_, err = j.cfg.Connections.ForgetNames(netns, names)
 		}
 		if err == nil && in.phase == captured {
 			j.cfg.Logger.Warn("repaired rules", "pod", in.pod.Namespace+"/"+in.pod.Name, "differences", now.Differences)
@@ -164,17 +195,47 @@ func (j jobs) enrol(ctx context.Context, in input, netns ns.NetNS, r *result) {
 		r.phase, r.err = unknown, err
 		return
 	}
-	r.phase = captured
+	r.phase, r.names = captured, &names
+}
+
+// names says whether the pod's name queries are to be redirected: if that is wanted and somebody takes them, since they must
+// never go nowhere. While no proxy is connected they stay as they are; the next will take them.
+func (j jobs) names(netns ns.NetNS, wanted, before bool) (bool, error) {
+	if !wanted {
+		return false, nil
+	}
+	if before && j.cfg.Proxies.Connected() == 0 {
+		return true, nil
+	}
+	return j.cfg.Connections.NamesServed(netns)
+}
+
+// resolver is how a pod resolves names, nil if that is not known. Of one that runs it is what its containers see.
+func (j jobs) resolver(p Pod, running bool) *zdsapi.Resolver {
+	if running {
+		if s, err := j.cfg.Node.Resolver(p.kubeletUID()); err == nil {
+			return resolverMessage(s)
+		}
+	}
+	if s, known := j.cfg.Resolvers.Predict(p.Namespace, p.DNS); known {
+		return resolverMessage(s)
+	}
+	return nil
+}
+
+func resolverMessage(s resolver.Settings) *zdsapi.Resolver {
+	return &zdsapi.Resolver{Servers: s.Servers, Search: s.Search, Ndots: uint32(s.NDots)}
 }
 
 // proxy has the newest node proxy serve the pod.
-func (j jobs) proxy(ctx context.Context, p Pod, netns ns.NetNS) error {
+func (j jobs) proxy(ctx context.Context, p Pod, netns ns.NetNS, running bool) error {
 	file, err := openNetNS(netns)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	return j.cfg.Proxies.Add(ctx, zds.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, NetNS: file})
+	return j.cfg.Proxies.Add(ctx, zds.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, NetNS: file,
+		Resolver: j.resolver(p, running)})
 }
 
 // proxyNow is proxy for a pod that runs: it does not wait for a proxy to come, which makes its work due anyhow.
@@ -184,7 +245,7 @@ func (j jobs) proxyNow(ctx context.Context, p Pod, netns ns.NetNS) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, ackLimit)
 	defer cancel()
-	return j.proxy(ctx, p, netns)
+	return j.proxy(ctx, p, netns, true)
 }
 
 // openNetNS opens a network namespace once more; the caller closes what it returns.
@@ -203,7 +264,7 @@ func (j jobs) withdraw(ctx context.Context, in input, netns ns.NetNS, r *result)
 	r.phase = unknown
 	if netns != nil && in.phase == unknown && in.pod.Redirection == "" {
 		// A pod that was not looked at since the agent started, or that an attempt left half-way.
-		now, err := j.cfg.Kernel.Inspect(ctx, netns, j.set(in.bypass))
+		now, err := j.cfg.Kernel.Inspect(ctx, netns, j.set(in.bypass, in.names))
 		if err != nil {
 			r.err = err
 			return
@@ -221,6 +282,12 @@ func (j jobs) withdraw(ctx context.Context, in input, netns ns.NetNS, r *result)
 	}
 	if netns != nil {
 		if err := j.cfg.Kernel.Unhook(ctx, netns); err != nil {
+			r.err = err
+			return
+		}
+		r.names = new(bool)
+		// Programs' sockets that queries were redirected from go on, with the resolver itself.
+		if _, err := j.cfg.Connections.ForgetNames(netns, false); err != nil {
 			r.err = err
 			return
 		}

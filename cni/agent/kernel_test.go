@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/cni/discover"
 	"github.com/ambit-mesh/ambit/cni/netnstest"
 	"github.com/ambit-mesh/ambit/cni/probes"
+	"github.com/ambit-mesh/ambit/cni/resolver"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
 )
@@ -73,6 +74,10 @@ func (k *kernelWorld) Find(uid string, _ []netip.Addr) (ns.NetNS, error) {
 		return ns.GetNS(n.Path())
 	}
 	return nil, fmt.Errorf("pod %s: %w", uid, discover.ErrNotRunning)
+}
+
+func (k *kernelWorld) Resolver(string) (resolver.Settings, error) {
+	return resolver.Settings{}, discover.ErrNotRunning
 }
 
 func (k *kernelWorld) Open(path string) (ns.NetNS, error) { return ns.GetNS(path) }

@@ -112,6 +112,7 @@ func (l *loop) receive() {
 			if m.connected > 0 {
 				l.hurry()
 			}
+			l.lookSoon()
 		case startPod:
 			l.startPod(m)
 		case jobDone:
@@ -160,7 +161,7 @@ func (l *loop) decide(s *podState) {
 	before := s.decision
 	s.decision = enrolment.Decide(s.pod.Enrolment, labels, l.cfg.ExcludeNamespaces)
 	s.decided = known
-	if before.Capture != s.decision.Capture || before.BypassInbound != s.decision.BypassInbound {
+	if before.Capture != s.decision.Capture || before.BypassInbound != s.decision.BypassInbound || before.DNS != s.decision.DNS {
 		s.due, s.failures, s.verifyAt = time.Time{}, 0, time.Time{}
 	}
 	said := ""
@@ -187,6 +188,16 @@ func (l *loop) orderChanged(m orderChanged) {
 func (l *loop) hurry() {
 	for _, s := range l.pods {
 		s.due = time.Time{}
+	}
+}
+
+// lookSoon has captured pods looked at, since the proxy that has come or gone may take name queries, and the others not.
+func (l *loop) lookSoon() {
+	at := time.Now().Add(l.t.Names)
+	for _, s := range l.pods {
+		if s.holdAt.After(at) {
+			s.holdAt = at
+		}
 	}
 }
 
@@ -240,6 +251,7 @@ func (l *loop) begin(ctx context.Context) {
 func (l *loop) beginJob(ctx context.Context, s *podState, a action) {
 	in := input{
 		pod: s.pod, netns: s.netns, phase: s.phase, bypass: s.decision.BypassInbound, failures: s.failures,
+		dns: s.decision.DNS.Or(l.cfg.DNS), names: s.names,
 		graceOver: l.graceOver(s),
 		drainOver: l.order == Now || (!s.drainEnd.IsZero() && time.Now().After(s.drainEnd)),
 	}
@@ -293,6 +305,9 @@ func (l *loop) jobDone(m jobDone) {
 		s.inode, _ = discover.Inode(s.netns)
 	}
 	s.phase, s.use, s.due = m.result.phase, m.result.use, time.Time{}
+	if m.result.names != nil {
+		s.names = *m.result.names
+	}
 	if m.action == start {
 		s.settleAt = now.Add(l.t.StartSettle)
 	}
@@ -312,6 +327,9 @@ func (l *loop) jobDone(m jobDone) {
 			s.verifyAt = now.Add(jitter(l.t.Verify))
 		}
 		s.holdAt, s.drainEnd = now.Add(jitter(l.t.Hold)), time.Time{}
+		if m.result.again {
+			s.verifyAt = time.Time{}
+		}
 	case draining:
 		s.due = now.Add(l.t.DrainLook)
 		if s.drainEnd.IsZero() {

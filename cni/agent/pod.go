@@ -9,6 +9,7 @@ import (
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cni/conntrack"
 	"github.com/ambit-mesh/ambit/cni/enrolment"
+	"github.com/ambit-mesh/ambit/cni/resolver"
 )
 
 // Pod is what the agent knows of a pod from the API.
@@ -20,6 +21,8 @@ type Pod struct {
 	Enrolment enrolment.Pod
 	// Redirection is the value of api.AnnotationRedirection.
 	Redirection string
+	// DNS is what it asks of kubelet's DNS settings.
+	DNS resolver.Wish
 	// IPs are the pod's addresses; none before its sandbox is up.
 	IPs []netip.Addr
 }
@@ -74,6 +77,7 @@ type podState struct {
 	netns ns.NetNS // owned; nil unless known
 	inode uint64   // of netns
 	use   conntrack.Use
+	names bool // name queries were redirected when last looked at
 
 	busy     bool
 	cancel   func() // ends the running job early

@@ -38,9 +38,11 @@ func (j jobs) seed(ctx context.Context, s *podState) error {
 	if err == nil {
 		s.netns = netns
 		s.inode, _ = discover.Inode(netns)
-		now, err = j.cfg.Kernel.Inspect(ctx, netns, j.set(s.decision.BypassInbound))
+		now, err = j.cfg.Kernel.Inspect(ctx, netns, j.set(s.decision.BypassInbound, false))
+		s.names = now.Names
 	}
-	p := zds.Pod{UID: s.pod.UID, Name: s.pod.Name, Namespace: s.pod.Namespace, ServiceAccount: s.pod.ServiceAccount}
+	p := zds.Pod{UID: s.pod.UID, Name: s.pod.Name, Namespace: s.pod.Namespace, ServiceAccount: s.pod.ServiceAccount,
+		Resolver: j.resolver(s.pod, true)}
 	switch {
 	case err != nil && s.pod.Redirection == "":
 	case err != nil:

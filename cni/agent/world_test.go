@@ -47,6 +47,7 @@ type world struct {
 	// broken collects what must never be.
 	broken []string
 	proxy  *zdstest.Proxy
+	dns    bool                   // the proxy takes name queries
 	halt   func(step, uid string) // called before every step
 }
 
@@ -60,6 +61,7 @@ type sandbox struct {
 	right   bool // as the set says
 	foreign bool
 	exempt  bool
+	names   bool // its rules redirect name queries
 	use     conntrack.Use
 }
 
@@ -73,7 +75,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: dir, client: fake.NewClientset(), events: record.NewFakeRecorder(1000),
 		fail: map[string]int{}, pods: map[string]*sandbox{}, sets: map[netip.Addr]string{},
-		timing: Timings{Tick: 5 * time.Millisecond, Verify: 50 * time.Millisecond, Hold: time.Hour, Host: 20 * time.Millisecond,
+		timing: Timings{Tick: 5 * time.Millisecond, Verify: 50 * time.Millisecond, Hold: time.Hour, Names: 10 * time.Millisecond, Host: 20 * time.Millisecond,
 			DrainLook: 10 * time.Millisecond, RetryMin: 5 * time.Millisecond, RetryMax: 20 * time.Millisecond,
 			StartSettle: 20 * time.Millisecond, Grace: 30 * time.Millisecond, Unseen: time.Second, Cleanup: 5 * time.Second},
 	}
@@ -329,7 +331,7 @@ func (w *world) start() *running {
 	}
 	r.server = zds.NewServer(zds.Config{Logger: log, Observe: func(e zds.Event) { r.ProxyEvent(e) }})
 	r.Agent = New(Config{
-		NodeName: "node1", Namespace: api.DefaultNamespace, ExcludeNamespaces: []string{"kube-system"}, IPv6: true, RunDir: w.dir, ZDSSocket: filepath.Join(w.dir, "zds"),
+		NodeName: "node1", Namespace: api.DefaultNamespace, ExcludeNamespaces: []string{"kube-system"}, IPv6: true, DNS: true, RunDir: w.dir, ZDSSocket: filepath.Join(w.dir, "zds"),
 		Cluster: cluster{Cluster{Client: w.client, NodeName: "node1", Namespace: api.DefaultNamespace, DaemonSet: api.NodeAgent, Events: w.events}, w},
 		Kernel:  kernel{w}, Connections: connections{w}, Probes: probeSets{w}, Node: node{w}, Proxies: proxies{r.server, w},
 		Installation: installation{w}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: log, Timings: w.timing,

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+
+	"github.com/ambit-mesh/ambit/cni/resolver"
 )
 
 // ErrNotRunning says that a pod has no network namespace.
@@ -76,6 +78,22 @@ func (n *Node) Find(uid string, addrs []netip.Addr) (ns.NetNS, error) {
 		netns.Close()
 	}
 	return nil, fmt.Errorf("pod %s: %w", uid, ErrNotRunning)
+}
+
+// Resolver returns what the resolv.conf of a pod's oldest process says that can be read.
+func (n *Node) Resolver(uid string) (resolver.Settings, error) {
+	pods, err := n.look()
+	if err != nil {
+		return resolver.Settings{}, err
+	}
+	err = ErrNotRunning
+	for _, c := range pods[uid] {
+		var s resolver.Settings
+		if s, err = resolver.Read(filepath.Join(strings.TrimSuffix(c.Path, "ns/net"), "root")); err == nil && len(s.Servers) > 0 {
+			return s, nil
+		}
+	}
+	return resolver.Settings{}, fmt.Errorf("resolvers of pod %s: %w", uid, err)
 }
 
 // All returns the network namespaces of all pods that run, by UID. The caller closes them.

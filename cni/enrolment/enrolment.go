@@ -26,9 +26,24 @@ type Decision struct {
 	Reason string
 	// BypassInbound leaves the pod's inbound connections alone.
 	BypassInbound bool
+	// DNS is whether the pod's name queries are to go to the proxy.
+	DNS Choice
 	// Problems are values on the pod or its namespace that are not understood, in words; they were taken for absent.
 	Problems []string
 }
+
+// Choice is what a pod says about something that a setting of the mesh decides otherwise.
+type Choice uint8
+
+// Choices. The zero value leaves it to the setting.
+const (
+	ChoiceDefault Choice = iota
+	ChoiceOn
+	ChoiceOff
+)
+
+// Or resolves a choice by the setting.
+func (c Choice) Or(setting bool) bool { return c == ChoiceOn || c == ChoiceDefault && setting }
 
 // Decide applies the rules in their order: what can or may never be captured, then the pod's label, then its namespace's.
 func Decide(p Pod, namespaceLabels map[string]string, excluded []string) Decision {
@@ -54,6 +69,17 @@ func Decide(p Pod, namespaceLabels map[string]string, excluded []string) Decisio
 				api.AnnotationBypassInbound, v))
 		}
 		d.BypassInbound = bypass
+	}
+	if v, ok := p.Annotations[api.AnnotationDNSCapture]; ok {
+		switch on, err := strconv.ParseBool(v); {
+		case err != nil:
+			d.Problems = append(d.Problems, fmt.Sprintf("annotation %s is %q, neither true nor false: the mesh's setting counts",
+				api.AnnotationDNSCapture, v))
+		case on:
+			d.DNS = ChoiceOn
+		default:
+			d.DNS = ChoiceOff
+		}
 	}
 	pod, problem := mode(p.Labels, "pod")
 	d.Problems = append(d.Problems, problem...)

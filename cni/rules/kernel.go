@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cni/xtables"
 )
 
@@ -197,6 +199,8 @@ type State struct {
 	Captured bool
 	// Leftover: something of ours is there, captured or not.
 	Leftover bool
+	// Names: name queries are redirected, in some family.
+	Names bool
 	// Foreign: another program holds a chain of a name that we use; nothing of it is counted as ours.
 	Foreign bool
 	// Differences lists, in words, where the namespace differs from the set; empty if it is as it must be.
@@ -221,6 +225,7 @@ func (k *Kernel) Inspect(ctx context.Context, netns ns.NetNS, s Set) (State, err
 			for _, b := range k.backends {
 				st.Leftover = st.Leftover || len(ours(now[b], Carry)) > 0
 				st.Captured = st.Captured || captured(now[b])
+				st.Names = st.Names || redirectsNames(now[b])
 			}
 			i := slices.IndexFunc(s.Families, func(fs FamilySet) bool { return fs.Family == f })
 			if i < 0 {
@@ -334,6 +339,16 @@ func captured(t xtables.Tables) bool {
 	return slices.ContainsFunc(ours(t, Capture), func(p xtables.Place) bool {
 		rules, _ := t.Chain(p.Table, p.Name)
 		return t.Reached(p) && len(rules) > 0
+	})
+}
+
+// redirectsNames says whether a chain of ours redirects name queries.
+func redirectsNames(t xtables.Tables) bool {
+	return slices.ContainsFunc(ours(t, Capture), func(p xtables.Place) bool {
+		rules, _ := t.Chain(p.Table, p.Name)
+		return t.Reached(p) && slices.ContainsFunc(rules, func(r string) bool {
+			return strings.HasSuffix(r, "-j REDIRECT --to-ports "+strconv.Itoa(api.PortDNS))
+		})
 	})
 }
 

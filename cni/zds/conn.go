@@ -47,6 +47,9 @@ type conn struct {
 	unix *net.UnixConn
 	wake chan struct{} // capacity 1: something was queued
 
+	// resolvers: the proxy's hello asks how pods resolve names.
+	resolvers bool
+
 	// The fields below are guarded by Server.mu.
 	queue  []*request
 	served map[string]netnsKey // what the proxy acknowledged
@@ -77,13 +80,14 @@ func (s *Server) handle(ctx context.Context, u *net.UnixConn) {
 	defer u.Close()
 	stop := context.AfterFunc(ctx, func() { u.Close() })
 	defer stop()
-	if err := s.hello(u); err != nil {
+	features, err := s.hello(u)
+	if err != nil {
 		if ctx.Err() == nil {
 			s.cfg.Logger.Warn("node proxy turned away", "error", err)
 		}
 		return
 	}
-	c := &conn{unix: u, wake: make(chan struct{}, 1), served: map[string]netnsKey{}}
+	c := &conn{unix: u, wake: make(chan struct{}, 1), served: map[string]netnsKey{}, resolvers: slices.Contains(features, zdsapi.Feature_RESOLVER)}
 	s.join(c)
 	answers := make(chan answer)
 	quit := make(chan struct{})
@@ -92,7 +96,7 @@ func (s *Server) handle(ctx context.Context, u *net.UnixConn) {
 		defer close(read)
 		readAnswers(u, answers, quit)
 	}()
-	err := s.serve(ctx, c, answers)
+	err = s.serve(ctx, c, answers)
 	close(quit)
 	u.Close()
 	<-read
@@ -102,18 +106,19 @@ func (s *Server) handle(ctx context.Context, u *net.UnixConn) {
 	}
 }
 
-func (s *Server) hello(u *net.UnixConn) error {
+// hello reads a proxy's hello and returns what it asks for beyond the protocol.
+func (s *Server) hello(u *net.UnixConn) ([]zdsapi.Feature, error) {
 	if err := u.SetDeadline(time.Now().Add(s.cfg.AckTimeout)); err != nil {
-		return err
+		return nil, err
 	}
 	var hello zdsapi.ZdsHello
 	if err := receive(u, make([]byte, maxMessage), &hello); err != nil {
-		return fmt.Errorf("read hello: %w", err)
+		return nil, fmt.Errorf("read hello: %w", err)
 	}
 	if hello.GetVersion() != zdsapi.Version_V1 {
-		return fmt.Errorf("hello names version %v, this agent speaks %v", hello.GetVersion(), zdsapi.Version_V1)
+		return nil, fmt.Errorf("hello names version %v, this agent speaks %v", hello.GetVersion(), zdsapi.Version_V1)
 	}
-	return u.SetDeadline(time.Time{})
+	return hello.GetFeatures(), u.SetDeadline(time.Time{})
 }
 
 // join makes c the newest connection, with the snapshot queued.
@@ -217,9 +222,11 @@ func (s *Server) send(c *conn, r *request) error {
 	var msg zdsapi.WorkloadRequest
 	switch r.kind {
 	case add:
-		msg.Payload = &zdsapi.WorkloadRequest_Add{Add: &zdsapi.AddWorkload{Uid: r.uid, WorkloadInfo: &zdsapi.WorkloadInfo{
-			Name: r.pod.Name, Namespace: r.pod.Namespace, ServiceAccount: r.pod.ServiceAccount,
-		}}}
+		info := &zdsapi.WorkloadInfo{Name: r.pod.Name, Namespace: r.pod.Namespace, ServiceAccount: r.pod.ServiceAccount}
+		if c.resolvers { // an older proxy, or a peer's, takes small packets only
+			info.Resolver = r.pod.Resolver
+		}
+		msg.Payload = &zdsapi.WorkloadRequest_Add{Add: &zdsapi.AddWorkload{Uid: r.uid, WorkloadInfo: info}}
 	case keep:
 		msg.Payload = &zdsapi.WorkloadRequest_Keep{Keep: &zdsapi.KeepWorkload{Uid: r.uid}}
 	case del:

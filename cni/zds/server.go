@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	zdsapi "github.com/ambit-mesh/ambit/api/zds"
 	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
@@ -44,6 +45,8 @@ type Pod struct {
 	// NetNS is the pod's network namespace. If nil, the pod is only named in snapshots, so that a proxy which serves it
 	// goes on doing so. The server duplicates the descriptor; the caller keeps its own.
 	NetNS *os.File
+	// Resolver is how the pod resolves names; nil if it is not known. Only proxies that ask for it are told.
+	Resolver *zdsapi.Resolver
 }
 
 // Config configures a Server.

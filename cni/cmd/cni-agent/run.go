@@ -37,6 +37,7 @@ import (
 	"github.com/ambit-mesh/ambit/cni/discover"
 	"github.com/ambit-mesh/ambit/cni/install"
 	"github.com/ambit-mesh/ambit/cni/probes"
+	"github.com/ambit-mesh/ambit/cni/resolver"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
 	"github.com/ambit-mesh/ambit/mesh/handover"
@@ -53,7 +54,7 @@ type settings struct {
 	runDir, zdsSocket   string
 	binary, kubeconfig  string
 	healthAddr, metrics string
-	ipv6                bool
+	ipv6, dns           bool
 	logLevel, logFormat string
 }
 
@@ -89,6 +90,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.StringVar(&s.healthAddr, "health-addr", ":"+strconv.Itoa(api.PortAgentHealth), "address of /healthz, /readyz and /release")
 	f.StringVar(&s.metrics, "metrics-addr", ":"+strconv.Itoa(api.PortAgentMetrics), "address of /metrics")
 	f.BoolVar(&s.ipv6, "ipv6", true, "capture IPv6, too, in pods that have it")
+	f.BoolVar(&s.dns, "dns-capture", dnsDefault(), "have name queries of pods go to the node proxy, where it takes them ($AMBIENT_DNS_CAPTURE)")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&s.logFormat, "log-format", "json", "json or text")
 	root.SetArgs(args)
@@ -197,7 +199,7 @@ func (s *settings) serve(ctx context.Context, stderr io.Writer) error {
 	depot = handover.NewDepot(handover.DepotConfig{Pods: proxies, Logger: log, Registerer: registry})
 	defer depot.Close()
 	a = agent.New(agent.Config{
-		NodeName: nodeName, Namespace: namespace, ExcludeNamespaces: s.excludeNamespaces, IPv6: s.ipv6, RunDir: s.runDir, ZDSSocket: s.zdsSocket,
+		NodeName: nodeName, Namespace: namespace, ExcludeNamespaces: s.excludeNamespaces, IPv6: s.ipv6, DNS: s.dns, Resolvers: s.resolvers(namespace, log), RunDir: s.runDir, ZDSSocket: s.zdsSocket,
 		Cluster: agent.Cluster{
 			Client: client, NodeName: nodeName, Namespace: namespace, DaemonSet: api.NodeAgent,
 			Events: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: api.NodeAgent, Host: nodeName}),
@@ -208,6 +210,25 @@ func (s *settings) serve(ctx context.Context, stderr io.Writer) error {
 	})
 	log.Info("agent starts", "version", build.Version(), "node", nodeName, "iptables", n.kernel.Host().Kind)
 	return s.alongside(ctx, a, registry)
+}
+
+// dnsDefault is the setting of Istio's agent; it is on where nothing is said.
+func dnsDefault() bool {
+	on, err := strconv.ParseBool(os.Getenv("AMBIENT_DNS_CAPTURE"))
+	return err != nil || on
+}
+
+// resolvers is what kubelet gives this node's pods: it gave the agent's own the cluster's.
+func (s *settings) resolvers(namespace string, log *slog.Logger) resolver.Node {
+	own, err := resolver.Read("/")
+	if err != nil {
+		log.Warn("the cluster's resolvers are not known; node proxies take the usual ones for pods that start", "error", err)
+	}
+	host, err := resolver.Read(filepath.Join(s.hostProc, "1/root"))
+	if err != nil {
+		log.Warn("the node's own resolvers are not known", "error", err)
+	}
+	return resolver.NewNode(own, namespace, host)
 }
 
 func (s *settings) access() (*rest.Config, error) {

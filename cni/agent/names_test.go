@@ -1,0 +1,58 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/api"
+)
+
+// TestNames: name queries are redirected where the proxy takes them and the pod does not object, and no longer once it does
+// not; pods are captured all the same.
+func TestNames(t *testing.T) {
+	w := newWorld(t)
+	w.timing.Verify = time.Hour
+	w.dns = true
+	w.start().ready(t)
+	first := w.connect()
+	w.namespace("shop", "ambient")
+	s := w.running("web", "10.0.0.7")
+	objects := w.running("plain", "10.0.0.8", annotation(api.AnnotationDNSCapture, "false"))
+	names := func(s *sandbox) (is bool) { w.with(func() { is = s.hooked && s.names }); return is }
+	eventually(t, "captured with name queries", func() bool { return w.isCaptured("web") && names(s) })
+	eventually(t, "captured without", func() bool { return w.isCaptured("plain") })
+	if names(objects) {
+		t.Error("name queries of a pod that objects are redirected")
+	}
+	if w.countStep("web", "names-in") == 0 {
+		t.Error("queries past the proxy go on past it")
+	}
+
+	// A proxy that does not take them, such as an older one.
+	w.with(func() { w.dns = false })
+	w.connect()
+	first.Close()
+	eventually(t, "name queries go past the proxy", func() bool { return w.isCaptured("web") && !names(s) })
+	if w.countStep("web", "names-out") == 0 {
+		t.Error("queries to the proxy go on to it")
+	}
+
+	// And one that does.
+	w.with(func() { w.dns = true })
+	w.connect()
+	eventually(t, "name queries go to the proxy again", func() bool { return w.isCaptured("web") && names(s) })
+}
+
+// TestNamesWhileNoProxyRuns: a proxy that is away for a moment changes nothing.
+func TestNamesWhileNoProxyRuns(t *testing.T) {
+	w := newWorld(t)
+	w.dns = true
+	w.start().ready(t)
+	p := w.connect()
+	w.namespace("shop", "ambient")
+	s := w.running("web", "10.0.0.7")
+	names := func() (is bool) { w.with(func() { is = s.hooked && s.names }); return is }
+	eventually(t, "captured with name queries", func() bool { return w.isCaptured("web") && names() })
+	p.Close()
+	never(t, "they are given up though the proxy's successor will take them", func() bool { return !names() })
+}
