@@ -16,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/workload"
+	zdsapi "github.com/ambit-mesh/ambit/api/zds"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
 	"github.com/ambit-mesh/ambit/mesh/handover"
@@ -127,6 +128,8 @@ type Pod struct {
 	Namespace      string
 	ServiceAccount string
 	UID            string
+	// Resolver is told to proxies that ask how the pod resolves names; nil: not known.
+	Resolver *zdsapi.Resolver
 }
 
 // AddPod makes a pod in Kubernetes namespace "default", whose service account has the pod's name. The control plane
@@ -180,7 +183,8 @@ func (p *Pod) Offer(ctx context.Context) error {
 		return fmt.Errorf("offer pod %s: %w", p.Name, err)
 	}
 	defer f.Close()
-	err = p.Node.Agent.Add(ctx, zds.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, NetNS: f})
+	err = p.Node.Agent.Add(ctx, zds.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, NetNS: f,
+		Resolver: p.Resolver})
 	if err != nil {
 		return fmt.Errorf("offer pod %s: %w", p.Name, err)
 	}
