@@ -61,7 +61,7 @@ func serve(objects ...runtime.Object) *server {
 			return true, nil, err
 		}
 		u := o.(*unstructured.Unstructured).DeepCopy()
-		u.Object["status"] = body["status"]
+		u.Object["status"] = runtime.DeepCopyJSONValue(body["status"])
 		s.patches <- body
 		return true, u, s.Tracker().Update(gvr, u, patch.GetNamespace())
 	})
