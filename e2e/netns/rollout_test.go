@@ -121,7 +121,8 @@ func TestRollout(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			n1, n2 := w.node("node1"), w.node("node2")
-			client := w.captured(n1, "client")
+			// The one that holds connections is on the other node, so that they do not count as load here.
+			client, holder := w.captured(n1, "client"), w.captured(n2, "holder")
 			var old []*replica
 			var pods []*lab.Pod
 			for i := range replicas {
@@ -137,7 +138,7 @@ func TestRollout(t *testing.T) {
 				next := w.replica(r.Node, fmt.Sprint("new", i))
 				w.Control.SetAddresses(s.endpoint(next.Pod, true))
 				w.more(l, perSecond/2)
-				kept := w.hold(client, addr(r.Pod, false, 8080))
+				kept := w.hold(holder, addr(r.Pod, false, 8080))
 				if tt.closesAtOnce {
 					r.close()
 					w.more(l, perSecond/2)
