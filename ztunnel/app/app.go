@@ -238,7 +238,7 @@ func (p *parts) makeProxies(registry prometheus.Registerer) error {
 }
 
 // targets are those of log lines, named as Istio's ztunnel names its modules.
-var targets = [...]string{telemetry.TargetAccess, "app", "dns", "handover", "identity", "inpod", "policy", "proxy", "state", "xds"}
+var targets = [...]string{telemetry.TargetAccess, "app", "dns", "handover", "identity", "inpod", "proxy", "state", "xds"}
 
 // target returns the logger of one of targets.
 func (p *parts) target(name string) *slog.Logger { return p.levels.Logger(p.base, name) }
