@@ -122,11 +122,24 @@ func TestHalfClosedConnections(t *testing.T) {
 		return c
 	}
 	good, bad := open(lively), open(gone)
-	w.eventually("both connections are in the proxy", func() error {
-		if n := w.metric(w.proxies[0], "istio_tcp_sockets_open"); n != 2 {
-			return fmt.Errorf("%v connections", n)
+	// What is not acknowledged yet would be sent again and again, and not probed for.
+	w.eventually("the ends of both, and of the proxy's two, are acknowledged", func() error {
+		const finWait2, port9001 = "05", ":2329"
+		var table []byte
+		err := client.Do(func() (err error) {
+			table, err = os.ReadFile("/proc/thread-self/net/tcp")
+			return err
+		})
+		n := 0
+		for line := range strings.Lines(string(table)) {
+			if f := strings.Fields(line); len(f) > 3 && strings.HasSuffix(f[2], port9001) && f[3] == finWait2 {
+				n++
+			}
 		}
-		return nil
+		if err == nil && n != 4 {
+			err = fmt.Errorf("%d are", n)
+		}
+		return err
 	})
 	w.must(gone.Do(func() error {
 		link, err := netlink.LinkByName("eth0")

@@ -13,8 +13,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,6 +96,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		w.endProxies()
 		w.checkLogs()
 		if t.Failed() {
 			for _, p := range w.proxies {
@@ -105,6 +109,54 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	return w
+}
+
+// ended is the last line of a proxy's log.
+var ended = regexp.MustCompile(`msg="?ended"? .*goroutines_left=(-?\d+) descriptors_left=(-?\d+)`)
+
+// endProxies tells all proxies to end, which they must do with success and with no goroutine or descriptor left. Those that
+// still carry something for a peer that is gone are not waited for: they may for as long as their grace period is.
+func (w *world) endProxies() {
+	if w.t.Failed() {
+		return // what went wrong may keep them
+	}
+	const (
+		limit = 8 * time.Second
+		slack = 3 // descriptors of the runtime itself
+	)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var running []*lab.Proxy
+	for _, p := range w.proxies {
+		select {
+		case <-p.Exited():
+		default:
+			running = append(running, p)
+			if err := p.Signal(syscall.SIGTERM); err != nil {
+				w.t.Error(err)
+			}
+		}
+	}
+	for _, p := range running {
+		err := p.Wait(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			w.t.Logf("proxy on %s still has something to carry", p.Node.Name)
+			continue
+		}
+		if err != nil {
+			w.t.Errorf("proxy on %s was told to end: %v", p.Node.Name, err)
+			continue
+		}
+		m := ended.FindStringSubmatch(p.LogTail())
+		if m == nil {
+			continue // another make's, or it logs errors only
+		}
+		routines, _ := strconv.Atoi(m[1])
+		files, _ := strconv.Atoi(m[2])
+		if routines > 0 || files > slack {
+			w.t.Errorf("proxy on %s ended with %d goroutines and %d descriptors left", p.Node.Name, routines, files)
+		}
+	}
 }
 
 // checkLogs fails the test if a proxy has panicked, or raced (in a binary that was built to tell).

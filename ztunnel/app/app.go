@@ -80,6 +80,7 @@ type parts struct {
 	levels    *telemetry.Levels
 	base      *slog.Logger // without a target
 	log       *telemetry.Writer
+	before    census // with the log and nothing else
 	logger    *slog.Logger
 	home      *netns.Home
 	directory *directory.Directory
@@ -121,6 +122,7 @@ func (p *parts) make(stderr io.Writer) error {
 	cfg := p.cfg
 	registry := telemetry.NewRegistry("ztunnel", build.Version())
 	p.log = telemetry.NewWriter(stderr, 0, registry)
+	p.before = takeCensus()
 	format := telemetry.FormatPlain
 	if cfg.LogJSON {
 		format = telemetry.FormatJSON
@@ -309,7 +311,6 @@ func (p *parts) run(ctx context.Context) error {
 	cancel()
 	end()
 	rooms.Wait()
-	p.logger.Info("ended")
 	if failed := (partError{}); errors.As(cause, &failed) {
 		return failed
 	}
@@ -331,6 +332,8 @@ func (p *parts) close() {
 		p.closers[i].Close()
 	}
 	if p.log != nil {
+		left := p.before.left()
+		p.logger.Info("ended", "goroutines_left", left.goroutines, "descriptors_left", left.descriptors)
 		p.log.Close()
 	}
 }
