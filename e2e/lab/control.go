@@ -2,18 +2,13 @@ package lab
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/url"
 	"os"
@@ -46,7 +41,6 @@ const (
 const (
 	dialTimeout = 5 * time.Second
 	token       = "lab-token"
-	certTTL     = time.Hour
 )
 
 // Control is a control plane that serves the resources it was given to every proxy that shows the lab's token, and signs
@@ -55,15 +49,14 @@ type Control struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	ca.UnimplementedIstioCertificateServiceServer
 
-	// RootFile holds the trust bundle, TokenFile the token that proxies must show.
+	// CA signs. RootFile holds its trust bundle, TokenFile the token that proxies must show.
+	CA                  *Authority
 	RootFile, TokenFile string
 	// Addr is the address of xDS and CA, host:port.
 	Addr string
 
 	logger *slog.Logger
 	server *grpc.Server
-	key    *ecdsa.PrivateKey
-	root   *x509.Certificate
 	served chan struct{}
 
 	mu        sync.Mutex                                // guards the fields below
@@ -81,17 +74,11 @@ func newControl(space *Namespace, dir string, logger *slog.Logger) (*Control, er
 		resources: map[string]map[string]*discovery.Resource{AddressType: {}, AuthorizationType: {}, extension.Type: {}},
 		changed:   make(chan struct{}), issued: map[string]int{},
 	}
-	if err := c.makeRoot(); err != nil {
+	var err error
+	if c.CA, err = newAuthority(c.RootFile); err != nil {
 		return nil, fmt.Errorf("start control plane: %w", err)
 	}
 	if err := os.WriteFile(c.TokenFile, []byte(token), 0o600); err != nil {
-		return nil, fmt.Errorf("start control plane: %w", err)
-	}
-	serving, err := c.sign(&x509.Certificate{
-		IPAddresses: []net.IP{Gateway4.AsSlice(), Gateway6.AsSlice()},
-		DNSNames:    []string{"istiod.istio-system.svc", "istiod.istio-system.svc.cluster.local"},
-	}, nil)
-	if err != nil {
 		return nil, fmt.Errorf("start control plane: %w", err)
 	}
 	ln, err := space.Listen(c.Addr)
@@ -99,7 +86,7 @@ func newControl(space *Namespace, dir string, logger *slog.Logger) (*Control, er
 		return nil, fmt.Errorf("start control plane: %w", err)
 	}
 	c.server = grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{*serving}, MinVersion: tls.VersionTLS12})),
+		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.serving})),
 		// Proxies send a PING every 30 s, on an idle channel too.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
@@ -112,6 +99,14 @@ func newControl(space *Namespace, dir string, logger *slog.Logger) (*Control, er
 		}
 	}()
 	return c, nil
+}
+
+// serving is the control plane's own certificate, by whoever signs now.
+func (c *Control) serving(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return c.CA.sign(&x509.Certificate{
+		IPAddresses: []net.IP{Gateway4.AsSlice(), Gateway6.AsSlice()},
+		DNSNames:    []string{"istiod.istio-system.svc", "istiod.istio-system.svc.cluster.local"},
+	}, nil)
 }
 
 func (c *Control) close() error {
@@ -305,14 +300,14 @@ func (c *Control) CreateCertificate(ctx context.Context, r *ca.IstioCertificateR
 	if err != nil || identity == "" {
 		return nil, status.Errorf(codes.InvalidArgument, "no identity in metadata: %v", err)
 	}
-	cert, err := c.sign(&x509.Certificate{URIs: []*url.URL{uri}}, csr.PublicKey)
+	cert, err := c.CA.sign(&x509.Certificate{URIs: []*url.URL{uri}}, csr.PublicKey)
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	c.mu.Lock()
 	c.issued[identity]++
 	c.mu.Unlock()
-	return &ca.IstioCertificateResponse{CertChain: []string{encode(cert.Certificate[0]), encode(c.root.Raw)}}, nil
+	return &ca.IstioCertificateResponse{CertChain: []string{encode(cert.Certificate[0]), c.CA.bundle()}}, nil
 }
 
 // SignIdentity makes a key and a certificate of the lab's mesh for a test's own client.
@@ -321,62 +316,10 @@ func (c *Control) SignIdentity(identity string) (*tls.Certificate, *x509.CertPoo
 	if err != nil {
 		return nil, nil, fmt.Errorf("sign %q: %w", identity, err)
 	}
-	cert, err := c.sign(&x509.Certificate{URIs: []*url.URL{uri}}, nil)
+	cert, err := c.CA.sign(&x509.Certificate{URIs: []*url.URL{uri}}, nil)
 	pool := x509.NewCertPool()
-	pool.AddCert(c.root)
+	pool.AppendCertsFromPEM([]byte(c.CA.bundle()))
 	return cert, pool, err
-}
-
-func (c *Control) makeRoot() error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"lab"}},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return err
-	}
-	if c.root, err = x509.ParseCertificate(der); err != nil {
-		return err
-	}
-	c.key = key
-	return os.WriteFile(c.RootFile, []byte(encode(der)), 0o644)
-}
-
-// sign completes and signs a leaf for the key, or for a new one if it is nil.
-func (c *Control) sign(leaf *x509.Certificate, public any) (*tls.Certificate, error) {
-	out := &tls.Certificate{}
-	if public == nil {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			return nil, err
-		}
-		out.PrivateKey, public = key, key.Public()
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		return nil, err
-	}
-	leaf.SerialNumber = serial
-	leaf.NotBefore, leaf.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(certTTL)
-	leaf.KeyUsage = x509.KeyUsageDigitalSignature
-	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	leaf.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, leaf, c.root, public, c.key)
-	if err != nil {
-		return nil, fmt.Errorf("sign certificate: %w", err)
-	}
-	out.Certificate = [][]byte{der, c.root.Raw}
-	return out, nil
-}
-
-func encode(der []byte) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 func authenticate(ctx context.Context) error {

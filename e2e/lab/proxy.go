@@ -219,6 +219,7 @@ func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
 		"PATH=" + os.Getenv("PATH"),
 		"XDS_ADDRESS=https://" + control.Addr, "CA_ADDRESS=https://" + control.Addr,
 		"XDS_ROOT_CA=" + control.RootFile, "CA_ROOT_CA=" + control.RootFile, "AUTH_TOKEN=" + control.TokenFile,
+		"AMBIT_TRUST_BUNDLE=" + control.RootFile,
 		"INPOD_UDS=" + n.Socket, "NODE_NAME=" + n.Name, "POD_NAME=ztunnel-" + n.Name, "POD_NAMESPACE=istio-system",
 		"INSTANCE_IP=" + n.IPv4.String(), "SERVICE_ACCOUNT=ztunnel", "CLUSTER_ID=Kubernetes",
 		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_CAPTURE=false",

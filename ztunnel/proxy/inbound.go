@@ -92,6 +92,10 @@ func (p *Pod) sourceOf(in *hbone.Incoming) *directory.Workload {
 
 // admitTunnel checks a request and connects to the application.
 func (p *Pod) admitTunnel(ctx context.Context, c *conn, in *hbone.Incoming) (*net.TCPConn, *refusal) {
+	// Its handshake may be older than the revocation.
+	if err := p.node.revoked(in.PeerCertificates()); err != nil {
+		return nil, refuse(statusDenied, telemetry.FlagRevoked, "%w", err)
+	}
 	self, err := p.self(ctx)
 	if err != nil {
 		return nil, refuse(statusUnavailable, telemetry.FlagIdentity, "%w", err)

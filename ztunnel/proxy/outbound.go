@@ -55,7 +55,8 @@ func (p *Pod) relay(c *conn) {
 		if errors.Is(err, hbone.ErrHalfCloseTimeout) {
 			p.node.Bounds.TimedOut("half_close")
 		}
-		c.close(p.node, endFlag(err), err)
+		flag, err := c.endOf(err)
+		c.close(p.node, flag, err)
 	}
 	if c.stream != nil {
 		p.relayer.Start(c.ctx, c.tcp, c.stream, &c.counters, done)
@@ -120,6 +121,10 @@ func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d
 		return upstream{}, explain(err)
 	}
 	c.update(func(c *conn) { c.certs = s.PeerCertificates() })
+	if err := p.node.revoked(s.PeerCertificates()); err != nil { // since its handshake
+		s.Close()
+		return upstream{}, err
+	}
 	return upstream{stream: s}, nil
 }
 

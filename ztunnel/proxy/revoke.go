@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -66,6 +67,15 @@ func endFlag(err error) telemetry.Flag {
 		return telemetry.FlagDenied
 	}
 	return telemetry.FlagNone
+}
+
+// endOf says how a connection that was open is counted that ended so, and why it did: its tunnel may have ended before the
+// connection itself was cut.
+func (c *conn) endOf(err error) (telemetry.Flag, error) {
+	if cause := context.Cause(c.ctx); cause != nil && endFlag(cause) != telemetry.FlagNone {
+		return endFlag(cause), cause
+	}
+	return endFlag(err), err
 }
 
 // isRevoked reports whether a certificate was found in a revocation list, by us or by the peer.
