@@ -103,17 +103,6 @@ func TestRootRotation(t *testing.T) {
 			return nil
 		})
 	}
-	roots := func(n int) {
-		w.t.Helper()
-		for _, p := range w.proxies {
-			w.eventually(fmt.Sprintf("%d roots on %s", n, p.Node.Name), func() error {
-				if got := w.lines(p, "ambit_root_expiry_timestamp_seconds"); len(got) != n {
-					return fmt.Errorf("roots: %v", got)
-				}
-				return nil
-			})
-		}
-	}
 	renewed := func() {
 		w.t.Helper()
 		before := map[*lab.Pod]int{client: w.Control.Issued(client.Identity()), server: w.Control.Issued(server.Identity())}
@@ -127,10 +116,10 @@ func TestRootRotation(t *testing.T) {
 		}
 	}
 
-	roots(1)
+	w.roots(1)
 	more(20)
 	w.must(w.Control.CA.TellNewRoot())
-	roots(2)
+	w.roots(2)
 	w.Control.CA.UseNewRoot()
 	renewed()
 	more(20)
@@ -144,6 +133,19 @@ func TestRootRotation(t *testing.T) {
 	t.Logf("%d connections", made)
 	if got := w.lines(w.proxies[1], "istio_tcp_connections_failed_total", `reporter="destination"`); len(got) > 0 {
 		t.Errorf("refused: %v", got)
+	}
+}
+
+// roots waits until every proxy trusts so many.
+func (w *world) roots(n int) {
+	w.t.Helper()
+	for _, p := range w.proxies {
+		w.eventually(fmt.Sprintf("%d roots on %s", n, p.Node.Name), func() error {
+			if got := w.lines(p, "ambit_root_expiry_timestamp_seconds"); len(got) != n {
+				return fmt.Errorf("roots: %v", got)
+			}
+			return nil
+		})
 	}
 }
 
