@@ -21,6 +21,7 @@ func stages() []stage {
 		{"rolling-proxy", []scenario{rollProxy()}},
 		{"away", []scenario{controlAway()}},
 		{"agent-away", []scenario{pluginFailsClosed()}},
+		{"egress", []scenario{egress()}}, // changes a setting of the whole mesh
 		{"power", []scenario{reboot()}},
 		{"leaving", []scenario{uninstall()}},
 	}
