@@ -49,6 +49,8 @@ const (
 	// its listeners to its successor, and on which the CNI agent keeps them for a proxy that died (see mesh/handover).
 	HandoverSuffix = ".handover"
 	DepotSuffix    = ".depot"
+	// KeyDir is the folder beside the ZDS socket in which node proxies keep certificates and keys, in memory.
+	KeyDir = "keys"
 	// AgentRunDir holds the agent's AgentSocket, the plugin's kubeconfig and its log.
 	AgentRunDir = "/var/run/istio-cni"
 	// AgentSocket is where the CNI plugin asks the agent (HTTP over a Unix socket).

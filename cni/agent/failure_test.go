@@ -237,6 +237,29 @@ func TestProxyRefuses(t *testing.T) {
 	eventually(t, "captured", func() bool { return w.isCaptured("web") })
 }
 
+// TestCannotBeRepaired: somebody takes a captured pod's rules away and nothing puts them back. The pod keeps an annotation, so
+// that peers do not speak to it in plain, but one that does not say that it is captured; why is said on it. Once the repair
+// succeeds it says again that it is captured.
+func TestCannotBeRepaired(t *testing.T) {
+	w := newWorld(t)
+	w.namespace("shop", "ambient")
+	w.start().ready(t)
+	w.connect()
+	s := w.running("web", "10.0.0.7")
+	eventually(t, "captured", func() bool { return w.isCaptured("web") })
+	w.failing("hook", -1)
+	w.with(func() { s.hooked, s.right = false, false })
+	eventually(t, "pending", func() bool {
+		if w.redirection("web") == "" {
+			t.Fatal("without the annotation: peers speak to it in plain")
+		}
+		return w.redirection("web") == api.RedirectionPending
+	})
+	eventually(t, "the cause is on the pod", func() bool { return w.said("CapturePending", "hook fails") })
+	w.failing("hook", 0)
+	eventually(t, "captured again", func() bool { return w.isCaptured("web") })
+}
+
 // TestPodDeletedInBetween: in the middle of its enrolment, its start and its withdrawal.
 func TestPodDeletedInBetween(t *testing.T) {
 	for _, step := range []string{"fill", "add", "exempt", "hook", "annotate=enabled", "unhook", "del"} {

@@ -71,9 +71,7 @@ func (j jobs) do(ctx context.Context, a action, in input) result {
 		found, err := j.cfg.Node.Find(in.pod.kubeletUID(), in.pod.IPs)
 		if err != nil && (!errors.Is(err, discover.ErrNotRunning) || a == enrol || a == hold) {
 			r.phase, r.err = unknown, err
-			if in.pod.Redirection == api.RedirectionEnabled && in.graceOver {
-				j.annotate(ctx, in.pod, api.RedirectionPending, &r)
-			}
+			j.doubt(ctx, in, &r)
 			return r
 		}
 		netns, r.netns = found, found
@@ -170,9 +168,6 @@ func (j jobs) enrol(ctx context.Context, in input, netns ns.NetNS, r *result) {
 				err = j.cfg.Kernel.Fill(ctx, netns, set)
 			}
 		}
-		if err != nil && now.Captured && in.graceOver && in.pod.Redirection == api.RedirectionEnabled {
-			err = errors.Join(err, j.annotate(ctx, in.pod, api.RedirectionPending, r))
-		}
 	}
 	if err == nil {
 		err = j.cfg.Probes.Put(in.pod.UID, in.pod.IPs)
@@ -193,6 +188,7 @@ func (j jobs) enrol(ctx context.Context, in input, netns ns.NetNS, r *result) {
 	}
 	if err != nil {
 		r.phase, r.err = unknown, err
+		j.doubt(ctx, in, r)
 		return
 	}
 	r.phase, r.names = captured, &names
@@ -225,6 +221,27 @@ func (j jobs) resolver(p Pod, running bool) *zdsapi.Resolver {
 
 func resolverMessage(s resolver.Settings) *zdsapi.Resolver {
 	return &zdsapi.Resolver{Servers: s.Servers, Search: s.Search, Ndots: uint32(s.NDots)}
+}
+
+// doubt is for a pod that says that it is captured, and that an attempt could not prove to be: once that is more than a
+// restart of something it becomes pending. Peers go on speaking HBONE to it, and are refused if nobody answers, but never
+// speak to it in plain, which they would without the annotation.
+func (j jobs) doubt(ctx context.Context, in input, r *result) {
+	if in.pod.Redirection != api.RedirectionEnabled {
+		return
+	}
+	if !in.graceOver && (passing(r.err) || in.failures+1 < tellAfter) {
+		return
+	}
+	if err := j.annotate(ctx, in.pod, api.RedirectionPending, r); err != nil {
+		r.err = errors.Join(r.err, err)
+	}
+}
+
+// passing tells whether an error is one of a pod or node proxy that is about to start or has just ended, or of a job that was
+// cut off.
+func passing(err error) bool {
+	return errors.Is(err, discover.ErrNotRunning) || errors.Is(err, zds.ErrNoProxy) || errors.Is(err, context.Canceled)
 }
 
 // proxy has the newest node proxy serve the pod.

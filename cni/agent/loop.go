@@ -10,10 +10,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cni/conntrack"
 	"github.com/ambit-mesh/ambit/cni/discover"
 	"github.com/ambit-mesh/ambit/cni/enrolment"
-	"github.com/ambit-mesh/ambit/cni/zds"
 )
 
 const (
@@ -360,9 +360,14 @@ func (l *loop) jobFailed(s *podState, m jobDone) {
 	s.due = time.Now().Add(backoff(s.failures, l.t.RetryMin, l.t.RetryMax))
 	l.cfg.Metrics.JobFailed()
 	level := slog.LevelWarn
-	transient := errors.Is(m.result.err, discover.ErrNotRunning) || errors.Is(m.result.err, zds.ErrNoProxy)
+	transient := passing(m.result.err)
 	if transient && !l.graceOver(s) {
-		level = slog.LevelDebug // it is about to start, or has just ended; or the node proxy does either
+		level = slog.LevelDebug
+	}
+	if a := m.result.annotated; a != nil && *a == api.RedirectionPending {
+		log.Warn("pod cannot be proved captured: peers are refused until it is")
+		l.cfg.Cluster.Warn(s.pod, "CapturePending", "it cannot be proved that the pod is captured; peers do not speak to it in plain "+
+			"and are refused until it is repaired, which is tried again and again: "+m.result.err.Error())
 	}
 	log.Log(context.Background(), level, "will be tried again", "failures", s.failures, "after", time.Until(s.due).Round(time.Millisecond).String())
 	if s.seen && (l.graceOver(s) || (!transient && s.failures == tellAfter)) {

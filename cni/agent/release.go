@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -117,13 +116,16 @@ func (a *Agent) cleanNode(l *loop) error {
 	wait.Wait()
 	return Cleanup(ctx, CleanupConfig{
 		Node: a.cfg.Node, Kernel: a.cfg.Kernel, Probes: a.cfg.Probes, Installation: a.cfg.Installation,
-		Sockets: Sockets(a.cfg.RunDir, a.cfg.ZDSSocket),
+		Leftovers: Leftovers(a.cfg.RunDir, a.cfg.ZDSSocket),
 	})
 }
 
-// Sockets lists the files of sockets of agent and node proxies.
-func Sockets(runDir, zdsSocket string) []string {
-	return []string{filepath.Join(runDir, api.AgentSocket), zdsSocket, zdsSocket + api.HandoverSuffix, zdsSocket + api.DepotSuffix}
+// Leftovers lists the files of sockets of agent and node proxies, and the folder of the proxies' keys.
+func Leftovers(runDir, zdsSocket string) []string {
+	return []string{
+		filepath.Join(runDir, api.AgentSocket), zdsSocket, zdsSocket + api.HandoverSuffix, zdsSocket + api.DepotSuffix,
+		filepath.Join(filepath.Dir(zdsSocket), api.KeyDir),
+	}
 }
 
 // CleanupConfig is what Cleanup works on.
@@ -132,8 +134,8 @@ type CleanupConfig struct {
 	Kernel       Kernel
 	Probes       Probes
 	Installation Installation
-	// Sockets are the files of the agent's sockets, and of others that a proxy has left; see Sockets.
-	Sockets []string
+	// Leftovers are files and folders that go last; see the function.
+	Leftovers []string
 }
 
 // Cleanup takes everything of the mesh away from the node at once: the plugin first, so that pods start without it, then
@@ -162,10 +164,8 @@ func Cleanup(ctx context.Context, c CleanupConfig) error {
 	}
 	wait.Wait()
 	errs = append(errs, c.Probes.Remove(ctx))
-	for _, path := range c.Sockets {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+	for _, path := range c.Leftovers {
+		errs = append(errs, os.RemoveAll(path))
 	}
 	return errors.Join(errs...)
 }

@@ -289,7 +289,7 @@ func (s *settings) cleanup(ctx context.Context, stderr io.Writer) error {
 	}
 	defer n.host.Close()
 	err = agent.Cleanup(ctx, agent.CleanupConfig{
-		Node: n.find, Kernel: n.kernel, Probes: n.probes, Sockets: agent.Sockets(s.runDir, s.zdsSocket),
+		Node: n.find, Kernel: n.kernel, Probes: n.probes, Leftovers: agent.Leftovers(s.runDir, s.zdsSocket),
 		Installation: install.Installation{Installer: s.installer(log, func() {}), Credential: install.Credential{Path: s.pluginKubeconfig()}},
 	})
 	if err != nil {
