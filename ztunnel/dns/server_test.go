@@ -65,20 +65,24 @@ func newUpstream(t *testing.T, handle func(network string, q *dns.Msg) *dns.Msg)
 
 // hostSockets are those of the test's own namespace, before an upstream.
 type hostSockets struct {
-	original netip.AddrPort // zero: not known
 	mu       sync.Mutex
-	dialled  []netip.AddrPort
+	original netip.AddrPort // zero: not known; guarded by mu
+}
+
+func (s *hostSockets) setOriginal(addr netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.original = addr
 }
 
 func (s *hostSockets) Dial(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error) {
-	s.mu.Lock()
-	s.dialled = append(s.dialled, server)
-	s.mu.Unlock()
 	var d net.Dialer
 	return d.DialContext(ctx, network, server.String())
 }
 
 func (s *hostSockets) Original(string, netip.AddrPort, netip.AddrPort) (netip.AddrPort, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.original, s.original.IsValid()
 }
 
@@ -192,7 +196,7 @@ func TestCache(t *testing.T) {
 	if n := first.queries.Load(); n != 3 {
 		t.Errorf("a query for signatures was answered from the cache: %d queries, want 3", n)
 	}
-	s.original = second.addr
+	s.setOriginal(second.addr)
 	p.ask(t, "udp", "www.example.org", dns.TypeA)
 	if n := second.queries.Load(); n != 1 {
 		t.Errorf("%d queries reached the second resolver, want 1", n)
