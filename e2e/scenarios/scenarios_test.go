@@ -14,7 +14,7 @@ import (
 // of its stage relies on.
 func stages() []stage {
 	return []stage{
-		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), shapes(), impersonation(), badInput(), authorization(), names(), seen(), names()}},
+		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), shapes(), impersonation(), badInput(), authorization(), names(), seen()}},
 		{"changing", []scenario{enrolUnderLoad(), midstream()}},
 		{"rollout", []scenario{rollout()}},
 		{"rolling", []scenario{rollControl()}},
