@@ -100,7 +100,7 @@ func TestNoisyNeighbours(t *testing.T) {
 		storms = 2000
 		warm   = time.Second
 	)
-	rounds, length := 3, 3*time.Second
+	rounds, length := 5, 2*time.Second
 	if os.Getenv("AMBIT_SOAK") != "" {
 		rounds, length = 10, 20*time.Second
 	}
