@@ -152,9 +152,15 @@ func expect(t *testing.T, r *Resolver, host string, want ...string) {
 
 func TestLookup(t *testing.T) {
 	s := newServer(t)
-	s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1", "a.example. 90 A 192.0.2.2", "a.example. 50 AAAA 2001:db8::1"}
-	s.records["alias.example."] = []string{"alias.example. 60 CNAME x.example.", "y.example. 60 A 192.0.2.9", "x.example. 60 CNAME y.example.", "z.example. 60 A 192.0.2.10"}
-	s.records["back.example."] = []string{"back.example. 60 A 127.0.0.1", "back.example. 60 AAAA ::", "back.example. 60 A 192.0.2.3"}
+	s.set(func(s *server) {
+		s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1", "a.example. 90 A 192.0.2.2", "a.example. 50 AAAA 2001:db8::1"}
+	})
+	s.set(func(s *server) {
+		s.records["alias.example."] = []string{"alias.example. 60 CNAME x.example.", "y.example. 60 A 192.0.2.9", "x.example. 60 CNAME y.example.", "z.example. 60 A 192.0.2.10"}
+	})
+	s.set(func(s *server) {
+		s.records["back.example."] = []string{"back.example. 60 A 127.0.0.1", "back.example. 60 AAAA ::", "back.example. 60 A 192.0.2.3"}
+	})
 	r, clock := newResolver(t, s)
 	expect(t, r, "A.example", "192.0.2.1", "192.0.2.2", "2001:db8::1")
 	expect(t, r, "alias.example", "192.0.2.9")
@@ -173,7 +179,7 @@ func TestLookup(t *testing.T) {
 
 func TestTruncatedAnswerIsAskedForByTCP(t *testing.T) {
 	s := newServer(t)
-	s.cut, s.records["a.example."] = true, []string{"a.example. 60 A 192.0.2.1"}
+	s.set(func(s *server) { s.cut, s.records["a.example."] = true, []string{"a.example. 60 A 192.0.2.1"} })
 	r, _ := newResolver(t, s)
 	expect(t, r, "a.example", "192.0.2.1")
 }
@@ -181,7 +187,9 @@ func TestTruncatedAnswerIsAskedForByTCP(t *testing.T) {
 // A name without addresses is one for as long as the zone says, and no failure of the resolver passes for that.
 func TestNotFound(t *testing.T) {
 	s := newServer(t)
-	s.rcode, s.records["none.example."] = dns.RcodeNameError, []string{"example. 60 SOA ns.example. root.example. 1 2 3 4 5"}
+	s.set(func(s *server) {
+		s.rcode, s.records["none.example."] = dns.RcodeNameError, []string{"example. 60 SOA ns.example. root.example. 1 2 3 4 5"}
+	})
 	r, clock := newResolver(t, s)
 	for range 2 {
 		if _, err := r.Lookup(t.Context(), "none.example"); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "none.example") {
@@ -206,7 +214,7 @@ func TestNotFound(t *testing.T) {
 // While resolvers fail, the last answer is used, but not for ever.
 func TestStaleAnswer(t *testing.T) {
 	s := newServer(t)
-	s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1"}
+	s.set(func(s *server) { s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1"} })
 	r, clock := newResolver(t, s)
 	expect(t, r, "a.example", "192.0.2.1")
 	s.set(func(s *server) { s.rcode = dns.RcodeServerFailure })
@@ -220,7 +228,8 @@ func TestStaleAnswer(t *testing.T) {
 
 func TestNextResolver(t *testing.T) {
 	broken, good := newServer(t), newServer(t)
-	broken.rcode, good.records["a.example."] = dns.RcodeRefused, []string{"a.example. 60 A 192.0.2.1"}
+	broken.set(func(s *server) { s.rcode = dns.RcodeRefused })
+	good.set(func(s *server) { s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1"} })
 	r, _ := newResolver(t, broken, good)
 	expect(t, r, "a.example", "192.0.2.1")
 }
@@ -228,7 +237,9 @@ func TestNextResolver(t *testing.T) {
 // Connections that need the same name wait for one query; one that gives up does not take it from the others.
 func TestOneQueryForMany(t *testing.T) {
 	s := newServer(t)
-	s.hold, s.records["a.example."] = make(chan struct{}), []string{"a.example. 60 A 192.0.2.1"}
+	s.set(func(s *server) {
+		s.hold, s.records["a.example."] = make(chan struct{}), []string{"a.example. 60 A 192.0.2.1"}
+	})
 	r, _ := newResolver(t, s)
 	impatient, cancel := context.WithCancel(t.Context())
 	gaveUp := make(chan error)
@@ -275,7 +286,7 @@ func TestBounds(t *testing.T) {
 
 func TestClose(t *testing.T) {
 	s := newServer(t)
-	s.silent = true
+	s.set(func(s *server) { s.silent = true })
 	r, _ := newResolver(t, s)
 	failed := make(chan error)
 	go func() { _, err := r.Lookup(t.Context(), "a.example"); failed <- err }()
