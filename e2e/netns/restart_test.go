@@ -96,7 +96,7 @@ func TestRestarts(t *testing.T) {
 	p := w.proxies[1]
 	for i := range restarts {
 		p = r.replace(p)
-		if got := w.series(p, `handover_sockets_total{source="proxy"}`); got != "3" {
+		if got := w.series(p, `ambit_handover_sockets_total{source="proxy"}`); got != "3" {
 			t.Fatalf("after restart %d, %q sockets were taken over from the proxy before, want the pod's three", i+1, got)
 		}
 	}
@@ -141,7 +141,7 @@ func TestKill(t *testing.T) {
 		}
 		p = r.start()
 		calls.Wait()
-		if got := w.series(p, `handover_sockets_total{source="depot"}`); got != "3" {
+		if got := w.series(p, `ambit_handover_sockets_total{source="depot"}`); got != "3" {
 			t.Errorf("round %d: %q sockets came from the agent, want the pod's three", round+1, got)
 		}
 		if t.Failed() {
@@ -248,7 +248,7 @@ func TestHungPredecessor(t *testing.T) {
 			return err
 		})
 	}
-	if got := w.series(newer, `handover_sockets_total{source="new"}`); got != "3" {
+	if got := w.series(newer, `ambit_handover_sockets_total{source="new"}`); got != "3" {
 		t.Errorf("%q sockets were made anew, want 3", got)
 	}
 	w.must(old.Signal(syscall.SIGKILL))

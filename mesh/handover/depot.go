@@ -39,7 +39,7 @@ type DepotConfig struct {
 	Pods Pods
 	// Logger takes what is given up. Required.
 	Logger *slog.Logger
-	// Registerer takes the gauge handover_depot_sockets; nil for none.
+	// Registerer takes the gauge ambit_handover_depot_sockets; nil for none.
 	Registerer prometheus.Registerer
 }
 
@@ -65,7 +65,7 @@ type held struct {
 func NewDepot(cfg DepotConfig) *Depot {
 	d := &Depot{cfg: cfg, held: map[NetNS]map[Name]*held{}}
 	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "handover_depot_sockets",
+		cfg.Registerer.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ambit_handover_depot_sockets",
 			Help: "Sockets that are kept for the node proxy, so that none is lost when it dies."},
 			func() float64 { return float64(d.Len()) }))
 	}

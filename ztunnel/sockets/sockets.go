@@ -49,7 +49,7 @@ type Config struct {
 	Timeout time.Duration
 	// Logger takes who takes over from whom. Required.
 	Logger *slog.Logger
-	// Registerer takes handover_sockets_total; nil for none.
+	// Registerer takes ambit_handover_sockets_total; nil for none.
 	Registerer prometheus.Registerer
 }
 
@@ -82,7 +82,7 @@ type Keeper struct {
 func New(cfg Config) *Keeper {
 	k := &Keeper{
 		cfg: cfg, changed: make(chan struct{}, 1), again: make(chan struct{}, 1),
-		sources: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "handover_sockets_total",
+		sources: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ambit_handover_sockets_total",
 			Help: "Sockets in pods, by where they came from: the proxy before, the agent's depot, or made anew."}, []string{"source"}),
 		pods: map[netns.ID]*Share{}, taken: map[*handover.Session]map[netns.ID]bool{}, todo: map[netns.ID]bool{},
 	}
