@@ -279,6 +279,9 @@ func TestOneSocketThroughItAll(t *testing.T) {
 				}
 				return err
 			})
+			if got := w.series(fresh, `ambit_handover_sockets_total{source="proxy"}`); got != "7" {
+				t.Errorf("%q sockets were taken over from the proxy before, want 3 for connections and 4 for names", got)
+			}
 			w.must(old.Signal(syscall.SIGTERM))
 			for ended := false; !ended; {
 				select {

@@ -6,10 +6,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/miekg/dns"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/e2e/lab"
@@ -103,30 +106,49 @@ func TestRestarts(t *testing.T) {
 	w.expect(client, to, client.IPv4)
 }
 
-// TestKill kills a node's only proxy. What connects while there is none waits, and is served by the next one.
+// TestKill kills a node's only proxy. What connects while there is none waits, and is served by the next one; so do name
+// queries, of which none is repeated.
 func TestKill(t *testing.T) {
 	rounds, each := 10, 10
 	if soak() {
 		rounds = 100
 	}
 	w := newWorld(t)
-	n1, n2 := w.node("node1"), w.node("node2")
+	n1, n2 := w.node("node1"), w.node("node2", namesOn)
 	r := w.relay(n2)
-	client, server, plain := w.captured(n1, "client"), w.captured(n2, "server"), w.pod(n1, "plain")
+	client, plain := w.captured(n1, "client"), w.pod(n1, "plain")
+	server, err := n2.AddPod("server")
+	w.must(err)
+	w.captureNames(server)
 	w.listen(server, ":8080", echo)
 	w.listen(plain, ":8080", echo)
+	w.serve("web", 1, false)
 	w.settle()
 	to := addr(server, false, 8080)
+	const kept = 3 + 2*2 // for connections; for names, by UDP and TCP of each family
 	p := w.proxies[1]
 	for round := range rounds {
 		w.eventually("the agent keeps the pod's sockets", func() error {
-			if n := n2.Depot.Len(); n != 3 {
-				return fmt.Errorf("%d sockets, want 3", n)
+			if n := n2.Depot.Len(); n != kept {
+				return fmt.Errorf("%d sockets, want %d", n, kept)
 			}
 			return nil
 		})
 		p.Kill()
 		var calls sync.WaitGroup
+		for range each {
+			for _, network := range []string{"udp", "tcp"} {
+				for _, v6 := range []bool{false, true} {
+					a := w.asker(server, network, ip(plain, v6)) // where no resolver is
+					calls.Go(func() {
+						got, err := a.ask("web.default.svc.cluster.local", dns.TypeA, ioTimeout)
+						if err != nil || got != "NOERROR 10.96.0.1" {
+							t.Errorf("round %d: a query to %s: %q, %v", round+1, a.RemoteAddr(), got, err)
+						}
+					})
+				}
+			}
+		}
 		for _, c := range []struct {
 			from *lab.Pod
 			to   string
@@ -139,10 +161,10 @@ func TestKill(t *testing.T) {
 				})
 			}
 		}
-		p = r.start()
+		p = r.start(namesOn)
 		calls.Wait()
-		if got := w.series(p, `ambit_handover_sockets_total{source="depot"}`); got != "3" {
-			t.Errorf("round %d: %q sockets came from the agent, want the pod's three", round+1, got)
+		if got := w.series(p, `ambit_handover_sockets_total{source="depot"}`); got != strconv.Itoa(kept) {
+			t.Errorf("round %d: %q sockets came from the agent, want the pod's %d", round+1, got, kept)
 		}
 		if t.Failed() {
 			return
@@ -153,8 +175,8 @@ func TestKill(t *testing.T) {
 	w.expect(client, to, client.IPv4)
 	w.must(n2.StartDepot())
 	w.eventually("the next agent keeps the pod's sockets", func() error {
-		if n := n2.Depot.Len(); n != 3 {
-			return fmt.Errorf("%d sockets, want 3", n)
+		if n := n2.Depot.Len(); n != kept {
+			return fmt.Errorf("%d sockets, want %d", n, kept)
 		}
 		return nil
 	})

@@ -82,6 +82,7 @@ type Server struct {
 	servers  []*dns.Server
 	serving  sync.WaitGroup
 	last     atomic.Int64 // when the last query came, in Unix nanoseconds
+	pending  atomic.Int64 // queries that are not answered yet
 	source   atomic.Pointer[telemetry.DNSSource]
 	sourceMu sync.Mutex // held to change source
 }
@@ -122,12 +123,13 @@ func (n *Node) Serve(c Config, packets []net.PacketConn, listeners []net.Listene
 	return s
 }
 
-// Linger returns once no query has come for a while, or when the context ends. Queries are answered meanwhile.
-func (s *Server) Linger(ctx context.Context) {
+// Linger returns once no query has come for a while, or at once if another process reads from the sockets, but not before
+// what has come is answered, unless the context ends. Queries are answered meanwhile.
+func (s *Server) Linger(ctx context.Context, elsewhere bool) {
 	begin := time.Now().UnixNano()
 	tick := time.NewTicker(quietLook)
 	defer tick.Stop()
-	for time.Now().UnixNano()-max(begin, s.last.Load()) < int64(quietTime) {
+	for s.pending.Load() > 0 || !elsewhere && time.Now().UnixNano()-max(begin, s.last.Load()) < int64(quietTime) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -167,6 +169,8 @@ func (s *Server) counters() *telemetry.DNSSource {
 
 func (s *Server) handler(network string) dns.Handler {
 	return dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		s.pending.Add(1)
+		defer s.pending.Add(-1)
 		s.last.Store(time.Now().UnixNano())
 		m := s.answer(network, q, addrPort(w.RemoteAddr()), addrPort(w.LocalAddr()))
 		fit(m, q, network)

@@ -322,7 +322,7 @@ func TestLinger(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	done := make(chan time.Time, 1)
-	go func() { p.Linger(ctx); done <- time.Now() }()
+	go func() { p.Linger(ctx, false); done <- time.Now() }()
 	last := time.Now()
 	for begin := last; time.Since(begin) < quietTime+quietTime/2; {
 		p.ask(t, "udp", "web.shop.svc.cluster.local", dns.TypeA)

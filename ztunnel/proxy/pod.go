@@ -44,6 +44,7 @@ type Pod struct {
 	ports  *sourcePorts
 	conns  table
 	names  *dns.Server      // nil if name queries are not answered
+	asked  asked            // of names
 	lookup *netns.Conntrack // of names; nil if the kernel cannot be asked
 
 	// The pod's part of the node's proxy: see takeShare.
@@ -125,7 +126,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	p.takeShare()
 	p.tunnels.bounds = n.Bounds
 	p.ports = newSourcePorts(ns, p.logger)
-	p.serveNames()
+	p.serveNames(claim)
 	p.pool = hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return p.ns.DialTCP(ctx, n.dialer(), addr)

@@ -173,6 +173,12 @@ func (p *Pod) share(claim *sockets.Claim) {
 	for _, l := range p.capture {
 		all = append(all, l)
 	}
+	for _, q := range p.asked.packets {
+		all = append(all, q)
+	}
+	for _, l := range p.asked.streams {
+		all = append(all, l)
+	}
 	p.shared = claim.Settle(all...)
 }
 
