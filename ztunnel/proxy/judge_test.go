@@ -149,6 +149,29 @@ func TestMissingFromTheStart(t *testing.T) {
 	})
 }
 
+// TestForgottenAtOnce: a pod that discovery forgets as soon as it was found is known as it was found.
+func TestForgottenAtOnce(t *testing.T) {
+	b := newBench(t)
+	b.know()
+	found, err := b.node.Directory.WaitForPod(t.Context(), "ns", "web", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.node.Directory.HandleAddresses(nil, []string{found.UID})
+	if w := b.lookUp(); w != nil {
+		t.Fatalf("it is known as %v already: this shows nothing", w)
+	}
+	if w := b.remember(found); w != found {
+		t.Errorf("remember = %v, want what was found", w)
+	}
+	if w, err := b.self(t.Context()); w != found || err != nil {
+		t.Errorf("self = %v, %v; want what was found", w, err)
+	}
+	if got := *b.id.Load(); got != found.Identity {
+		t.Errorf("its identity is %v, want %v", got, found.Identity)
+	}
+}
+
 // TestJudgeAgain: a change cuts what it denies, by the workload as it is now, and only that; a missing policy cuts nothing.
 func TestJudgeAgain(t *testing.T) {
 	b := newBench(t)

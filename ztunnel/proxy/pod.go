@@ -354,11 +354,23 @@ func (p *Pod) self(ctx context.Context) (*directory.Workload, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, selfTimeout)
 	defer cancel()
-	if _, err := p.node.Directory.WaitForPod(ctx, p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount); err != nil {
+	w, err := p.node.Directory.WaitForPod(ctx, p.pod.Namespace, p.pod.Name, p.pod.ServiceAccount)
+	if err != nil {
 		return nil, fmt.Errorf("pod %s (service account %s) is not known to the control plane: %w",
 			p.pod, p.pod.ServiceAccount, err)
 	}
-	return p.lookUp(), nil
+	return p.remember(w), nil
+}
+
+// remember is lookUp once w was found: the pod may be forgotten again by now, and w is then what is known of it.
+func (p *Pod) remember(w *directory.Workload) *directory.Workload {
+	if now := p.lookUp(); now != nil {
+		return now
+	}
+	if p.known.CompareAndSwap(nil, w) && *p.id.Load() != w.Identity {
+		p.node.adopt(p, w.Identity)
+	}
+	return w
 }
 
 // identity returns whom the pod is to prove to be.
