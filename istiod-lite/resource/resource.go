@@ -21,10 +21,11 @@ type Type uint8
 
 // The types.
 const (
-	// Settings is ambit.v1.Settings, which only data planes of ours ask for.
-	Settings Type = iota
 	// Authorization is istio.security.Authorization.
-	Authorization
+	Authorization Type = iota
+	// Settings is ambit.v1.Settings, which only data planes of ours ask for. Policies come before it: they must know a trust
+	// domain before its peers are let in.
+	Settings
 	// Address is istio.workload.Address: a workload or a service.
 	Address
 	// Types is their number.
@@ -34,7 +35,7 @@ const (
 const typePrefix = "type.googleapis.com/"
 
 // typeNames are the protobuf names of the types.
-var typeNames = [Types]string{"ambit.v1.Settings", "istio.security.Authorization", "istio.workload.Address"}
+var typeNames = [Types]string{"istio.security.Authorization", "ambit.v1.Settings", "istio.workload.Address"}
 
 // URL is the type URL of discovery requests and responses.
 func (t Type) URL() string { return typePrefix + typeNames[t] }

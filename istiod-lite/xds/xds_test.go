@@ -183,6 +183,18 @@ func TestOrder(t *testing.T) {
 	expect(t, c.NextAck(), resource.Authorization, "q")
 	expect(t, c.NextAck(), resource.Address, "-b", "a")
 	expect(t, c.NextAck(), resource.Authorization, "-p")
+
+	// A trust domain that comes: its peers are let in when policies know it, not before.
+	mesh := func(domain string) *resource.Resource {
+		return encode(t, resource.Settings, extension.Mesh, &extension.Settings{TrustDomain: domain})
+	}
+	hub.Publish(upserts(mesh("a.example")))
+	c.Subscribe(resource.Settings, nil)
+	expect(t, c.NextAck(), resource.Settings, "mesh")
+	hub.Publish(upserts(address(t, "a", "2"), mesh("b.example"), policy(t, "q", "2")))
+	expect(t, c.NextAck(), resource.Authorization, "q")
+	expect(t, c.NextAck(), resource.Settings, "mesh")
+	expect(t, c.NextAck(), resource.Address, "a")
 }
 
 // While a push is not acknowledged, changes are merged: the last state of each resource, whatever it was between.
