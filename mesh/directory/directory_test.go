@@ -525,7 +525,7 @@ func TestPolicies(t *testing.T) {
 		deny("shop", "sel", security.Scope_WORKLOAD_SELECTOR, 4),
 		deny("shop", "unselected", security.Scope_WORKLOAD_SELECTOR, 5),
 		deny("shop", "broken", security.Scope_NAMESPACE, 70000)), nil)
-	if len(rejected) != 1 || rejected[0].Name != "shop/broken" {
+	if len(rejected) != 1 || rejected[0].Name != "shop/broken" || !rejected[0].Replaced {
 		t.Errorf("rejected %v", rejected)
 	}
 	if len(changed) != 6 {
@@ -557,7 +557,7 @@ func TestPolicies(t *testing.T) {
 		t.Errorf("after all are gone: %+v", got)
 	}
 	bad := &discoveryv3.Resource{Name: "shop/x", Resource: &anypb.Any{TypeUrl: "type.googleapis.com/istio.security.Authorization", Value: []byte{0xff}}}
-	if rejected := d.HandleAuthorizations([]*discoveryv3.Resource{bad, resource(t, &security.Authorization{})}, nil); len(rejected) != 2 {
+	if rejected := d.HandleAuthorizations([]*discoveryv3.Resource{bad, resource(t, &security.Authorization{})}, nil); len(rejected) != 2 || rejected[0].Replaced || rejected[1].Replaced {
 		t.Errorf("rejected %v", rejected)
 	}
 }

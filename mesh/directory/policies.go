@@ -63,7 +63,7 @@ func (d *Directory) HandleAuthorizations(upserts []*discoveryv3.Resource, remove
 		}
 		p, err := policy.Compile(&a)
 		if err != nil {
-			rejected = append(rejected, xds.Rejection{Name: r.GetName(), Err: err})
+			rejected = append(rejected, xds.Rejection{Name: r.GetName(), Err: err, Replaced: p != nil})
 		}
 		if p == nil {
 			continue

@@ -53,6 +53,9 @@ type Conn interface {
 type Rejection struct {
 	Name string
 	Err  error
+	// Replaced: what was in force under the name is so no more; what the rejected resource is made into, the form that fails
+	// closed, is. Otherwise nothing has changed.
+	Replaced bool
 }
 
 // Handler takes the resources of one type.

@@ -156,7 +156,7 @@ func (s *Store) begin() (*os.File, int64, error) {
 	return f, int64(len(header)), nil
 }
 
-// Wrap returns a handler that does what h does, and has what it accepts saved.
+// Wrap returns a handler that does what h does, and has what it accepts saved, and what it rejects but has put in force.
 func (s *Store) Wrap(h xds.Handler) xds.Handler {
 	apply := h.Apply
 	h.Apply = func(upserts []*discoveryv3.Resource, removed []string) []xds.Rejection {
@@ -167,7 +167,8 @@ func (s *Store) Wrap(h xds.Handler) xds.Handler {
 	return h
 }
 
-// note gathers a change. What is rejected is left as it was: it is still in force.
+// note gathers a change. What is rejected is left as it was, since that is still in force, unless it was replaced: then the
+// next process is to reject it again, and fail closed as this one does.
 func (s *Store) note(typeURL string, upserts []*discoveryv3.Resource, removed []string, rejections []xds.Rejection) {
 	kind := slices.Index(s.cfg.Types, typeURL)
 	if kind < 0 {
@@ -175,7 +176,7 @@ func (s *Store) note(typeURL string, upserts []*discoveryv3.Resource, removed []
 	}
 	rejected := map[string]bool{}
 	for _, r := range rejections {
-		rejected[r.Name] = true
+		rejected[r.Name] = !r.Replaced
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -48,12 +48,12 @@ func start(t *testing.T, cfg Config) *process {
 	return p
 }
 
-// reject refuses what is called bad.
+// reject refuses what is called bad, and what is called closed, which it puts in force in another form.
 func reject(upserts []*discoveryv3.Resource, _ []string) []xds.Rejection {
 	var all []xds.Rejection
 	for _, r := range upserts {
-		if r.GetName() == "bad" {
-			all = append(all, xds.Rejection{Name: "bad", Err: errors.New("bad")})
+		if name := r.GetName(); name == "bad" || name == "closed" {
+			all = append(all, xds.Rejection{Name: name, Err: errors.New("bad"), Replaced: name == "closed"})
 		}
 	}
 	return all
@@ -117,7 +117,7 @@ func text(c *Contents) string {
 }
 
 // TestOneProcessAfterAnother saves, changes and loads: what was removed or replaced does not come back, what was rejected
-// stays as it was.
+// stays as it was, unless that is in force no more.
 func TestOneProcessAfterAnother(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, config(dir))
@@ -125,10 +125,10 @@ func TestOneProcessAfterAnother(t *testing.T) {
 		t.Fatalf("at first there is %s", text(p.contents))
 	}
 	p.told(addresses, nil, "a=1", "b=1", "c=1", "bad=1")
-	p.told(policies, nil, "p=1")
+	p.told(policies, nil, "p=1", "closed=1")
 	p.told(addresses, []string{"b", "never"}, "a=2")
 	p.end(true)
-	const want = "policies: p=1@v1; addresses: a=2@v2 c=1@v1"
+	const want = "policies: closed=1@v1 p=1@v1; addresses: a=2@v2 c=1@v1"
 	p = start(t, config(dir))
 	if got := text(p.contents); got != want {
 		t.Errorf("saved: %s, want %s", got, want)
