@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -59,7 +60,7 @@ type Keeper struct {
 	wake      chan struct{} // capacity 1
 
 	// Owned by who calls Load, then by Run.
-	pending *rotation // planned here, and not yet read from the API server
+	running *rotation // as last read from the API server, or planned here and not yet read from there
 	told    string    // what was last said to be wrong
 }
 
@@ -182,10 +183,7 @@ func (k *Keeper) settle(ctx context.Context, s *sources) (next time.Time, err er
 	if err != nil {
 		return time.Time{}, err
 	}
-	way, err := k.way(ctx, s, target, now)
-	if err != nil {
-		return time.Time{}, err
-	}
+	way, wayErr := k.way(ctx, s, target, now)
 	a := target
 	if way != nil {
 		if a, next, err = way.inForce(target.material, now); err != nil {
@@ -198,41 +196,63 @@ func (k *Keeper) settle(ctx context.Context, s *sources) (next time.Time, err er
 			return next, err
 		}
 	}
-	return next, crlErr
+	return next, errors.Join(wayErr, crlErr)
 }
 
-// way returns the rotation that leads to target; nil if it simply is in force.
+// way returns the rotation that leads to target; nil if it simply is in force. With an error it could not be stored, and holds
+// here all the same.
 func (k *Keeper) way(ctx context.Context, s *sources, target *Authority, now time.Time) (*rotation, error) {
 	if s.rotation != nil {
 		r, err := rotationOf(s.rotation)
-		if err == nil && r.Next == target.fingerprint() {
-			k.pending = nil
-			return r, nil
-		}
 		if err != nil {
 			k.cfg.Log.Error("the CA's rotation cannot be read, as if there were none", "cause", err)
+		} else if k.running = r; r.Next == target.fingerprint() {
+			return r, nil
 		}
 	}
-	if k.pending == nil || k.pending.Next != target.fingerprint() {
+	if k.running != nil && !now.Before(k.running.RetireAt) {
+		k.running = nil
+	}
+	if k.running == nil || k.running.Next != target.fingerprint() {
 		current := k.Authority()
 		if current == nil || current.cert.Equal(target.cert) {
-			k.pending = nil
+			k.running = nil
 			return nil, nil
 		}
-		if k.pending = planRotation(current, target, k.cfg.Times, now); k.pending == nil {
+		if k.running = k.plan(current, target, now); k.running == nil {
 			return nil, nil
 		}
-		k.cfg.Log.Info("another signing certificate: its root is told to verifiers first", "signs from", k.pending.ActivateAt,
-			"old root goes at", k.pending.RetireAt, "fingerprint", k.pending.Next)
+		k.cfg.Log.Info("another signing certificate: its root is told to verifiers first", "signs from", k.running.ActivateAt,
+			"old root goes at", k.running.RetireAt, "fingerprint", k.running.Next)
 	}
-	if k.leading.Load() {
-		if err := k.write(ctx, k.pending); err != nil {
-			// It holds here all the same, and is tried again.
-			k.cfg.Log.Warn("rotation not written", "cause", err)
-			k.poke()
-		}
+	if !k.leading.Load() {
+		return k.running, nil
 	}
-	return k.pending, nil
+	return k.running, k.write(ctx, k.running)
+}
+
+// plan returns the way from a signer to another. Where one is running already, it takes over what that one has promised: a root
+// that is being told is told to the end before anything is signed under it, and no root goes before its time.
+func (k *Keeper) plan(from, to *Authority, now time.Time) *rotation {
+	way := planRotation(from, to, k.cfg.Times, now)
+	if k.running == nil {
+		return way
+	}
+	if way == nil {
+		way = &rotation{schedule: schedule{Next: to.fingerprint(), ActivateAt: now.UTC().Truncate(time.Second)}, previous: from.material}
+	}
+	if now.Before(k.running.ActivateAt) && !k.running.knew(to, now) {
+		way.ActivateAt = later(way.ActivateAt, k.running.ActivateAt)
+	}
+	way.RetireAt = later(way.RetireAt, k.running.RetireAt)
+	return way
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // write stores a rotation for the other replicas, and for this one after a restart.
@@ -289,7 +309,7 @@ func (k *Keeper) maintain(ctx context.Context, s *sources, target *Authority, wa
 	}
 	// First the way, then the goal: whoever sees the new root knows when to use it.
 	current := k.Authority()
-	if err := k.write(ctx, planRotation(current, fresh, k.cfg.Times, now)); err != nil {
+	if err := k.write(ctx, k.plan(current, fresh, now)); err != nil {
 		return err
 	}
 	delete(own.Annotations, api.AnnotationRotateRoot)

@@ -82,6 +82,12 @@ func planRotation(from, to *Authority, times Times, now time.Time) *rotation {
 	}
 }
 
+// knew reports whether verifiers trusted another signer before the rotation began to tell them of its root.
+func (r *rotation) knew(other *Authority, now time.Time) bool {
+	a, err := NewAuthority(r.previous, now)
+	return err == nil && a.verifies(other, now)
+}
+
 // verifies reports whether who trusts a's roots verifies what b signs.
 func (a *Authority) verifies(b *Authority, now time.Time) bool {
 	between := x509.NewCertPool()

@@ -9,10 +9,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,9 +22,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/mesh/identity"
@@ -33,7 +37,7 @@ type replicas struct {
 	*testing.T
 	client  kubernetes.Interface
 	secrets typedcorev1.SecretInterface
-	ahead   time.Duration // of the clock
+	ahead   atomic.Int64 // of the clock, in nanoseconds
 	keepers []*Keeper
 	samples []sample
 }
@@ -70,7 +74,7 @@ func inCluster(t *testing.T, prepare func(r *replicas), f func(r *replicas)) {
 	})
 }
 
-func (r *replicas) now() time.Time { return time.Now().Add(r.ahead) }
+func (r *replicas) now() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
 
 // join makes a replica that starts now, and does not run.
 func (r *replicas) join() *Keeper {
@@ -258,6 +262,94 @@ func TestPluggedRootIsReplaced(t *testing.T) {
 	})
 }
 
+// TestChangeOnTheWay: whatever else becomes of the secrets while a rotation runs, nothing is signed under a root that was not told
+// for long enough, and no root goes before certificates under it have ended.
+func TestChangeOnTheWay(t *testing.T) {
+	var old, fresh, again map[string][]byte
+	var oldSigner, againSigner string
+	prepare := func(r *replicas) {
+		root := selfSigned(r.T, time.Now())
+		old, oldSigner = plugged(r.T, selfSigned(r.T, time.Now()))
+		fresh, _ = plugged(r.T, root)
+		again, againSigner = plugged(r.T, root)
+		r.put(api.PluggedCASecret, old)
+	}
+	t.Run("another intermediate while the root is told", func(t *testing.T) {
+		inCluster(t, prepare, func(r *replicas) {
+			r.watch(2 * time.Minute)
+			r.put(api.PluggedCASecret, fresh)
+			r.watch(2 * time.Minute)
+			r.put(api.PluggedCASecret, again)
+			r.expect("when it was replaced again", oldSigner, 2)
+			r.watch(testTimes.Distribution)
+			r.expect("when the root was told", againSigner, 2)
+			r.seamless()
+		})
+	})
+	t.Run("another intermediate before the old root goes", func(t *testing.T) {
+		inCluster(t, prepare, func(r *replicas) {
+			r.watch(2 * time.Minute)
+			r.put(api.PluggedCASecret, fresh)
+			r.watch(testTimes.Distribution + time.Minute)
+			r.put(api.PluggedCASecret, again)
+			r.expect("when the intermediate was replaced", againSigner, 2)
+			r.watch(2 * time.Minute)
+			r.seamless()
+			r.wait(testTimes.Retirement)
+			r.expect("when certificates of the old root have ended", againSigner, 1)
+		})
+	})
+	t.Run("the rotation is deleted", func(t *testing.T) {
+		inCluster(t, prepare, func(r *replicas) {
+			r.put(api.PluggedCASecret, fresh)
+			r.watch(2 * time.Minute)
+			if err := r.secrets.Delete(r.Context(), api.CARotationSecret, metav1.DeleteOptions{}); err != nil {
+				r.Fatal(err)
+			}
+			r.wait(time.Second)
+			if !r.rotationThere() {
+				r.Error("the rotation is not stored again")
+			}
+			r.expect("after the deletion", oldSigner, 2)
+		})
+	})
+}
+
+// TestRotationCannotBeStored: it holds in memory, and is tried again with pauses.
+func TestRotationCannotBeStored(t *testing.T) {
+	var fresh map[string][]byte
+	var oldSigner, freshSigner string
+	inCluster(t, func(r *replicas) {
+		var old map[string][]byte
+		old, oldSigner = plugged(r.T, selfSigned(r.T, time.Now()))
+		fresh, freshSigner = plugged(r.T, selfSigned(r.T, time.Now()))
+		r.put(api.PluggedCASecret, old)
+	}, func(r *replicas) {
+		var tries atomic.Int64
+		r.client.(*fake.Clientset).PrependReactor("create", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+			tries.Add(1)
+			return true, nil, apierrors.NewForbidden(corev1.Resource("secrets"), api.CARotationSecret, errors.New("quota"))
+		})
+		if _, err := r.secrets.Update(r.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: api.PluggedCASecret, Namespace: namespace}, Data: fresh},
+			metav1.UpdateOptions{}); err != nil {
+			r.Fatal(err)
+		}
+		r.wait(time.Minute)
+		if n := tries.Load(); n < 2 || n > 2*int64(time.Minute/writeRetry) {
+			r.Errorf("tried %d times in a minute", n)
+		}
+		for i, k := range r.keepers {
+			if a := k.Authority(); a.fingerprint() != oldSigner || len(a.bundle) != 2 {
+				r.Errorf("replica %d: signed by %.8s with %d roots", i, a.fingerprint(), len(a.bundle))
+			}
+		}
+		r.wait(testTimes.Distribution)
+		if a := r.keepers[0].Authority(); a.fingerprint() != freshSigner {
+			r.Errorf("signed by %.8s after the root was told", a.fingerprint())
+		}
+	})
+}
+
 // TestPluggedIntermediateIsReplaced: one under the same root signs at once. A root that is added or taken away while another
 // signs is so at once too: that is the user's word.
 func TestPluggedIntermediateIsReplaced(t *testing.T) {
@@ -318,10 +410,10 @@ func TestSelfSignedRootIsReplaced(t *testing.T) {
 		}
 		r.wait(time.Second)
 		second := rotated("asked for", first)
-		r.ahead = rootTTL / 10 * 7
+		r.ahead.Store(int64(rootTTL / 10 * 7))
 		r.wait(2 * rootCheck)
 		r.expect("far from its end", second, 1)
-		r.ahead = rootTTL / 100 * 81
+		r.ahead.Store(int64(rootTTL / 100 * 81))
 		r.wait(2 * time.Hour)
 		if third := fingerprintOf(r.T, own().Data); third == second {
 			r.Error("a root that nears its end stays")
