@@ -187,7 +187,7 @@ func (c connections) NamesServed(n ns.NetNS) (bool, error) {
 	s := n.(*netns).s
 	c.w.mu.Lock()
 	defer c.w.mu.Unlock()
-	return c.w.serves(s.uid) && c.w.dns, nil
+	return c.w.serves(s.uid) && c.w.dns || c.w.depot != nil && c.w.depot.Len() > 0, nil
 }
 
 func (c connections) ForgetNames(n ns.NetNS, redirected bool) (int, error) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api"
 	zdsapi "github.com/ambit-mesh/ambit/api/zds"
@@ -16,6 +17,7 @@ import (
 	"github.com/ambit-mesh/ambit/cni/resolver"
 	"github.com/ambit-mesh/ambit/cni/rules"
 	"github.com/ambit-mesh/ambit/cni/zds"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 const (
@@ -202,6 +204,14 @@ func (j jobs) names(netns ns.NetNS, wanted, before bool) (bool, error) {
 	}
 	if before && j.cfg.Proxies.Connected() == 0 {
 		return true, nil
+	}
+	if j.cfg.Depot != nil {
+		// What is kept of a proxy that was there before looks as if somebody took queries.
+		var st unix.Stat_t
+		if err := unix.Fstat(int(netns.Fd()), &st); err != nil {
+			return false, fmt.Errorf("look at network namespace %s: %w", netns.Path(), err)
+		}
+		j.cfg.Depot.Superseded(handover.NetNS{Dev: st.Dev, Ino: st.Ino})
 	}
 	return j.cfg.Connections.NamesServed(netns)
 }

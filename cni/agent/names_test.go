@@ -1,10 +1,14 @@
 package agent
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // TestNames: name queries are redirected where the proxy takes them and the pod does not object, and no longer once it does
@@ -13,6 +17,8 @@ func TestNames(t *testing.T) {
 	w := newWorld(t)
 	w.timing.Verify = time.Hour
 	w.dns = true
+	w.depot = handover.NewDepot(handover.DepotConfig{Pods: allServed{}, Logger: slog.New(slog.DiscardHandler)})
+	defer w.depot.Close()
 	w.start().ready(t)
 	first := w.connect()
 	w.namespace("shop", "ambient")
@@ -28,7 +34,8 @@ func TestNames(t *testing.T) {
 		t.Error("queries past the proxy go on past it")
 	}
 
-	// A proxy that does not take them, such as an older one.
+	// A proxy that does not take them, such as an older one, though sockets of the one before are kept.
+	keep(t, w.depot, s.file)
 	w.with(func() { w.dns = false })
 	w.connect()
 	first.Close()
@@ -41,6 +48,28 @@ func TestNames(t *testing.T) {
 	w.with(func() { w.dns = true })
 	w.connect()
 	eventually(t, "name queries go to the proxy again", func() bool { return w.isCaptured("web") && names(s) })
+}
+
+// allServed are pods that a proxy serves.
+type allServed struct{}
+
+func (allServed) Known(handover.NetNS) bool  { return true }
+func (allServed) Served(handover.NetNS) bool { return true }
+
+// keep has a depot keep something of the network namespace of a file, of a proxy that is gone.
+func keep(t *testing.T, d *handover.Depot, file string) {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Deposit(nil, handover.NetNS{Dev: st.Dev, Ino: st.Ino}, []handover.Socket{{FD: fd}}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestNamesWhileNoProxyRuns: a proxy that is away for a moment changes nothing.

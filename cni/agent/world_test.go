@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/cni/conntrack"
 	"github.com/ambit-mesh/ambit/cni/zds"
 	"github.com/ambit-mesh/ambit/cni/zds/zdstest"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // world is a node with pods and an API, and what happened there. It outlives agents: a test stops one and starts the next.
@@ -36,6 +37,7 @@ type world struct {
 	client *fake.Clientset
 	events *record.FakeRecorder
 	timing Timings
+	depot  *handover.Depot // nil for none
 
 	mu    sync.Mutex // guards the fields below
 	log   []string
@@ -333,7 +335,7 @@ func (w *world) start() *running {
 	r.Agent = New(Config{
 		NodeName: "node1", Namespace: api.DefaultNamespace, ExcludeNamespaces: []string{"kube-system"}, IPv6: true, DNS: true, RunDir: w.dir, ZDSSocket: filepath.Join(w.dir, "zds"),
 		Cluster: cluster{Cluster{Client: w.client, NodeName: "node1", Namespace: api.DefaultNamespace, DaemonSet: api.NodeAgent, Events: w.events}, w},
-		Kernel:  kernel{w}, Connections: connections{w}, Probes: probeSets{w}, Node: node{w}, Proxies: proxies{r.server, w},
+		Kernel:  kernel{w}, Connections: connections{w}, Probes: probeSets{w}, Node: node{w}, Proxies: proxies{r.server, w}, Depot: w.depot,
 		Installation: installation{w}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: log, Timings: w.timing,
 	})
 	var ctx context.Context

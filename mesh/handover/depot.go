@@ -144,6 +144,20 @@ func (d *Depot) sweep(now time.Time) {
 	}
 }
 
+// Superseded gives up the sockets of a namespace that have no owner, if a proxy serves its pod: that has others, and what comes
+// to these waits in vain.
+func (d *Depot) Superseded(ns NetNS) {
+	if !d.cfg.Pods.Served(ns) {
+		return
+	}
+	d.giveUp(ns, func(h *held) string {
+		if h.owner != nil {
+			return ""
+		}
+		return "another proxy serves its pod with sockets of its own"
+	})
+}
+
 // giveUp closes the sockets of a namespace for which there is a reason to.
 func (d *Depot) giveUp(ns NetNS, reason func(*held) string) {
 	d.mu.Lock()

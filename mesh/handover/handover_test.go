@@ -265,6 +265,33 @@ func TestWhatIsNotKept(t *testing.T) {
 			t.Errorf("%d sockets are kept", n)
 		}
 	})
+	t.Run("superseded", func(t *testing.T) {
+		w := newWorld(t)
+		_, tcp := w.listen()
+		client := w.dial()
+		w.must(client.Deposit(w.ns, []Socket{tcp}))
+		w.pods.set(true, true)
+		w.depot.Superseded(w.ns)
+		if n := w.depot.Len(); n != 1 {
+			t.Errorf("%d sockets of a proxy that is there, want 1", n)
+		}
+		w.pods.set(true, false)
+		client.Close()
+		w.eventually("it has no owner", func() bool {
+			w.depot.mu.Lock()
+			defer w.depot.mu.Unlock()
+			return w.depot.held[w.ns][tcp.Name].owner == nil
+		})
+		w.depot.Superseded(w.ns)
+		if n := w.depot.Len(); n != 1 {
+			t.Errorf("%d sockets while no proxy serves the pod, want 1", n)
+		}
+		w.pods.set(true, true)
+		w.depot.Superseded(w.ns)
+		if n := w.depot.Len(); n != 0 {
+			t.Errorf("%d sockets are kept though another proxy serves the pod", n)
+		}
+	})
 	t.Run("not lent while another proxy serves", func(t *testing.T) {
 		w := newWorld(t)
 		_, tcp := w.listen()
