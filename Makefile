@@ -34,7 +34,7 @@ demo: ## cluster, mesh and sample application; shows the main job and checks eac
 	@go run ./e2e/demo/cmd/demo
 demo-down: cluster-down ## remove what the demo left
 
-.PHONY: generate check test soak upgrade-test bench
+.PHONY: generate check test soak upgrade-test bench bench-scale
 generate: ## regenerate what is generated
 	@scripts/generate
 check: ## fast checks: format, vet, linter, house rules, generated files
@@ -47,3 +47,5 @@ upgrade-test: ## upgrade from the commit FROM=0726702 to this tree and back, und
 	@scripts/upgrade-test $(FROM)
 bench: ## measure ztunnel between two pods against bare TCP and PEER=/path/to/ztunnel (root)
 	@go run ./e2e/bench/cmd/bench $(if $(PEER),--peer $(abspath $(PEER)))
+bench-scale: ## measure the control plane with PODS=100000 in a real API server without nodes
+	@go run ./e2e/scale/cmd/scale --pods $(or $(PODS),100000)
