@@ -3,7 +3,7 @@
 //
 // Rules of the room: there are no secrets in it. A file is good as far as its checksums say. It is written in the background,
 // what has changed within a second at once, and rewritten only when half of it is out of date, so that its cost is bounded
-// by what changes; a disk that fails is told of once and is in nobody's way. Each process writes a file of its own and puts
+// by what changes; a disk that fails is told of once, is tried again, and is in nobody's way. Each process writes a file of its own and puts
 // it in place when it knows everything; who finds another's there writes no more.
 package saved
 
@@ -34,6 +34,8 @@ const (
 	flushInterval = time.Second
 	// stampInterval is how often the file's time is set while the control plane is there.
 	stampInterval = 15 * time.Second
+	// retryInterval is how long a disk that failed is left alone.
+	retryInterval = 5 * time.Second
 	// slack is how many bytes out of date a file may have in any case.
 	slack = 1 << 20
 )
@@ -61,14 +63,18 @@ type Store struct {
 
 	mu      sync.Mutex // guards what follows
 	pending map[key]*discoveryv3.Resource
+	closed  bool // nothing is gathered any more
 
 	// Owned by Run, and by Open before it.
-	file   *os.File
-	end    int64
-	live   int64
-	index  map[key]place
-	placed bool // the file has its name
-	broken bool // it is written no more
+	file       *os.File
+	end        int64
+	live       int64
+	index      map[key]place
+	complete   bool // everything is known: the file is to be put in place
+	placed     bool // the file has its name
+	superseded bool // another process has taken over
+	failing    bool // what is gathered could not be written
+	retryAt    time.Time
 }
 
 // key names a resource: its type is the index in Config.Types.
@@ -180,6 +186,9 @@ func (s *Store) note(typeURL string, upserts []*discoveryv3.Resource, removed []
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
 	for _, name := range removed {
 		s.pending[key{byte(kind), name}] = nil
 	}
@@ -191,31 +200,37 @@ func (s *Store) note(typeURL string, upserts []*discoveryv3.Resource, removed []
 }
 
 // Run writes what is gathered, until the context ends, and once more then. The file is put in place when synced is closed.
-// connected tells whether the control plane is there.
+// connected tells whether the control plane is there. It returns early if another process has taken over. What comes after it
+// is not saved.
 func (s *Store) Run(ctx context.Context, synced <-chan struct{}, connected func() bool) error {
 	flush := time.NewTicker(flushInterval)
 	defer flush.Stop()
+	defer s.stop()
 	var stamped time.Time
-	for {
-		done := false
+	for done := false; !done && !s.superseded; {
 		select {
 		case <-flush.C:
 		case <-synced:
 			synced = nil
-			s.write()
-			s.place()
+			s.complete = true
 		case <-ctx.Done():
 			done = true
+			s.retryAt = time.Time{}
 		}
-		s.write()
-		if s.placed && connected() && time.Since(stamped) >= stampInterval {
+		s.save()
+		if s.placed && !s.failing && connected() && time.Since(stamped) >= stampInterval {
 			stamped = time.Now()
 			s.stamp(stamped)
 		}
-		if done || s.broken {
-			return nil
-		}
 	}
+	return nil
+}
+
+// stop has note gather no more.
+func (s *Store) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed, s.pending = true, nil
 }
 
 // Close gives the file up; it stays if it is in place.
@@ -228,40 +243,71 @@ func (s *Store) Close() error {
 
 func (s *Store) path() string { return filepath.Join(s.cfg.Dir, fileName) }
 
-// fail says that nothing is saved any more.
-func (s *Store) fail(err error) {
-	s.broken = true
-	s.cfg.Logger.Error("the configuration is not saved any more; should this proxy start again while the control plane is away, it has none or an old one",
-		"dir", s.cfg.Dir, "error", err)
+// save writes what is gathered, and puts the file in place when it is time. A failure is told of once, and tried again later.
+func (s *Store) save() {
+	if time.Now().Before(s.retryAt) {
+		return
+	}
+	err := s.write()
+	if err == nil && s.complete && !s.placed && !s.superseded {
+		err = s.place()
+	}
+	switch {
+	case err != nil && !s.failing:
+		s.cfg.Logger.Error("the configuration cannot be saved, which is tried again; should this proxy start again while the control plane is away, it has none or an old one",
+			"dir", s.cfg.Dir, "error", err)
+	case err == nil && s.failing:
+		s.cfg.Logger.Info("the configuration is saved again", "dir", s.cfg.Dir)
+	}
+	if s.failing = err != nil; s.failing {
+		s.retryAt = time.Now().Add(retryInterval)
+	}
 }
 
-// write appends what is gathered.
-func (s *Store) write() {
+// write appends what is gathered. What cannot be written is gathered still.
+func (s *Store) write() error {
 	s.mu.Lock()
 	changes := s.pending
 	if len(changes) > 0 {
 		s.pending = map[key]*discoveryv3.Resource{}
 	}
 	s.mu.Unlock()
-	if len(changes) == 0 || s.broken {
-		return
+	if len(changes) == 0 && !s.wasteful() {
+		return nil
 	}
 	if s.placed && !s.own() {
-		s.broken = true // another process has taken over
-		return
+		s.superseded = true
+		s.stop()
+		return nil
 	}
 	if err := s.append(changes); err != nil {
-		s.fail(err)
-		return
+		s.takeBack(changes)
+		return err
 	}
-	if s.end-s.live > s.live+slack {
-		if err := s.rewrite(); err != nil {
-			s.fail(err)
+	if s.wasteful() {
+		return s.rewrite()
+	}
+	return nil
+}
+
+// wasteful tells whether too much of the file is out of date.
+func (s *Store) wasteful() bool { return s.end-s.live > s.live+slack }
+
+// takeBack gathers changes that were not written, but for what has changed again. That a resource is gone which the file has
+// not is forgotten, so that what is gathered is bounded by what is live and what the file has.
+func (s *Store) takeBack(changes map[key]*discoveryv3.Resource) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, r := range changes {
+		_, again := s.pending[k]
+		_, had := s.index[k]
+		if !again && (r != nil || had) {
+			s.pending[k] = r
 		}
 	}
 }
 
-// append writes records in the order of types: policies come before what names them.
+// append writes records in the order of types: policies come before what names them. If it fails, the file is as it was.
 func (s *Store) append(changes map[key]*discoveryv3.Resource) error {
 	keys := make([]key, 0, len(changes))
 	for k := range changes {
@@ -271,34 +317,48 @@ func (s *Store) append(changes map[key]*discoveryv3.Resource) error {
 	if _, err := s.file.Seek(s.end, io.SeekStart); err != nil {
 		return err
 	}
-	w := bufio.NewWriterSize(s.file, 1<<16)
-	var buf []byte
-	for _, k := range keys {
-		var err error
-		resource := changes[k]
-		old, had := s.index[k]
-		if resource == nil {
-			if !had {
-				continue
-			}
-			buf = appendRecord(buf[:0], removal, k.kind, []byte(k.name))
+	places, end, err := s.records(s.file, keys, changes)
+	if err != nil {
+		return errors.Join(err, s.file.Truncate(s.end)) // a part of a record would hide what comes after it
+	}
+	for k, p := range places {
+		s.live += int64(p.size) - int64(s.index[k].size)
+		if p.size == 0 {
 			delete(s.index, k)
 		} else {
-			var body []byte
-			if body, err = proto.Marshal(resource); err != nil {
-				return err
+			s.index[k] = p
+		}
+	}
+	s.end = end
+	return nil
+}
+
+// records writes changes to a file that ends where s.end is, and returns where they are, without size what is gone, and
+// where the file ends then.
+func (s *Store) records(f io.Writer, keys []key, changes map[key]*discoveryv3.Resource) (map[key]place, int64, error) {
+	w := bufio.NewWriterSize(f, 1<<16)
+	places, end := make(map[key]place, len(keys)), s.end
+	var buf []byte
+	for _, k := range keys {
+		if resource := changes[k]; resource != nil {
+			body, err := proto.Marshal(resource)
+			if err != nil {
+				return nil, 0, err
 			}
 			buf = appendRecord(buf[:0], upsert, k.kind, body)
-			s.index[k] = place{s.end, uint32(len(buf))}
-			s.live += int64(len(buf))
+			places[k] = place{end, uint32(len(buf))}
+		} else if _, had := s.index[k]; had {
+			buf = appendRecord(buf[:0], removal, k.kind, []byte(k.name))
+			places[k] = place{}
+		} else {
+			continue
 		}
-		s.live -= int64(old.size)
 		if _, err := w.Write(buf); err != nil {
-			return err
+			return nil, 0, err
 		}
-		s.end += int64(len(buf))
+		end += int64(len(buf))
 	}
-	return w.Flush()
+	return places, end, w.Flush()
 }
 
 // rewrite makes a file of what is live.
@@ -326,35 +386,36 @@ func (s *Store) rewrite() error {
 	if err == nil {
 		err = w.Flush()
 	}
+	if err == nil && s.placed {
+		err = s.put(fresh)
+	}
 	if err != nil {
 		fresh.Close()
 		os.Remove(fresh.Name())
 		return err
 	}
-	old, placed := s.file, s.placed
-	s.file, s.index, s.end, s.placed = fresh, index, end, false
-	if placed {
-		s.place()
-	} else {
+	old := s.file
+	s.file, s.index, s.end = fresh, index, end
+	if !s.placed {
 		os.Remove(old.Name())
 	}
-	return old.Close()
+	old.Close() // nothing of it is needed
+	return nil
 }
 
-// place puts the file in place of what is there, in one step and only when the disk has it.
-func (s *Store) place() {
-	if s.broken {
-		return
+// place puts the file in place of what is there.
+func (s *Store) place() error {
+	err := s.put(s.file)
+	s.placed = err == nil
+	return err
+}
+
+// put gives a file its name, in one step and only when the disk has it.
+func (s *Store) put(f *os.File) error {
+	if err := f.Sync(); err != nil {
+		return err
 	}
-	err := s.file.Sync()
-	if err == nil {
-		err = os.Rename(s.file.Name(), s.path())
-	}
-	if err != nil {
-		s.fail(err)
-		return
-	}
-	s.placed = true
+	return os.Rename(f.Name(), s.path())
 }
 
 // own tells whether what is in place is this process's.

@@ -1,6 +1,7 @@
 package saved
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -88,6 +90,10 @@ func (p *process) end(synced bool) {
 	} else {
 		cancel()
 		p.store.Run(ctx, done, func() bool { return false })
+	}
+	p.told(addresses, nil, "late=1")
+	if n := len(p.store.pending); n > 0 {
+		p.t.Errorf("%d changes are gathered that nobody writes", n)
 	}
 	if err := p.store.Close(); err != nil {
 		p.t.Error(err)
@@ -242,10 +248,89 @@ func TestTwoProcesses(t *testing.T) {
 	second.store.place()
 	first.told(addresses, nil, "a=3")
 	first.store.write()
+	first.told(addresses, nil, "b=1")
+	if n := len(first.store.pending); n > 0 {
+		t.Errorf("the first gathers %d changes that it is not to write", n)
+	}
 	first.store.Close()
 	second.store.Close()
 	c, err := read(filepath.Join(dir, fileName), config(dir))
 	if want := "policies: ; addresses: a=2@v2"; err != nil || text(c) != want {
 		t.Errorf("%s, %v; want the second's: %s", text(c), err, want)
 	}
+}
+
+// TestDiskFails has a disk take nothing for a while: what changes then is bounded, told of once, and saved when it can be.
+func TestDiskFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(t.TempDir())
+		var log bytes.Buffer
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		p := start(t, cfg)
+		p.told(addresses, nil, "a=1", "b=1", "c=1")
+		p.store.complete = true
+		p.store.save()
+		good := p.store.file
+		bad, err := os.Open(p.store.path()) // what is written to it fails
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer bad.Close()
+		p.store.file = bad
+		p.told(addresses, []string{"b"}, "a=2", "d=1")
+		for i := range 100 {
+			pod := fmt.Sprintf("pod%d", i)
+			p.told(addresses, nil, pod+"=1")
+			p.store.save()
+			p.told(addresses, []string{pod}, "a=3")
+			time.Sleep(retryInterval) // of the bubble's clock
+			p.store.save()
+		}
+		if n := len(p.store.pending); n > 3 {
+			t.Errorf("%d changes are kept, of 3 resources", n)
+		}
+		p.store.file = good
+		p.store.save()
+		if n := len(p.store.pending); n == 0 {
+			t.Error("it was tried again at once")
+		}
+		time.Sleep(retryInterval)
+		p.store.save()
+		c, err := read(p.store.path(), cfg)
+		if want := "policies: ; addresses: a=3@v3 c=1@v1 d=1@v1"; err != nil || text(c) != want {
+			t.Errorf("%s, %v; want %s", text(c), err, want)
+		}
+		if failed, again := strings.Count(log.String(), "ERROR"), strings.Count(log.String(), "saved again"); failed != 1 || again != 1 {
+			t.Errorf("told %d times that it failed and %d times that it works again, want once each:\n%s", failed, again, log.String())
+		}
+		p.end(true)
+	})
+}
+
+// TestPlaceFails cannot put the file in place at first: that is tried again, and so is a rewrite.
+func TestPlaceFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(t.TempDir())
+		p := start(t, cfg)
+		inTheWay := filepath.Join(p.store.path(), "x")
+		if err := os.MkdirAll(inTheWay, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		p.told(addresses, nil, "a=1")
+		p.store.complete = true
+		p.store.save()
+		if !p.store.failing || p.store.placed {
+			t.Fatal("a folder was replaced")
+		}
+		if err := os.RemoveAll(p.store.path()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(retryInterval) // of the bubble's clock
+		p.store.save()
+		c, err := read(p.store.path(), cfg)
+		if want := "policies: ; addresses: a=1@v1"; err != nil || text(c) != want || p.store.failing {
+			t.Errorf("%s, %v; want %s", text(c), err, want)
+		}
+		p.end(true)
+	})
 }
