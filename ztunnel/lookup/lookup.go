@@ -288,6 +288,8 @@ func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, q *dns.M
 		switch {
 		case err != nil:
 			return nil, err
+		case !answers(m, q):
+			return nil, errors.New("the answer is to another question")
 		case m.Truncated && network == "udp":
 			continue
 		case m.Rcode == dns.RcodeSuccess, m.Rcode == dns.RcodeNameError:
@@ -296,6 +298,15 @@ func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, q *dns.M
 		return nil, fmt.Errorf("answer is %s", dns.RcodeToString[m.Rcode])
 	}
 	return nil, errors.New("truncated answer") // by TCP too
+}
+
+// answers tells whether m, which has q's ID, is an answer to its question. A resolver may refuse without repeating it.
+func answers(m, q *dns.Msg) bool {
+	if len(m.Question) == 0 {
+		return m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError
+	}
+	asked, told := q.Question[0], m.Question[0]
+	return m.Response && len(m.Question) == 1 && strings.EqualFold(told.Name, asked.Name) && told.Qtype == asked.Qtype && told.Qclass == asked.Qclass
 }
 
 // isHost reports whether an address may be another host's: nobody's DNS leads a connection back into the pod.

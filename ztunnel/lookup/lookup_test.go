@@ -32,6 +32,8 @@ type server struct {
 	hold    chan struct{} // if not nil, answers wait for it to be closed
 	// cut truncates answers by UDP.
 	cut bool
+	// bend, if not nil, changes answers before they are sent.
+	bend func(*dns.Msg)
 }
 
 func newServer(t *testing.T) *server {
@@ -83,7 +85,7 @@ func (s *server) set(f func(*server)) {
 func (s *server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	s.asked.Add(1)
 	s.mu.Lock()
-	records, rcode, silent, hold, cut := s.records[strings.ToLower(q.Question[0].Name)], s.rcode, s.silent, s.hold, s.cut
+	records, rcode, silent, hold, cut, bend := s.records[strings.ToLower(q.Question[0].Name)], s.rcode, s.silent, s.hold, s.cut, s.bend
 	s.mu.Unlock()
 	if hold != nil {
 		<-hold
@@ -108,6 +110,9 @@ func (s *server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		} else if rr.Header().Rrtype == dns.TypeCNAME || rr.Header().Rrtype == q.Question[0].Qtype || rr.Header().Name != q.Question[0].Name {
 			m.Answer = append(m.Answer, rr)
 		}
+	}
+	if bend != nil {
+		bend(m)
 	}
 	_ = w.WriteMsg(m)
 }
@@ -232,6 +237,27 @@ func TestNextResolver(t *testing.T) {
 	good.set(func(s *server) { s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1"} })
 	r, _ := newResolver(t, broken, good)
 	expect(t, r, "a.example", "192.0.2.1")
+}
+
+// What does not answer the question is no answer: an odd resolver, or somebody who guesses.
+func TestAnswerToAnotherQuestion(t *testing.T) {
+	for name, bend := range map[string]func(*dns.Msg){
+		"no question":   func(m *dns.Msg) { m.Question = nil },
+		"another name":  func(m *dns.Msg) { m.Question[0].Name = "b.example." },
+		"another type":  func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeTXT },
+		"two questions": func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			odd, good := newServer(t), newServer(t)
+			odd.set(func(s *server) {
+				s.records["a.example."] = []string{"a.example. 60 A 203.0.113.1"}
+				s.bend = bend
+			})
+			good.set(func(s *server) { s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1"} })
+			r, _ := newResolver(t, odd, good)
+			expect(t, r, "a.example", "192.0.2.1")
+		})
+	}
 }
 
 // Connections that need the same name wait for one query; one that gives up does not take it from the others.
