@@ -48,9 +48,12 @@ func egress() scenario {
 			defer restore()
 			w.awaitDial(t, client, unknown, "", true)
 			known(t)
+			// The nodes' range, since a node's own address is not an entry's to have.
+			nodes, err := node.Prefix(24)
+			w.must(t, err)
 			entry := fmt.Appendf(nil, `{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: node, namespace: %s},
-				spec: {hosts: [node.example.com], addresses: ["%s/32"], resolution: NONE, ports: [{number: %d, name: tcp, protocol: TCP}]}}`,
-				in, node, byNode.Spec.Ports[0].NodePort)
+				spec: {hosts: [node.example.com], addresses: ["%s"], resolution: NONE, ports: [{number: %d, name: tcp, protocol: TCP}]}}`,
+				in, nodes, byNode.Spec.Ports[0].NodePort)
 			w.must(t, w.Apply(w.ctx, entry))
 			w.awaitDial(t, client, unknown, "server2", false)
 			w.must(t, w.Delete(w.ctx, entry))
