@@ -162,7 +162,7 @@ func (c *CRL) mentions(cert *x509.Certificate) bool {
 		return false
 	}
 	for _, l := range c.lists[string(cert.RawIssuer)] {
-		if _, listed := l.revoked[string(cert.SerialNumber.Bytes())]; listed {
+		if l.names(cert) {
 			return true
 		}
 	}
@@ -181,9 +181,8 @@ func (c *CRL) check(chain []*x509.Certificate, now time.Time) error {
 				continue
 			}
 			signed = true
-			if _, revoked := l.revoked[string(cert.SerialNumber.Bytes())]; revoked {
-				return &VerifyError{Reason: ReasonRevoked, Err: fmt.Errorf("certificate %s of %q is revoked by its issuer %q",
-					cert.SerialNumber.Text(16), nameOf(cert), cert.Issuer)}
+			if l.names(cert) {
+				return revokedError(cert)
 			}
 			current = current || l.list.NextUpdate.IsZero() || now.Before(l.list.NextUpdate)
 		}
@@ -210,12 +209,44 @@ func (c *CRL) checkAny(chains [][]*x509.Certificate, now time.Time) error {
 	return first
 }
 
+// checkUnverified looks up certificates of a peer that no chain leads from to a root at any time that could be asked for: its
+// root is not trusted any more, or the peer has expired before its root was issued anew. Whoever signed a certificate, of those
+// that the peer showed and the roots, is asked whether the list is his. If he is not among them the list is taken at its word:
+// a new handshake would fail anyway.
+func (c *CRL) checkUnverified(peer, roots []*x509.Certificate) error {
+	for _, cert := range peer {
+		var issuers []*x509.Certificate
+		for _, i := range slices.Concat(peer, roots) {
+			if bytes.Equal(i.RawSubject, cert.RawIssuer) && i.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil {
+				issuers = append(issuers, i)
+			}
+		}
+		for _, l := range c.lists[string(cert.RawIssuer)] {
+			if l.names(cert) && (len(issuers) == 0 || slices.ContainsFunc(issuers, l.signedBy)) {
+				return revokedError(cert)
+			}
+		}
+	}
+	return nil
+}
+
+func revokedError(cert *x509.Certificate) error {
+	return &VerifyError{Reason: ReasonRevoked, Err: fmt.Errorf("certificate %s of %q is revoked by its issuer %q",
+		cert.SerialNumber.Text(16), nameOf(cert), cert.Issuer)}
+}
+
 // nameOf says whose certificate it is, for people.
 func nameOf(cert *x509.Certificate) string {
 	if len(cert.URIs) > 0 {
 		return cert.URIs[0].String()
 	}
 	return cert.Subject.String()
+}
+
+// names tells whether a certificate's serial number is in the list.
+func (l *revocationList) names(cert *x509.Certificate) bool {
+	_, there := l.revoked[string(cert.SerialNumber.Bytes())]
+	return there
 }
 
 // signedBy tells whether the list is of this issuer. It verifies the signature once for each of an issuer's keys.

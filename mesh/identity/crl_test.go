@@ -149,6 +149,68 @@ func TestRevokedLater(t *testing.T) {
 	})
 }
 
+// TestRevokedWithoutRoot: a live peer is found in a list also where its root was issued anew or is gone; and a rotation alone
+// revokes nobody.
+func TestRevokedWithoutRoot(t *testing.T) {
+	root, foreign := newCA(t), newCA(t) // of one name
+	anew, err := root.Reissue(time.Now().Add(-time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	below := intermediate(t, root)
+	direct, indirect := newSVID(t, root, alice), newSVID(t, below, alice)
+	root.Mutate = func(c *x509.Certificate) { c.NotAfter = c.NotBefore.Add(30 * time.Second) } // half a minute ago
+	text, _, err := root.Server("ended")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(derOf(t, text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := []*x509.Certificate{leaf}
+	next := time.Now().Add(time.Hour)
+	chain := func(s *identity.SVID) []*x509.Certificate {
+		t.Helper()
+		var all []*x509.Certificate
+		for _, der := range s.TLS.Certificate {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, c)
+		}
+		return all
+	}
+	for _, tc := range []struct {
+		name    string
+		trusted *identitytest.CA
+		peer    []*x509.Certificate
+		crl     []byte
+		revoked bool
+	}{
+		{"root issued anew", anew, chain(direct), crlOf(t, anew, next, direct.TLS.Leaf), true},
+		{"root issued anew, list of a foreign CA", anew, chain(direct), crlOf(t, foreign, next, direct.TLS.Leaf), false},
+		{"root issued anew after the peer has expired", anew, ended, crlOf(t, anew, next, ended[0]), true},
+		{"the same, list of a foreign CA", anew, ended, crlOf(t, foreign, next, ended[0]), false},
+		{"root gone", foreign, chain(direct), crlOf(t, root, next), false},
+		{"root gone, leaf listed", foreign, chain(direct), crlOf(t, root, next, direct.TLS.Leaf), true},
+		{"root gone, leaf listed by its intermediate", foreign, chain(indirect), crlOf(t, below, next, indirect.TLS.Leaf), true},
+		{"root gone, leaf listed by a foreign intermediate", foreign, chain(indirect), crlOf(t, intermediate(t, foreign), next, indirect.TLS.Leaf), false},
+		{"root gone, intermediate listed", foreign, chain(indirect), crlOf(t, root, next, below.Certificate()), true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			trust := &identity.Trust{}
+			identity.WithTrust(newSVID(t, tc.trusted, bob), trust)
+			trust.SetCRL(parseCRL(t, true, tc.crl))
+			err := trust.Revoked(tc.peer)
+			if verify, ok := errors.AsType[*identity.VerifyError](err); (err != nil) != tc.revoked || tc.revoked && (!ok || verify.Reason != identity.ReasonRevoked) {
+				t.Errorf("revoked: %v, want %v", err, tc.revoked)
+			}
+		})
+	}
+}
+
 func TestBadCRLs(t *testing.T) {
 	ca := newCA(t)
 	good := crlOf(t, ca, time.Now().Add(time.Hour))

@@ -172,24 +172,26 @@ func (t *Trust) RootList() []Root {
 
 // Revoked returns a *VerifyError if one of the certificates of a peer (leaf first, as PeerCertificates of a
 // tls.ConnectionState) has been revoked since its handshake. That a certificate has expired meanwhile, or its root is no
-// longer trusted, is none of its business.
+// longer trusted, is none of its business: what was proved then stays proved, and a rotation of roots ends no connection. But a
+// peer that a list names by issuer and serial number is revoked also if nothing is left to verify the list by.
 func (t *Trust) Revoked(peer []*x509.Certificate) error {
 	s := t.load()
 	if !slices.ContainsFunc(peer, s.crl.mentions) {
 		return nil
 	}
-	// All of the chain was valid when the youngest of it began to be.
+	// All of the chain was valid when the youngest of it began to be. Its root may have been issued anew since, with the same key.
 	then := peer[0].NotBefore
 	for _, c := range peer {
 		if c.NotBefore.After(then) {
 			then = c.NotBefore
 		}
 	}
-	chains, err := verifyChain(peer, s.roots, x509.ExtKeyUsageAny, then)
-	if err != nil {
-		return nil
+	for _, at := range []time.Time{then, time.Now()} {
+		if chains, err := verifyChain(peer, s.roots, x509.ExtKeyUsageAny, at); err == nil {
+			return s.crl.checkAny(chains, then)
+		}
 	}
-	return s.crl.checkAny(chains, then)
+	return s.crl.checkUnverified(peer, s.all)
 }
 
 // groups are key exchanges in order of preference: the post-quantum hybrid first, then what every peer has, and the NIST

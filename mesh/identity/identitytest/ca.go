@@ -69,6 +69,21 @@ func (c *CA) Intermediate() (*CA, string, error) {
 	return &CA{root: cert, key: key}, encode(der), nil
 }
 
+// Reissue makes the same CA, with the same key, with another certificate, valid from notBefore on.
+func (c *CA) Reissue(notBefore time.Time) (*CA, error) {
+	template := authority(c.root.Subject.Organization[0])
+	template.NotBefore = notBefore
+	der, err := x509.CreateCertificate(rand.Reader, template, template, c.key.Public(), c.key)
+	if err != nil {
+		return nil, err
+	}
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &CA{root: root, key: c.key}, nil
+}
+
 func authority(name string) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber:          serial(),
