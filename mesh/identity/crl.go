@@ -20,6 +20,9 @@ var (
 	oidDistributionPoint = asn1.ObjectIdentifier{2, 5, 29, 28}
 )
 
+// crlBlock is the type of a list in PEM.
+const crlBlock = "X509 CRL"
+
 // tagIndirect is the field indirectCRL of an issuing distribution point.
 const tagIndirect = 4
 
@@ -40,37 +43,55 @@ type revocationList struct {
 	verified map[[sha256.Size]byte]bool
 }
 
-// ParseCRL reads revocation lists: PEM, one or more, or one in DER. PEM blocks of other types are skipped. Nothing at all is a
-// set that revokes nothing. A list that cannot be read whole is an error, and so is one with a critical extension whose
-// meaning is not known: what it revokes would be a guess.
+// ParseCRL reads revocation lists: PEM, one or more, or one in DER. PEM blocks of other types are skipped. White space, or
+// nothing at all, is a set that revokes nothing. Any other text without a list is an error, and so are a list that cannot be
+// read whole and one with a critical extension whose meaning is not known: what it revokes would be a guess.
 //
 // A list whose time of the next update has passed still revokes. strict refuses certificates of its issuer altogether, until
 // a newer list comes.
 func ParseCRL(text []byte, strict bool) (*CRL, error) {
 	c := &CRL{lists: map[string][]*revocationList{}, strict: strict}
 	text = bytes.TrimLeft(text, " \t\r\n")
-	if len(text) > 0 && !bytes.Contains(text, []byte("-----BEGIN")) {
+	if len(text) == 0 {
+		return c, nil
+	}
+	if !bytes.Contains(text, []byte("-----BEGIN")) {
 		if err := c.add(text); err != nil {
 			return nil, fmt.Errorf("revocation list: %w", err)
 		}
 		return c, nil
 	}
-	for n := 1; ; n++ {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			if bytes.Contains(text, []byte("-----BEGIN X509 CRL")) {
-				return nil, fmt.Errorf("revocation list %d: broken PEM", n)
-			}
-			return c, nil
+	// pem.Decode skips blocks that it cannot read.
+	begun := bytes.Count(text, []byte("-----BEGIN "+crlBlock))
+	n := 0
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
 		}
-		text = rest
-		if block.Type != "X509 CRL" {
+		if block.Type != crlBlock {
 			continue
 		}
+		n++
 		if err := c.add(block.Bytes); err != nil {
 			return nil, fmt.Errorf("revocation list %d: %w", n, err)
 		}
 	}
+	switch {
+	case n < begun:
+		return nil, fmt.Errorf("revocation lists: the PEM of %d of %d is broken", begun-n, begun)
+	case cutOff(text):
+		return nil, fmt.Errorf("revocation lists: the text ends in the beginning of another, after %d", n)
+	case n == 0:
+		return nil, errors.New("revocation lists: there is text, and no list in it")
+	}
+	return c, nil
+}
+
+// cutOff reports whether a text ends within the line that begins a list.
+func cutOff(text []byte) bool {
+	line := text[bytes.LastIndexByte(text, '\n')+1:]
+	return len(line) > 0 && bytes.HasPrefix([]byte("-----BEGIN "+crlBlock), line)
 }
 
 func (c *CRL) add(der []byte) error {

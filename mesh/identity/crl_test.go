@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -218,29 +220,40 @@ func TestBadCRLs(t *testing.T) {
 		"garbage":           []byte("nothing of the kind"),
 		"cut off":           good[:len(good)/2],
 		"a broken second":   append(append([]byte{}, good...), good[:len(good)/2]...),
+		"a broken first":    append(append([]byte{}, bytes.Replace(good, []byte("\nM"), []byte("\n#"), 1)...), good...),
+		"a second begun":    append(append([]byte{}, good...), "-----BEG"...),
 		"a certificate DER": ca.Certificate().Raw,
+		"a certificate":     []byte(ca.RootPEM()),
+		"a broken block":    []byte("-----BEGIN nonsense"),
 	} {
 		if crl, err := identity.ParseCRL(text, false); err == nil {
 			t.Errorf("%s: accepted, %v", name, crl.Lists())
 		}
 	}
-	crl := parseCRL(t, false, []byte(ca.RootPEM()), good)
+	parseCRL(t, false, []byte(" \n"))
+	crl := parseCRL(t, false, []byte("the lists of ours\n"), []byte(ca.RootPEM()), good, []byte("\nsigned: ops"))
 	if lists := crl.Lists(); len(lists) != 1 || !strings.Contains(lists[0].Issuer, "test root") || lists[0].Revoked != 0 {
 		t.Errorf("lists %v", lists)
 	}
 }
 
-// TestCRLFile: lists are taken up while they change; what is broken or gone leaves those that were there.
+// TestCRLFile: lists are taken up while they change; what is broken, half written or gone leaves those that were there.
 func TestCRLFile(t *testing.T) {
 	ca := newCA(t)
 	a := newSVID(t, ca, alice)
 	path := filepath.Join(t.TempDir(), "ca-crl.pem")
-	write := func(t *testing.T, text []byte) {
+	put := func(t *testing.T, text []byte) {
 		t.Helper()
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(time.Second)
+		synctest.Wait()
+	}
+	write := func(t *testing.T, text []byte) {
+		t.Helper()
+		put(t, text)
+		time.Sleep(time.Second)
 		synctest.Wait()
 	}
 	next := time.Now().Add(time.Hour)
@@ -271,8 +284,24 @@ func TestCRLFile(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		expect("when it is gone", true, 1)
+		first, second := crlOf(t, newCA(t), next), crlOf(t, ca, next, a.TLS.Leaf)
+		put(t, nil)
+		put(t, first)
+		expect("when it is written in place", true, 1)
+		put(t, slices.Concat(first, second[:20]))
+		put(t, slices.Concat(first, second))
+		expect("when it was just written", true, 1)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		expect("when it was written", true, 2)
 		write(t, nil)
-		expect("when it is empty", false, 2)
+		expect("when it is empty", true, 2)
+		time.Sleep(7 * time.Second)
+		synctest.Wait()
+		expect("when it is empty still", true, 2)
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		expect("when it stays empty", false, 3)
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

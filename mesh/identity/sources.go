@@ -14,6 +14,10 @@ import (
 // and costs one stat.
 const filePoll = time.Second
 
+// emptyHold is how long a file of revocation lists must have been empty until that lifts what was revoked: whoever writes the
+// file in place empties it first.
+const emptyHold = 10 * time.Second
+
 // maxTrustFile bounds a file of roots or revocation lists, in bytes. A config map holds 1 MiB.
 const maxTrustFile = 64 << 20
 
@@ -27,7 +31,9 @@ type Files struct {
 	// Bundle is a PEM file of roots that are trusted beside those that come with certificates, such as the mesh's mounted
 	// config map. It may be missing. Empty: none.
 	Bundle string
-	// CRL is a file for ParseCRL. It may be missing at first; once it was there, its last good content holds. Empty: none.
+	// CRL is a file for ParseCRL. It may be missing at first; once it was there, its last good content holds. A change is taken
+	// when it has stayed for a second, so that half of a file that is written in place lifts no revocation, and that it is empty
+	// now when it has stayed so for ten. Empty: none.
 	CRL string
 	// StrictCRL is ParseCRL's strict.
 	StrictCRL bool
@@ -42,8 +48,11 @@ type Files struct {
 
 // watchedFile is what is known of a file.
 type watchedFile struct {
-	info   fs.FileInfo // nil: it is not there, or was not looked at
+	info   fs.FileInfo // of what was last read; nil: it is not there, or was not looked at
 	failed string      // what was last logged
+
+	next  fs.FileInfo // of a change that is to stay for a time before it is read; nil: none
+	since time.Time   // when that was first seen
 }
 
 // Load reads the files for the first time. A file that is there and cannot be understood is an error: it might revoke
@@ -52,7 +61,7 @@ func (f *Files) Load() error {
 	if _, err := f.readBundle(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	switch _, err := f.readCRL(); {
+	switch _, err := f.readCRL(true); {
 	case errors.Is(err, fs.ErrNotExist):
 		f.Logger.Info("no revocation lists: the file is not there (yet)", "path", f.CRL)
 	case err != nil:
@@ -75,7 +84,7 @@ func (f *Files) Run(ctx context.Context) error {
 		if changed, err := f.readBundle(); f.report(&f.bundle, f.Bundle, "roots", err) && changed && f.OnBundle != nil {
 			f.OnBundle()
 		}
-		if changed, err := f.readCRL(); f.report(&f.crl, f.CRL, "revocation lists", err) && changed && f.OnCRL != nil {
+		if changed, err := f.readCRL(false); f.report(&f.crl, f.CRL, "revocation lists", err) && changed && f.OnCRL != nil {
 			f.OnCRL()
 		}
 		f.Trust.expire(time.Now())
@@ -114,7 +123,7 @@ func (f *Files) remind() {
 
 // readBundle takes the roots, if the file has changed.
 func (f *Files) readBundle() (changed bool, err error) {
-	text, err := f.bundle.read(f.Bundle)
+	text, err := f.bundle.read(f.Bundle, 0, 0)
 	if text == nil || err != nil {
 		return false, err
 	}
@@ -131,9 +140,13 @@ func (f *Files) readBundle() (changed bool, err error) {
 	return true, nil
 }
 
-// readCRL takes the revocation lists, if the file has changed.
-func (f *Files) readCRL() (changed bool, err error) {
-	text, err := f.crl.read(f.CRL)
+// readCRL takes the revocation lists, if the file has changed and stays so.
+func (f *Files) readCRL(first bool) (changed bool, err error) {
+	stay, stayEmpty := filePoll, emptyHold
+	if first {
+		stay, stayEmpty = 0, 0
+	}
+	text, err := f.crl.read(f.CRL, stay, stayEmpty)
 	if text == nil || err != nil {
 		return false, err
 	}
@@ -147,16 +160,28 @@ func (f *Files) readCRL() (changed bool, err error) {
 	return true, nil
 }
 
-// read returns what is in a file if it has changed since the last call, else nil.
-func (w *watchedFile) read(path string) ([]byte, error) {
+// read returns what is in a file if it has changed since the last call that returned something, and the change has stayed as
+// it is, else nil.
+func (w *watchedFile) read(path string, stay, stayEmpty time.Duration) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
 	info, err := os.Stat(path)
 	if err != nil {
+		w.next = nil
 		return nil, err
 	}
-	if old := w.info; old != nil && os.SameFile(old, info) && old.ModTime().Equal(info.ModTime()) && old.Size() == info.Size() {
+	if unchanged(w.info, info) {
+		w.next = nil
+		return nil, nil
+	}
+	if !unchanged(w.next, info) {
+		w.next, w.since = info, time.Now()
+	}
+	if info.Size() == 0 {
+		stay = stayEmpty
+	}
+	if time.Since(w.since) < stay {
 		return nil, nil
 	}
 	if info.Size() > maxTrustFile {
@@ -166,9 +191,17 @@ func (w *watchedFile) read(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.info = info
+	if int64(len(text)) != info.Size() {
+		return nil, nil // it is being written; the next look sees another size
+	}
+	w.info, w.next = info, nil
 	if text == nil {
 		text = []byte{}
 	}
 	return text, nil
+}
+
+// unchanged reports whether a file is the one that was seen before.
+func unchanged(before, now fs.FileInfo) bool {
+	return before != nil && os.SameFile(before, now) && before.ModTime().Equal(now.ModTime()) && before.Size() == now.Size()
 }
