@@ -49,7 +49,8 @@ type Config struct {
 	Interval time.Duration
 	// Late is how late the process may be woken before it counts as overloaded. Zero means 1 ms.
 	Late time.Duration
-	// Least is what every party may use at any rate, in processors. Zero means 0.1; one or more turns holding back off.
+	// Least is what every party may use at any rate, in processors. Zero means 0.1; one or more turns holding back off:
+	// nothing is watched, only counted.
 	Least float64
 
 	processorTime func() time.Duration // for tests; nil: of this process
@@ -142,7 +143,7 @@ func (p *Party) Asks(w Work) {
 
 func (p *Party) count(w Work, longest time.Duration) {
 	n := p.done.Add(int64(w))
-	if n>>watchShift != (n-int64(w))>>watchShift && !p.d.watching.Load() {
+	if n>>watchShift != (n-int64(w))>>watchShift && p.d.cfg.Least < 1 && !p.d.watching.Load() {
 		select {
 		case p.d.wake <- struct{}{}:
 		default:
@@ -272,11 +273,13 @@ func (d *Divider) divide(slot int, late bool, cost float64) bool {
 		switch {
 		case late && heavy && u.p.allowed == 0:
 			u.p.allow(max(slower*u.used, d.cfg.Least), cost)
+		case len(active) == 1:
+			u.p.allow(0, cost) // whoever made it late, it is nobody that this would help
 		case late && u.p.allowed > 0:
 			u.p.allow(max(slower*u.p.allowed, d.cfg.Least), cost)
 		case u.p.allowed > 0:
 			allowed := faster * u.p.allowed
-			if len(active) == 1 || allowed > 2*u.used+1 {
+			if allowed > 2*u.used+1 {
 				allowed = 0
 			}
 			u.p.allow(allowed, cost)

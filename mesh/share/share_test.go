@@ -3,6 +3,7 @@ package share
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,8 +41,11 @@ func (m *machine) setLate(d time.Duration) {
 }
 
 // run starts a divider that ends with the test's bubble.
-func (m *machine) run(t *testing.T) *Divider {
-	d := New(Config{processorTime: m.processorTime, lateness: m.lateness})
+func (m *machine) run(t *testing.T) *Divider { return m.runWith(t, Config{}) }
+
+func (m *machine) runWith(t *testing.T, cfg Config) *Divider {
+	cfg.processorTime, cfg.lateness = m.processorTime, m.lateness
+	d := New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = d.Run(ctx) })
@@ -125,6 +129,60 @@ func TestAloneNobodyWaits(t *testing.T) {
 		defer silent.Leave()
 		if took := m.works(alone, time.Millisecond, 1000); took != time.Second {
 			t.Errorf("a second of work took %v", took)
+		}
+	})
+}
+
+// TestLeftAloneNobodyWaits holds a party back, and then has the other one stop, while the machine stays late because of
+// somebody else.
+func TestLeftAloneNobodyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{late: time.Second}
+		d := m.run(t)
+		heavy, light := d.Join(), d.Join()
+		defer heavy.Leave()
+		defer light.Leave()
+		var wg sync.WaitGroup
+		var over atomic.Bool
+		wg.Go(func() {
+			for !over.Load() {
+				m.works(light, 10*time.Microsecond, 1)
+			}
+		})
+		m.works(heavy, time.Millisecond, 50)
+		over.Store(true)
+		wg.Wait()
+		if heavy.Held() == 0 {
+			t.Fatal("beside another party it was not held")
+		}
+		for start := time.Now(); time.Since(start) < window*DefaultInterval+2*longestWait; { // until the other one is forgotten
+			m.works(heavy, time.Millisecond, 1)
+		}
+		if took := m.works(heavy, time.Millisecond, 100); took != 100*time.Millisecond {
+			t.Errorf("alone, 100 ms of work took %v", took)
+		}
+	})
+}
+
+// TestOff has a divider that is to hold nobody back.
+func TestOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{late: time.Second}
+		d := m.runWith(t, Config{Least: 1})
+		heavy, light := d.Join(), d.Join()
+		defer heavy.Leave()
+		defer light.Leave()
+		var wg sync.WaitGroup
+		for range 3 { // three processors' worth
+			wg.Go(func() { m.works(heavy, time.Millisecond, 1000) })
+		}
+		wg.Go(func() { m.works(light, time.Millisecond, 10) })
+		wg.Wait()
+		if heavy.Held() != 0 || d.watching.Load() {
+			t.Errorf("it is off, and held for %v, watched: %v", heavy.Held(), d.watching.Load())
+		}
+		if heavy.Work() != 3*time.Second {
+			t.Errorf("%v of work counted, want 3s", heavy.Work())
 		}
 	})
 }
