@@ -41,6 +41,9 @@ const (
 	muchWork = 0.1
 	// slower and faster change what a party may do, each interval.
 	slower, faster = 0.8, 1.02
+	// leastCost and mostCost bound how wrong estimates of work are taken to be. What the process spends beyond that it spends
+	// on something that is not counted, and no party is charged for it.
+	leastCost, mostCost = 0.25, 3
 )
 
 // Config configures a Divider. The zero value is ready to use.
@@ -232,7 +235,7 @@ func (d *Divider) calibrate(cost float64, cpu time.Duration) float64 {
 	if work < int64(muchWork*float64(window*d.cfg.Interval)) {
 		return cost
 	}
-	return min(max(0.5*cost+0.5*float64(cpu)/float64(work), 0.25), 16)
+	return min(max(0.5*cost+0.5*float64(cpu)/float64(work), leastCost), mostCost)
 }
 
 func (p *Party) sum() int64 {

@@ -164,6 +164,33 @@ func TestLeftAloneNobodyWaits(t *testing.T) {
 	})
 }
 
+// TestNobodyPaysForWhatIsNotCounted has the process busy with something that is nobody's work. What the parties do is far
+// below their least share, and must not count for more because of it.
+func TestNobodyPaysForWhatIsNotCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{late: 5 * time.Millisecond}
+		d := m.run(t)
+		parties := make([]*Party, 10)
+		for i := range parties {
+			parties[i] = d.Join()
+			defer parties[i].Leave()
+		}
+		for range 1000 {
+			time.Sleep(5 * time.Millisecond)
+			m.did(10 * time.Millisecond)
+			for _, p := range parties {
+				p.Did(100 * time.Microsecond)
+			}
+			parties[0].Did(50 * time.Microsecond)
+		}
+		for i, p := range parties {
+			if held := p.Held(); held != 0 {
+				t.Errorf("party %d uses 2 or 3 %% of a processor, and was held for %v", i, held)
+			}
+		}
+	})
+}
+
 // TestOff has a divider that is to hold nobody back.
 func TestOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
