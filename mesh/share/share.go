@@ -162,11 +162,12 @@ func (p *Party) hold(n int64, longest time.Duration) {
 	now := time.Now().UnixNano()
 	for {
 		was := p.next.Load()
-		next := min(max(was, now)+n, now+int64(longest))
+		// What others are to wait for longer stays: it must not be forgotten for who waits no longer than this.
+		next := max(was, min(max(was, now)+n, now+int64(longest)))
 		if !p.next.CompareAndSwap(was, next) {
 			continue
 		}
-		if wait := time.Duration(next - now); wait >= worthWaiting {
+		if wait := min(time.Duration(next-now), longest); wait >= worthWaiting {
 			time.Sleep(wait)
 			p.held.Add(int64(wait))
 		}

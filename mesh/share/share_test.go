@@ -239,6 +239,31 @@ func TestWaitsAreShort(t *testing.T) {
 	})
 }
 
+// TestWorkDoesNotCutTheQueue has connections wait to begin while others of the party work on, which must not let them begin
+// sooner.
+func TestWorkDoesNotCutTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(Config{}).Join()
+		defer p.Leave()
+		p.allow(0.1, 1)
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 40 { // of which each is worth 10 ms
+			wg.Go(func() { p.Asks(time.Millisecond) })
+		}
+		synctest.Wait()
+		p.Did(time.Microsecond)
+		if took := time.Since(start); took != longestWait {
+			t.Errorf("work waited for %v, want %v", took, longestWait)
+		}
+		p.Asks(time.Millisecond)
+		if took := time.Since(start); took < 400*time.Millisecond {
+			t.Errorf("the last began after %v, want it behind the 40 others", took)
+		}
+		wg.Wait()
+	})
+}
+
 // TestNoParty is for whoever has no party.
 func TestNoParty(t *testing.T) {
 	var p *Party
