@@ -235,9 +235,9 @@ func TestExemptions(t *testing.T) {
 		{at("10.0.0.1:8080"), at("10.0.0.9:16384"), tcpCloseWait}, // its other end
 		{at("[fd00::1]:8080"), at("[fd00::9]:4000"), tcpFinWait2}, // in
 	}
-	want := []flow{
-		{at("10.0.0.9:4000"), at("10.0.0.1:8080")}, {at("10.0.0.1:5000"), at("10.0.0.9:443")},
-		{at("10.0.0.1:5001"), at("10.0.0.9:443")}, {at("[fd00::9]:4000"), at("[fd00::1]:8080")},
+	want := []exemption{
+		{flow{at("10.0.0.9:4000"), at("10.0.0.1:8080")}, 1}, {flow{at("10.0.0.1:5000"), at("10.0.0.9:443")}, tcpCloseWait},
+		{flow{at("10.0.0.1:5001"), at("10.0.0.9:443")}, 2}, {flow{at("[fd00::9]:4000"), at("[fd00::1]:8080")}, tcpFinWait2},
 	}
 	got := exemptions(all)
 	if len(got) != len(want) {

@@ -24,9 +24,13 @@ const (
 
 	protoTCPFlagsOriginal = 4
 	protoTCPFlagsReply    = 5
+	flagCloseInit         = 0x04
 	flagBeLiberal         = 0x08
 
 	stateEstablished = 3
+	stateFinWait     = 4
+	stateCloseWait   = 5
+	stateLastAck     = 6
 	stateTimeWait    = 7
 	stateClose       = 8
 )
@@ -37,6 +41,9 @@ const (
 	establishedTimeout = 5 * 24 * time.Hour
 	// halfClosedTimeout is what Hold gives a half-closed connection instead of the kernel's 60 s or 120 s.
 	halfClosedTimeout = time.Hour
+	// endingTimeout is what an inserted entry lives of a connection that waits for no more than an acknowledgement: as
+	// long as the socket may repeat its FIN to a peer that does not answer.
+	endingTimeout = 15 * time.Minute
 	// HoldPeriod is how often Hold has to run so that no half-closed connection is forgotten: well below the kernel's
 	// 60 s for a connection in CLOSE_WAIT.
 	HoldPeriod = 20 * time.Second
@@ -47,8 +54,9 @@ type Kernel struct{}
 
 // Exempt inserts an entry for every TCP connection of the network namespace that capture must leave alone and that is not
 // tracked yet, and returns how many it inserted. Connection tracking must be on in the namespace (rules.Kernel.Fill), so
-// that connections which begin meanwhile are tracked by themselves. An entry says established, with window checks off,
-// whatever state the socket is in: of a half-closed connection the rest may take long.
+// that connections which begin meanwhile are tracked by themselves. An entry has window checks off and says how far the
+// connection has come to its end, so that it ends with it: the next connection with the same addresses and ports is
+// captured. For the same reason it deletes the entries of connections that ended before they could be exempted.
 //
 // If it fails, capture must not begin: it would cut connections.
 func (Kernel) Exempt(netns ns.NetNS) (inserted int, err error) {
@@ -58,14 +66,14 @@ func (Kernel) Exempt(netns ns.NetNS) (inserted int, err error) {
 			return err
 		}
 		for _, f := range exemptions(all) {
-			switch err := c.insert(f); {
+			switch err := c.insert(f.flow, endOf(f.state)); {
 			case err == nil:
 				inserted++
 			case !errors.Is(err, unix.EEXIST):
 				return fmt.Errorf("insert entry for %s to %s: %w", f.src, f.dst, err)
 			}
 		}
-		return nil
+		return forgetDead()
 	})
 	return inserted, err
 }
@@ -162,18 +170,39 @@ func inside(in ns.NetNS, what string, f func(*ctnetlink) error) error {
 	return nil
 }
 
-func (c *ctnetlink) insert(f flow) error {
+// end is how far a connection has come to its end: the state of its entry, flags of both directions, and how long the entry
+// lives without a packet.
+type end struct {
+	state, flags uint8
+	timeout      time.Duration
+}
+
+// endOf is the end of a connection whose socket is in a state. The flag lets a new connection take the place of an ended one.
+func endOf(socket uint8) end {
+	switch socket {
+	case tcpFinWait1, tcpFinWait2:
+		return end{stateFinWait, flagCloseInit, halfClosedTimeout}
+	case tcpCloseWait:
+		return end{stateCloseWait, flagCloseInit, halfClosedTimeout}
+	case tcpLastAck, tcpClosing:
+		return end{stateLastAck, flagCloseInit, endingTimeout}
+	}
+	return end{stateEstablished, 0, establishedTimeout}
+}
+
+func (c *ctnetlink) insert(f flow, e end) error {
 	state := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)
 	tcp := state.AddRtAttr(nl.CTA_PROTOINFO_TCP|unix.NLA_F_NESTED, nil)
-	tcp.AddRtAttr(nl.CTA_PROTOINFO_TCP_STATE, nl.Uint8Attr(stateEstablished))
+	tcp.AddRtAttr(nl.CTA_PROTOINFO_TCP_STATE, nl.Uint8Attr(e.state))
 	// struct nf_ct_tcp_flags: flags, mask. The window's scale was told in a handshake that was not tracked.
-	tcp.AddRtAttr(protoTCPFlagsOriginal, []byte{flagBeLiberal, flagBeLiberal})
-	tcp.AddRtAttr(protoTCPFlagsReply, []byte{flagBeLiberal, flagBeLiberal})
+	flags := flagBeLiberal | e.flags
+	tcp.AddRtAttr(protoTCPFlagsOriginal, []byte{flags, flags})
+	tcp.AddRtAttr(protoTCPFlagsReply, []byte{flags, flags})
 	return c.send(f, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
 		tuple(nl.CTA_TUPLE_ORIG, f.src, f.dst), tuple(nl.CTA_TUPLE_REPLY, f.dst, f.src),
 		// Seen in both directions: else the next packet counted as the first of a connection.
 		nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(statusSeenReply|statusAssured|statusConfirmed)),
-		timeout(establishedTimeout), state)
+		timeout(e.timeout), state)
 }
 
 // prolong changes the time-out of the entry, whichever side opened the connection.

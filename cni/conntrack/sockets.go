@@ -19,7 +19,9 @@ const (
 	tcpTimeWait  = 6
 	tcpClose     = 7
 	tcpCloseWait = 8
+	tcpLastAck   = 9
 	tcpListen    = 10
+	tcpClosing   = 11
 )
 
 // socket is one TCP socket; addresses of IPv4 connections on IPv6 sockets are un-mapped.
@@ -64,11 +66,17 @@ func addrPort(ip []byte, port uint16) netip.AddrPort {
 // flow is a TCP connection as the side that opened it sees it.
 type flow struct{ src, dst netip.AddrPort }
 
+// exemption is a connection that capture leaves alone, and the state of its socket.
+type exemption struct {
+	flow
+	state uint8
+}
+
 // exemptions chooses the connections that capture must leave alone: those of the application with somebody outside.
 // Left out are loopback, which is never captured; connections of the namespace with itself, the proxy's to the
 // application under a client's address among them; the proxy's own; and those of the application that end at the proxy,
 // which must not continue in plain if their entry has been lost.
-func exemptions(all []socket) []flow {
+func exemptions(all []socket) []exemption {
 	type pair struct{ local, remote netip.AddrPort }
 	listening := map[uint16]bool{}
 	inside := map[pair]bool{}
@@ -84,7 +92,7 @@ func exemptions(all []socket) []flow {
 			}
 		}
 	}
-	var out []flow
+	var out []exemption
 	for _, s := range all {
 		switch {
 		case slices.Contains([]uint8{tcpListen, tcpTimeWait, tcpClose}, s.state),
@@ -98,7 +106,7 @@ func exemptions(all []socket) []flow {
 		if listening[s.local.Port()] {
 			f = flow{src: s.remote, dst: s.local}
 		}
-		out = append(out, f)
+		out = append(out, exemption{f, s.state})
 	}
 	return out
 }
