@@ -169,7 +169,9 @@ func (h *Hub) next(c *conn) []*response {
 			r.resources = append(r.resources, res)
 			size += len(res.Framed)
 		}
-		if len(r.resources) > 0 {
+		// Policies are followed by addresses even if there are none: a node proxy that keeps a policy in force until it knows
+		// the workloads that name it learns that it does.
+		if len(r.resources) > 0 || t == resource.Address && len(out) > 0 && out[0].typ == resource.Authorization {
 			out = append(out, r)
 		}
 		sub.owed = nil

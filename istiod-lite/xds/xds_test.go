@@ -184,6 +184,13 @@ func TestOrder(t *testing.T) {
 	expect(t, c.NextAck(), resource.Address, "-b", "a")
 	expect(t, c.NextAck(), resource.Authorization, "-p")
 
+	// Policies that no workload has to do with: it is said that there are no addresses to come.
+	hub.Publish(upserts(policy(t, "q", "0")))
+	expect(t, c.NextAck(), resource.Authorization, "q")
+	expect(t, c.NextAck(), resource.Address)
+	hub.Publish(removed(resource.Authorization, "p"))
+	expect(t, c.NextAck(), resource.Authorization, "-p")
+
 	// A trust domain that comes: its peers are let in when policies know it, not before.
 	mesh := func(domain string) *resource.Resource {
 		return encode(t, resource.Settings, extension.Mesh, &extension.Settings{TrustDomain: domain})

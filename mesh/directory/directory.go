@@ -222,7 +222,7 @@ func (d *Directory) HasPolicy(name string) bool {
 // PolicyGeneration grows after each change of policies: what Policies returned for a workload is as it was while this is.
 func (d *Directory) PolicyGeneration() uint64 { return d.policies.generation.Load() }
 
-// Change tells what one push has changed. Its slices must not be kept longer than the call.
+// Change tells what has changed at a time. Its slices must not be kept longer than the call.
 type Change struct {
 	// Workloads and Services that were added, changed or removed.
 	Workloads []WorkloadChange
@@ -243,9 +243,9 @@ type WorkloadChange struct {
 // ServiceChange is one service's: Old is nil for a new one, New for a removed one.
 type ServiceChange struct{ Old, New *Service }
 
-// Subscribe has f called after each push that changed something, once look-ups see it, from the goroutine that applies
-// pushes; f must not block and must not apply pushes itself. cancel ends it; a call that runs already may still end after
-// cancel.
+// Subscribe has f called after each push that changed something, once look-ups see it, and when a policy that was narrowed
+// leaves its former group. It is called once at a time, under the directory's lock: f must not block and must not apply pushes
+// itself. cancel ends it; a call that runs already may still end after cancel.
 func (d *Directory) Subscribe(f func(Change)) (cancel func()) {
 	mine := &f
 	d.changeSubscribers(func(list []*func(Change)) []*func(Change) { return append(list, mine) })

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/puzpuzpuz/xsync/v4"
@@ -21,7 +22,11 @@ type policyIndex struct {
 	global      atomic.Pointer[policy.Group]
 	generation  atomic.Uint64 // of what is above: it grows after each change
 
-	members map[groupKey]map[string]*policy.Policy // by resource name; the writer's
+	// The writer's, by resource name.
+	members  map[groupKey]map[string]*policy.Policy
+	narrowed map[string]*narrowed
+	timer    *time.Timer // of narrowed; nil if there is nothing to wait for
+	first    bool        // the next push of addresses is the first of a stream
 }
 
 func newPolicyIndex() policyIndex {
@@ -29,6 +34,7 @@ func newPolicyIndex() policyIndex {
 		byName:      xsync.NewMap[string, *policy.Policy](),
 		byNamespace: xsync.NewMap[string, *policy.Group](),
 		members:     map[groupKey]map[string]*policy.Policy{},
+		narrowed:    map[string]*narrowed{},
 	}
 }
 
@@ -79,6 +85,7 @@ func (d *Directory) HandleAuthorizations(upserts []*discoveryv3.Resource, remove
 	}
 	d.policies.rebuild(touched)
 	d.policies.generation.Add(1)
+	d.awaitNarrowedLocked()
 	d.notify(&change)
 	return rejected
 }
@@ -99,26 +106,46 @@ func keyOf(p *policy.Policy) (groupKey, bool) {
 	return groupKey{}, false
 }
 
-// put stores p, nil to remove it, under a resource name, and adds the groups that have changed to touched.
+// put stores p, nil to remove it, under a resource name, and adds the groups that have changed to touched. One that leaves
+// its group for the workloads that name it leaves it later.
 func (x *policyIndex) put(name string, p *policy.Policy, touched map[groupKey]bool) {
-	if old, ok := x.byName.Load(name); ok {
-		if key, ok := keyOf(old); ok {
-			delete(x.members[key], name)
-			touched[key] = true
-		}
-	}
+	group, grouped := x.groupOf(name)
 	if p == nil {
 		x.byName.Delete(name)
-		return
-	}
-	x.byName.Store(name, p)
-	if key, ok := keyOf(p); ok {
-		if x.members[key] == nil {
-			x.members[key] = map[string]*policy.Policy{}
+	} else {
+		x.byName.Store(name, p)
+		if key, ok := keyOf(p); ok {
+			if x.members[key] == nil {
+				x.members[key] = map[string]*policy.Policy{}
+			}
+			x.members[key][name] = p
+			touched[key] = true
+			grouped = grouped && group != key
+		} else if grouped {
+			x.narrowed[name] = &narrowed{group: group, until: time.Now().Add(narrowSilence)}
+			return
 		}
-		x.members[key][name] = p
-		touched[key] = true
 	}
+	delete(x.narrowed, name)
+	if grouped {
+		x.leave(name, group, touched)
+	}
+}
+
+// groupOf returns the group that a policy is in force for, be it still.
+func (x *policyIndex) groupOf(name string) (groupKey, bool) {
+	if n := x.narrowed[name]; n != nil {
+		return n.group, true
+	}
+	if p, ok := x.byName.Load(name); ok {
+		return keyOf(p)
+	}
+	return groupKey{}, false
+}
+
+func (x *policyIndex) leave(name string, group groupKey, touched map[groupKey]bool) {
+	delete(x.members[group], name)
+	touched[group] = true
 }
 
 // rebuild makes the touched groups anew, once a push. They are sorted, so that of several policies that would decide the

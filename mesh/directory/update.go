@@ -54,6 +54,7 @@ func (d *Directory) HandleAddresses(upserts []*discoveryv3.Resource, removed []s
 	for _, name := range removed {
 		d.removeWorkload(name, &change)
 	}
+	d.addressesCameLocked(&change)
 	d.notify(&change)
 	return rejected
 }

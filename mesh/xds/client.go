@@ -65,6 +65,9 @@ type Handler struct {
 	// must not block for long, and returns the resources that it rejects; the others are in force when it returns. It may
 	// get a resource again that it has already, and the name of one that it has not.
 	Apply func(upserts []*discoveryv3.Resource, removed []string) []Rejection
+	// Ended, unless it is nil, is called when a stream has ended, from the goroutine of Apply: what the control plane had on its way
+	// may not have come. The next Apply takes the first push of another stream, which brings all that differs.
+	Ended func()
 	// Optional types are not waited for by Synced: a control plane need not serve them.
 	Optional bool
 }
@@ -164,6 +167,11 @@ func (c *Client) Run(ctx context.Context) error {
 			return nil
 		}
 		c.setStatus(false, err)
+		for _, t := range c.types {
+			if progress && t.handler.Ended != nil {
+				t.handler.Ended()
+			}
+		}
 		lived := progress && time.Since(start) >= settled
 		if lived {
 			pause = retryFirst

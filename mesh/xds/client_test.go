@@ -324,7 +324,11 @@ func TestRejection(t *testing.T) {
 
 // TestReconnect: known versions are announced; a server that heeds them sends what differs.
 func TestReconnect(t *testing.T) {
-	f := start(t)
+	var ended []string // what was known of addresses when a stream ended
+	var f *fixture
+	f = start(t, func(c *xds.Config) {
+		c.Handlers[1].Ended = func() { ended = append(ended, f.addresses.have()) }
+	})
 	s, _, _ := f.accept(t)
 	s.push(t, xds.TypeAuthorization, "n1", []string{"p=1"})
 	s.push(t, xds.TypeAddress, "n2", []string{"a=1", "b=1", "c=1", "d=1", "x=bad"})
@@ -351,6 +355,10 @@ func TestReconnect(t *testing.T) {
 	}
 	if got := f.client.Status().Rejected; len(got) != 0 {
 		t.Errorf("rejected after: %v", got)
+	}
+	f.stop()
+	if want := []string{"a=1 b=2 c=1 d=1"}; !slices.Equal(ended, want) {
+		t.Errorf("told of ends of streams with %q known, want %q", ended, want)
 	}
 }
 

@@ -160,7 +160,7 @@ func (p *parts) make(stderr io.Writer) error {
 	// Policies first: a workload must not be known before the policies that it names.
 	handlers := p.openState([]xds.Handler{
 		{TypeURL: xds.TypeAuthorization, Apply: p.directory.HandleAuthorizations},
-		{TypeURL: xds.TypeAddress, Apply: p.directory.HandleAddresses},
+		{TypeURL: xds.TypeAddress, Apply: p.directory.HandleAddresses, Ended: p.directory.StreamEnded},
 		p.settings.Handler(),
 	})
 	for _, h := range handlers {
