@@ -40,7 +40,8 @@ func TestStartingPod(t *testing.T) {
 	if !w.isCaptured("web") {
 		t.Errorf("answered before it was captured: %+v, %q", s, w.redirection("web"))
 	}
-	if diff := cmp.Diff([]string{"add", "fill", "hook", "put", "annotate=enabled"}, w.steps("web")); diff != "" {
+	// It may have been verified since.
+	if diff := cmp.Diff([]string{"add", "fill", "hook", "put", "annotate=enabled"}, w.steps("web")[:5]); diff != "" {
 		t.Error(diff)
 	}
 	w.with(func() {
@@ -154,9 +155,7 @@ func TestLiveEnrolmentAndBack(t *testing.T) {
 			t.Error(diff)
 		}
 		never(t, "what carries the connection goes", func() bool { return w.countStep("web", "remove") > 0 })
-		if w.countStep("web", "hold") == 0 {
-			t.Error("half-closed connections are not held while draining")
-		}
+		eventually(t, "half-closed connections are held while draining", func() bool { return w.countStep("web", "hold") > 0 })
 		w.with(func() { s.use = conntrack.Use{} })
 		eventually(t, "nothing is left", func() bool { return w.isOutside("web") })
 	}

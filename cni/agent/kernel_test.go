@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -83,8 +85,11 @@ func (k *kernelWorld) Resolver(string) (resolver.Settings, error) {
 func (k *kernelWorld) Open(path string) (ns.NetNS, error) { return ns.GetNS(path) }
 
 func (k *kernelWorld) All() (map[string][]ns.NetNS, error) {
+	k.podsMu.Lock()
+	uids := slices.Collect(maps.Keys(k.real))
+	k.podsMu.Unlock()
 	out := map[string][]ns.NetNS{}
-	for uid := range k.real {
+	for _, uid := range uids {
 		n, err := k.Find(uid, nil)
 		if err != nil {
 			return nil, err
@@ -170,7 +175,7 @@ func echoServer(t *testing.T, n ns.NetNS, addr string) {
 
 func roundTrip(t *testing.T, c net.Conn, line string) {
 	t.Helper()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	fmt.Fprintln(c, line)
 	if got, err := bufio.NewReader(c).ReadString('\n'); err != nil || strings.TrimSpace(got) != line {
 		t.Errorf("%s: got %q, %v", line, got, err)
@@ -266,7 +271,7 @@ func TestKernelNode(t *testing.T) {
 
 			k.pod("starts", label("ambient"))
 			sandbox := netnstest.New(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			err := agentapi.Add(ctx, filepath.Join(k.dir, api.AgentSocket), agentapi.AddRequest{
 				Netns: sandbox.Path(), PodName: "starts", PodNamespace: "shop", PodUID: "starts",

@@ -30,6 +30,9 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
+// patience bounds every wait for what must come.
+const patience = 30 * time.Second
+
 // world is a node with pods and an API, and what happened there. It outlives agents: a test stops one and starts the next.
 type world struct {
 	t      *testing.T
@@ -79,7 +82,7 @@ func newWorld(t *testing.T) *world {
 		fail: map[string]int{}, pods: map[string]*sandbox{}, sets: map[netip.Addr]string{},
 		timing: Timings{Tick: 5 * time.Millisecond, Verify: 50 * time.Millisecond, Hold: time.Hour, Names: 10 * time.Millisecond, Host: 20 * time.Millisecond,
 			DrainLook: 10 * time.Millisecond, RetryMin: 5 * time.Millisecond, RetryMax: 20 * time.Millisecond,
-			StartSettle: 20 * time.Millisecond, Grace: 30 * time.Millisecond, Unseen: time.Second, Cleanup: 5 * time.Second},
+			StartSettle: 20 * time.Millisecond, Grace: 30 * time.Millisecond, Unseen: time.Second, Cleanup: patience},
 	}
 	w.create(&appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: api.DefaultNamespace, Name: api.NodeAgent}})
 	w.namespace("shop", "")
@@ -357,8 +360,8 @@ func (r *running) stop(t *testing.T) {
 		if err != nil && !errors.Is(err, errNotSynced) {
 			t.Errorf("agent: %v", err)
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("agent did not end within 10 s")
+	case <-time.After(patience):
+		t.Errorf("agent did not end within %v", patience)
 	}
 	r.done = nil
 	r.server.Close()
@@ -379,7 +382,7 @@ func (w *world) plugin(name string, s *sandbox, addrs ...string) error {
 		r.IPs = append(r.IPs, agentapi.IP{})
 		r.IPs[len(r.IPs)-1].Address.IP = addr.AsSlice()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return agentapi.Add(ctx, filepath.Join(w.dir, api.AgentSocket), r)
 }
@@ -388,11 +391,11 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.After(10 * time.Second); !condition(); {
+	for deadline := time.After(patience); !condition(); {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }

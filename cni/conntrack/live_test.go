@@ -28,6 +28,9 @@ type world struct {
 	proxied   atomic.Int64 // connections that the proxy accepted
 }
 
+// patience bounds every wait for what must come.
+const patience = 30 * time.Second
+
 const (
 	podV4, peerV4 = "10.77.0.2", "10.77.0.1"
 	podV6, peerV6 = "fd77::2", "fd77::1"
@@ -109,7 +112,7 @@ func (w *world) connect(t *testing.T, name string, from, to ns.NetNS, listen, di
 	case conn := <-accepted:
 		c.server = conn.(*net.TCPConn)
 		t.Cleanup(func() { conn.Close() })
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("%s: not accepted", name)
 	}
 	return c
@@ -128,7 +131,7 @@ func send(t *testing.T, what string, from, to net.Conn) {
 		t.Errorf("%s: write: %v", what, err)
 		return
 	}
-	if err := to.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+	if err := to.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := bufio.NewReader(to).ReadString('\n')
@@ -139,7 +142,7 @@ func send(t *testing.T, what string, from, to net.Conn) {
 
 func eof(t *testing.T, what string, c net.Conn) {
 	t.Helper()
-	if err := c.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := c.Read(make([]byte, 1)); err != io.EOF {
@@ -202,7 +205,7 @@ func TestEnrolmentLeavesEstablishedConnectionsAlone(t *testing.T) {
 			ln := netnstest.Listen(t, y.to, y.listen)
 			conn := netnstest.Dial(t, y.from, net.JoinHostPort(y.dial, portOf(ln)))
 			fmt.Fprintf(conn, "new %s\n", y.name)
-			netnstest.Eventually(t, 3*time.Second, "new connection "+y.name+" at the proxy", func() bool { return w.proxied.Load() == int64(i+1) })
+			netnstest.Eventually(t, patience, "new connection "+y.name+" at the proxy", func() bool { return w.proxied.Load() == int64(i+1) })
 		}
 		if w.link.Contains(t, "new out") {
 			t.Error("payload of a new connection in clear on the link")
@@ -232,17 +235,17 @@ func TestEnrolmentInMidHandshake(t *testing.T) {
 			}()
 		}
 		states := func() string { return netnstest.Run(t, w.pod, "ss -Htan state syn-sent state syn-recv") }
-		netnstest.Eventually(t, 3*time.Second, "both handshakes begun", func() bool { return len(strings.Split(strings.TrimSpace(states()), "\n")) == 2 })
+		netnstest.Eventually(t, patience, "both handshakes begun", func() bool { return len(strings.Split(strings.TrimSpace(states()), "\n")) == 2 })
 		w.enrol(t)
 		netnstest.Run(t, w.peer, "iptables-nft -F OUTPUT")
 		for _, ln := range []net.Listener{out, in} {
-			ln.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+			ln.(*net.TCPListener).SetDeadline(time.Now().Add(patience))
 			conn, err := ln.Accept()
 			if err != nil {
 				t.Fatalf("%s: %v", ln.Addr(), err)
 			}
 			defer conn.Close()
-			conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			conn.SetReadDeadline(time.Now().Add(patience))
 			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
 				t.Errorf("%s: read: %v", ln.Addr(), err)
 			}
@@ -299,18 +302,18 @@ func TestLostEntriesNeverMeanPlaintext(t *testing.T) {
 						ln := netnstest.Listen(t, w.peer, "["+strings.TrimPrefix(to, "::ffff:")+"]:0")
 						conn := netnstest.Dial(t, w.pod, net.JoinHostPort(to, portOf(ln)))
 						io.WriteString(conn, "secret first\n")
-						netnstest.Eventually(t, 3*time.Second, "first line at the proxy", func() bool { return w.proxied.Load() == 1 })
+						netnstest.Eventually(t, patience, "first line at the proxy", func() bool { return w.proxied.Load() == 1 })
 						set(t, w.pod, "nf_conntrack_tcp_loose", loose)
 						netnstest.Run(t, w.pod, "conntrack -F")
 						before := netnstest.Run(t, w.pod, "cat /proc/net/snmp")
 						act(t, conn, "secret second\n")
 						io.WriteString(conn, "secret third\n")
 						// The stack has sent it at least twice if nobody took it.
-						netnstest.Eventually(t, 3*time.Second, "segments left the socket", func() bool {
+						netnstest.Eventually(t, patience, "segments left the socket", func() bool {
 							return netnstest.Run(t, w.pod, "cat /proc/net/snmp") != before
 						})
 						conn.Close()
-						netnstest.Eventually(t, 3*time.Second, "time for a retransmission", elapsed(700*time.Millisecond))
+						netnstest.Eventually(t, patience, "time for a retransmission", elapsed(700*time.Millisecond))
 						if link.Contains(t, "secret") {
 							t.Error("payload in clear on the link")
 						}

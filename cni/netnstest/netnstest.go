@@ -189,7 +189,7 @@ func TryDial(netns ns.NetNS, addr string) (*net.TCPConn, error) {
 	var conn net.Conn
 	err := netns.Do(func(ns.NetNS) (err error) {
 		// An address, not a name: the dial stays on this thread, and so in the namespace. No keepalive: idle means idle.
-		dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: -1}
+		dialer := net.Dialer{Timeout: 20 * time.Second, KeepAlive: -1}
 		conn, err = dialer.Dial("tcp", addr)
 		return err
 	})
@@ -284,7 +284,7 @@ func (c *Capture) Settle(t testing.TB) {
 		// 0x88b5 is IEEE's Ethertype for local experiments: nobody listens.
 		return unix.Sendto(fd, []byte(mark), 0, &unix.SockaddrLinklayer{Protocol: htons(0x88b5), Ifindex: c.index, Halen: 6})
 	})
-	Eventually(t, 5*time.Second, "the capture has everything", func() bool { return c.has(mark) })
+	Eventually(t, 30*time.Second, "the capture has everything", func() bool { return c.has(mark) })
 }
 
 // Contains says whether the bytes were in a packet so far, everything that has passed the interface included.

@@ -40,7 +40,7 @@ func TestResolverIsForThoseWhoAsk(t *testing.T) {
 			_, err = c.Write(hello)
 		}
 		if err == nil {
-			err = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			err = c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -95,12 +95,12 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for !condition() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not within 5 s: %s", what)
+			t.Fatalf("not within 30 s: %s", what)
 		}
 	}
 }
@@ -119,7 +119,7 @@ func serves(t *testing.T, p *zdstest.Proxy, uids ...string) {
 
 func add(t *testing.T, a *agent, p zds.Pod) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	if err := a.Add(ctx, p); err != nil {
 		t.Fatal(err)
@@ -345,7 +345,7 @@ func TestBadProxies(t *testing.T) {
 			for _, m := range messages {
 				bad.Write(m)
 			}
-			bad.SetReadDeadline(time.Now().Add(5 * time.Second))
+			bad.SetReadDeadline(time.Now().Add(30 * time.Second))
 			for {
 				if n, err := bad.Read(make([]byte, 1024)); n == 0 {
 					if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -58,7 +58,7 @@ func (p *Pool) dial(pe *peer) {
 		pc.h2.Shutdown()
 	}
 	if p.revoked(pc) {
-		pc.h2.Close() // it was revoked during the handshake
+		pc.h2.Close() // it was revoked since the handshake, and Recheck may not have seen it
 	}
 	// Whoever waited opens a stream now, and so sends the preface with it; this is for when nobody does.
 	runtime.Gosched()
@@ -99,6 +99,13 @@ func (p *Pool) connect(t *Target) (*wire.Conn, error) {
 		w.Abort()
 		w.Release()
 		return fail(StageTLS, fmt.Errorf("the peer speaks protocol %q, not %q", got, alpn))
+	}
+	if p.cfg.Revoked != nil {
+		if err := p.cfg.Revoked(w.ConnectionState().PeerCertificates); err != nil {
+			w.Abort()
+			w.Release()
+			return fail(StageTLS, err)
+		}
 	}
 	return w, nil
 }

@@ -28,7 +28,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+const patience = 30 * time.Second
 
 var (
 	clientID = identity.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "cart"}

@@ -57,9 +57,13 @@ func TestRecheck(t *testing.T) {
 				t.Errorf("the stream ends with %v, want the connection's end", err)
 			}
 			// One that is revoked between its handshake and the next check is found too.
-			if s, err := pool.Open(t.Context(), w.target(), request); err == nil {
+			s, err = pool.Open(t.Context(), w.target(), request)
+			if err == nil {
 				s.Close()
 				t.Error("a tunnel to or from the revoked peer was opened")
+			}
+			if dial, ok := errors.AsType[*DialError](err); side == "client" && (!ok || dial.Stage != StageTLS || !errors.Is(err, errRevoked)) {
+				t.Errorf("it is refused by %v, want the cause", err)
 			}
 		})
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // upstream is a real DNS server on loopback, by UDP and TCP.
 type upstream struct {
@@ -30,18 +30,29 @@ type upstream struct {
 	tcp     atomic.Int64
 }
 
+// listen opens one port of loopback for UDP and TCP.
+func listen(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pc, err := net.ListenPacket("udp", ln.Addr().String())
+		if err == nil {
+			return pc, ln
+		}
+		ln.Close() // another program has this port for UDP
+	}
+	t.Fatal("no port is free for both")
+	return nil, nil
+}
+
 func newUpstream(t *testing.T, handle func(network string, q *dns.Msg) *dns.Msg) *upstream {
 	t.Helper()
 	u := &upstream{}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, ln := listen(t)
 	u.addr = ln.Addr().(*net.TCPAddr).AddrPort()
-	pc, err := net.ListenPacket("udp", u.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	handler := func(network string) dns.Handler {
 		return dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 			u.queries.Add(1)
@@ -98,15 +109,8 @@ func newProxy(t *testing.T, s Sockets, settings Settings) *proxy {
 	p := &proxy{registry: prometheus.NewRegistry()}
 	n := NewNode(NodeConfig{Directory: mesh(t), ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
 		Metrics: telemetry.NewDNS(p.registry), Logger: slog.New(slog.DiscardHandler)})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, ln := listen(t)
 	p.addr = ln.Addr().String()
-	pc, err := net.ListenPacket("udp", p.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
 	p.Server = n.Serve(Config{Namespace: "shop", Settings: settings, Sockets: s,
 		Source: func() (string, string) { return "client", "v1" }}, []net.PacketConn{pc}, []net.Listener{ln})
 	t.Cleanup(p.Close)
@@ -304,9 +308,8 @@ func TestBusy(t *testing.T) {
 	for range podForwards {
 		p.forwards <- struct{}{}
 	}
-	begin := time.Now()
-	if got := show(p.ask(t, "udp", "www.example.org", dns.TypeA)); got != "SERVFAIL" || time.Since(begin) > attemptTimeout {
-		t.Errorf("%s after %v", got, time.Since(begin))
+	if got := show(p.ask(t, "udp", "www.example.org", dns.TypeA)); got != "SERVFAIL" || u.queries.Load() > 0 {
+		t.Errorf("%s, and %d queries were sent on", got, u.queries.Load())
 	}
 	if got := show(p.ask(t, "udp", "web.shop.svc.cluster.local", dns.TypeA)); !strings.HasPrefix(got, "NOERROR web") {
 		t.Error(got)
@@ -323,12 +326,13 @@ func TestLinger(t *testing.T) {
 	defer cancel()
 	done := make(chan time.Time, 1)
 	go func() { p.Linger(ctx, false); done <- time.Now() }()
-	last := time.Now()
+	last, longest := time.Now(), time.Duration(0)
 	for begin := last; time.Since(begin) < quietTime+quietTime/2; {
+		longest, last = max(longest, time.Since(last)), time.Now()
 		p.ask(t, "udp", "web.shop.svc.cluster.local", dns.TypeA)
-		last = time.Now()
 	}
-	if quiet := (<-done).Sub(last); quiet < quietTime-quietLook {
+	// On a machine that stands still for a while there may be no query for so long.
+	if quiet := (<-done).Sub(last); quiet < quietTime-quietLook && longest < quietTime/2 {
 		t.Errorf("ended %v after the last query, want %v", quiet, quietTime)
 	}
 	if ctx.Err() != nil {

@@ -22,7 +22,7 @@ import (
 )
 
 // patience is how long a condition may take that should come about at once.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // eventually waits until cond holds.
 func eventually(t *testing.T, what string, cond func() bool) {

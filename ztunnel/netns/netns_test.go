@@ -91,19 +91,32 @@ func TestSocketsBelongToTheNamespace(t *testing.T) {
 	n := newNamespace(t, home)
 	before := inode(t)
 
-	ln, err := n.ListenTCP(Listener{}, 8080)
+	// One port is listened to in this namespace and in that one.
+	here, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	port := AddrPort(here.Addr()).Port()
+	ln, err := n.ListenTCP(Listener{}, port)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	if c, err := net.Dial("tcp", "127.0.0.1:8080"); err == nil {
-		c.Close()
-		t.Fatal("a listener of another namespace answers in this one")
+	own, err := net.Dial("tcp", here.Addr().String())
+	if err != nil {
+		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer own.Close()
+	if c, err := here.Accept(); err != nil || c.RemoteAddr().String() != own.LocalAddr().String() {
+		t.Fatalf("a connection of this namespace is accepted as %v, %v", c, err)
+	} else {
+		defer c.Close()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	for _, dst := range []string{"127.0.0.1:8080", "[::1]:8080"} {
-		c, err := n.DialTCP(ctx, Dialer{Mark: 0x539}, netip.MustParseAddrPort(dst))
+	for _, dst := range []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port), netip.AddrPortFrom(netip.IPv6Loopback(), port)} {
+		c, err := n.DialTCP(ctx, Dialer{Mark: 0x539}, dst)
 		if err != nil {
 			t.Fatalf("dial %s: %v", dst, err)
 		}
@@ -111,7 +124,7 @@ func TestSocketsBelongToTheNamespace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := OriginalDst(a); err != nil || got != netip.MustParseAddrPort(dst) {
+		if got, err := OriginalDst(a); err != nil || got != dst {
 			t.Errorf("original destination of what was not redirected = %v, %v; want %s", got, err, dst)
 		}
 		rc, _ := c.SyscallConn()
@@ -142,7 +155,7 @@ func TestTransparentSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	// 127.1.2.3 is an address that loopback has, so no rule is needed to bring answers back.
 	d := Dialer{Source: netip.MustParseAddrPort("127.1.2.3:20000"), Transparent: true}
@@ -196,7 +209,7 @@ func TestNewestListenerTakesAll(t *testing.T) {
 		t.Cleanup(func() { ln.Close() })
 		return ln
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	dial := func(times int) {
 		t.Helper()
@@ -211,7 +224,7 @@ func TestNewestListenerTakesAll(t *testing.T) {
 	accepted := func(ln *net.TCPListener, want int) {
 		t.Helper()
 		for range want {
-			ln.SetDeadline(time.Now().Add(5 * time.Second))
+			ln.SetDeadline(time.Now().Add(30 * time.Second))
 			c, err := ln.Accept()
 			if err != nil {
 				t.Fatal(err)
@@ -253,7 +266,7 @@ func TestListening(t *testing.T) {
 	}
 	want(true)
 	// An accepted connection, or what it leaves behind, is no listener.
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := n.DialTCP(ctx, Dialer{}, netip.MustParseAddrPort("127.0.0.1:15008"))
 	if err != nil {
@@ -282,7 +295,7 @@ func TestConntrack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ct.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	for _, loopback := range []string{"127.0.0.1", "::1"} {
 		dst := netip.AddrPortFrom(netip.MustParseAddr(loopback), 8080)

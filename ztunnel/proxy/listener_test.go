@@ -76,7 +76,7 @@ func TestDrainWakesAccept(t *testing.T) {
 		if !errors.Is(err, net.ErrClosed) {
 			t.Errorf("accept: %v, want net.ErrClosed", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("accept still waits")
 	}
 }

@@ -67,7 +67,7 @@ func read(q *queries) <-chan string {
 func awaitRead(t *testing.T) {
 	t.Helper()
 	all := make([]byte, 1<<20)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
 		for _, g := range bytes.Split(all[:runtime.Stack(all, true)], []byte("\n\n")) {
 			if bytes.Contains(g, []byte("[IO wait")) && bytes.Contains(g, []byte("proxy.read.func1")) {
 				return
@@ -84,7 +84,7 @@ func want(t *testing.T, got <-chan string, text string) {
 		if s != text {
 			t.Fatalf("got %q, want %q", s, text)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatalf("%q does not come", text)
 	}
 }

@@ -156,7 +156,7 @@ func (p *Proxy) run() error {
 		if err != nil {
 			return err
 		}
-		if err := p.conn.SetWriteDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		if err := p.conn.SetWriteDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			return err
 		}
 		if _, err := p.conn.Write(b); err != nil {
