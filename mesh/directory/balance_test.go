@@ -86,8 +86,9 @@ func TestLoadSurvivesUpdates(t *testing.T) {
 	if now := workload(d, "a"); now == old || now.Held() != 10 {
 		t.Fatalf("after an update it holds %d", now.Held())
 	}
-	if got := names(picks(t, d, directory.PickRequest{Service: web(d), Port: 80}, 50)); got != "b" {
-		t.Errorf("picked %s, want the idle one", got)
+	// Now and then chance compares the busy one with no other.
+	if got := picks(t, d, directory.PickRequest{Service: web(d), Port: 80}, 50); got["a"] > 10 {
+		t.Errorf("picked %v, want the idle one", got)
 	}
 	old.Release()
 	if n := workload(d, "a").Held(); n != 9 {
