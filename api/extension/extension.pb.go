@@ -141,8 +141,11 @@ type ServiceOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Connections of one client go to one endpoint; unset: each connection is balanced by itself.
 	ClientIpAffinity *ClientIPAffinity `protobuf:"bytes,1,opt,name=client_ip_affinity,json=clientIpAffinity,proto3" json:"client_ip_affinity,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Names of the service's TCP ports, by port, for the answers to SRV queries. A port without a name is left out; a data
+	// plane that is told of none leaves such queries to the pod's own resolvers.
+	PortNames     map[uint32]string `protobuf:"bytes,2,rep,name=port_names,json=portNames,proto3" json:"port_names,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceOptions) Reset() {
@@ -178,6 +181,13 @@ func (*ServiceOptions) Descriptor() ([]byte, []int) {
 func (x *ServiceOptions) GetClientIpAffinity() *ClientIPAffinity {
 	if x != nil {
 		return x.ClientIpAffinity
+	}
+	return nil
+}
+
+func (x *ServiceOptions) GetPortNames() map[uint32]string {
+	if x != nil {
+		return x.PortNames
 	}
 	return nil
 }
@@ -239,9 +249,14 @@ const file_api_extension_extension_proto_rawDesc = "" +
 	"\x0foutbound_policy\x18\x03 \x01(\x0e2!.ambit.v1.Settings.OutboundPolicyR\x0eoutboundPolicy\"2\n" +
 	"\x0eOutboundPolicy\x12\r\n" +
 	"\tALLOW_ANY\x10\x00\x12\x11\n" +
-	"\rREGISTRY_ONLY\x10\x01\"Z\n" +
+	"\rREGISTRY_ONLY\x10\x01\"\xe0\x01\n" +
 	"\x0eServiceOptions\x12H\n" +
-	"\x12client_ip_affinity\x18\x01 \x01(\v2\x1a.ambit.v1.ClientIPAffinityR\x10clientIpAffinity\";\n" +
+	"\x12client_ip_affinity\x18\x01 \x01(\v2\x1a.ambit.v1.ClientIPAffinityR\x10clientIpAffinity\x12F\n" +
+	"\n" +
+	"port_names\x18\x02 \x03(\v2'.ambit.v1.ServiceOptions.PortNamesEntryR\tportNames\x1a<\n" +
+	"\x0ePortNamesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
 	"\x10ClientIPAffinity\x12'\n" +
 	"\x0ftimeout_seconds\x18\x01 \x01(\rR\x0etimeoutSecondsB+Z)github.com/ambit-mesh/ambit/api/extensionb\x06proto3"
 
@@ -258,21 +273,23 @@ func file_api_extension_extension_proto_rawDescGZIP() []byte {
 }
 
 var file_api_extension_extension_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_extension_extension_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_api_extension_extension_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_api_extension_extension_proto_goTypes = []any{
 	(Settings_OutboundPolicy)(0), // 0: ambit.v1.Settings.OutboundPolicy
 	(*Settings)(nil),             // 1: ambit.v1.Settings
 	(*ServiceOptions)(nil),       // 2: ambit.v1.ServiceOptions
 	(*ClientIPAffinity)(nil),     // 3: ambit.v1.ClientIPAffinity
+	nil,                          // 4: ambit.v1.ServiceOptions.PortNamesEntry
 }
 var file_api_extension_extension_proto_depIdxs = []int32{
 	0, // 0: ambit.v1.Settings.outbound_policy:type_name -> ambit.v1.Settings.OutboundPolicy
 	3, // 1: ambit.v1.ServiceOptions.client_ip_affinity:type_name -> ambit.v1.ClientIPAffinity
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4, // 2: ambit.v1.ServiceOptions.port_names:type_name -> ambit.v1.ServiceOptions.PortNamesEntry
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_api_extension_extension_proto_init() }
@@ -286,7 +303,7 @@ func file_api_extension_extension_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_extension_extension_proto_rawDesc), len(file_api_extension_extension_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/mesh/authz"
@@ -240,6 +241,7 @@ func EntryService(m Mesh, in EntryInput, host string, canonical bool) *workload.
 	} else {
 		out.LoadBalancing, _ = loadBalancing(&cluster.Service{DistributionAnnotation: e.Distribution}, in.Namespace)
 	}
+	extend(out, &extension.ServiceOptions{PortNames: portNames(e.Ports)})
 	return out
 }
 

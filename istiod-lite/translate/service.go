@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/api/extension"
@@ -68,24 +70,40 @@ func Service(m Mesh, in ServiceInput) (*workload.Service, []Problem) {
 	if fault != "" {
 		problems = append(problems, Problem{s.ObjectKind(), s.Key, fault})
 	}
+	options := &extension.ServiceOptions{PortNames: portNames(s.Ports)}
 	if s.Affinity > 0 {
-		options, err := optionsOf(s)
-		if err != nil {
-			problems = append(problems, Problem{s.ObjectKind(), s.Key, "session affinity: " + err.Error()})
-		} else {
-			out.Extensions = append(out.Extensions, options)
-		}
+		options.ClientIpAffinity = &extension.ClientIPAffinity{TimeoutSeconds: uint32(s.Affinity / time.Second)}
 	}
+	extend(out, options)
 	return out, problems
 }
 
-// optionsOf is what ambit's data planes are told of a service beyond Istio's protocol. Of one field it is the same bytes
-// each time.
-func optionsOf(s *cluster.Service) (*workload.Extension, error) {
-	body, err := anypb.New(&extension.ServiceOptions{
-		ClientIpAffinity: &extension.ClientIPAffinity{TimeoutSeconds: uint32(s.Affinity / time.Second)},
-	})
-	return &workload.Extension{Name: extension.ServiceOptionsName, Config: body}, err
+// extend adds what ambit's data planes are told of a service beyond Istio's protocol, if there is anything. The bytes are the
+// same each time, so that a service that is translated again is not sent again.
+func extend(out *workload.Service, options *extension.ServiceOptions) {
+	if options.ClientIpAffinity == nil && len(options.PortNames) == 0 {
+		return
+	}
+	body := new(anypb.Any)
+	if err := anypb.MarshalFrom(body, options, proto.MarshalOptions{Deterministic: true}); err != nil {
+		return // it fails on text that is not UTF-8 only, and portNames leaves that out
+	}
+	out.Extensions = append(out.Extensions, &workload.Extension{Name: extension.ServiceOptionsName, Config: body})
+}
+
+// portNames are the names of ports, by port, nil if there are none.
+func portNames(ports []cluster.ServicePort) map[uint32]string {
+	var out map[uint32]string
+	for _, p := range ports {
+		if p.Name == "" || !utf8.ValidString(p.Name) {
+			continue
+		}
+		if out == nil {
+			out = map[uint32]string{}
+		}
+		out[uint32(p.Port)] = p.Name
+	}
+	return out
 }
 
 func ipFamilies(s *cluster.Service) workload.IPFamilies {

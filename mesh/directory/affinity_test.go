@@ -33,6 +33,33 @@ func extended(name string, m proto.Message) func(*workloadpb.Service) {
 	}
 }
 
+// TestPortNamesOnTheWire: names come with options of any kind, and a port that cannot be is a fault of the service.
+func TestPortNamesOnTheWire(t *testing.T) {
+	named := func(names map[uint32]string) func(*workloadpb.Service) {
+		return extended(extension.ServiceOptionsName, &extension.ServiceOptions{PortNames: names})
+	}
+	d := newDirectory()
+	apply(t, d, service("web", sticky(time.Minute), named(map[uint32]string{443: "HTTPS", 80: "http"})))
+	s := web(d)
+	if port, ok := s.PortNamed("https"); port != 443 || !ok {
+		t.Errorf("https is %d, %v", port, ok)
+	}
+	if port, ok := s.PortNamed("grpc"); ok {
+		t.Errorf("grpc is %d", port)
+	}
+	if s.Affinity != time.Minute || len(s.PortNames) != 2 || s.PortNames[0].Port != 80 {
+		t.Errorf("affinity %v, ports %v", s.Affinity, s.PortNames)
+	}
+	for dump := range d.DumpServices() {
+		if fmt.Sprint(dump.PortNames) != "map[80:http 443:https]" {
+			t.Errorf("shown as %v", dump.PortNames)
+		}
+	}
+	if rejected := d.HandleAddresses(resources(t, service("web", named(map[uint32]string{65536: "big"}))), nil); len(rejected) != 1 {
+		t.Errorf("rejected %v", rejected)
+	}
+}
+
 func TestAffinityOnTheWire(t *testing.T) {
 	for _, tt := range []struct {
 		name     string

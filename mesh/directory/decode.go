@@ -221,7 +221,7 @@ func (d *decoder) service(s *workloadpb.Service) (out *Service, skipped []string
 	if out.Balancing, err = balancing(s.GetLoadBalancing()); err != nil {
 		return nil, nil, fmt.Errorf("load balancing: %w", err)
 	}
-	if out.Affinity, err = affinityOf(s.GetExtensions()); err != nil {
+	if err := d.options(s.GetExtensions(), out); err != nil {
 		return nil, nil, err
 	}
 	switch s.GetIpFamilies() {
@@ -291,23 +291,29 @@ func balancing(lb *workloadpb.LoadBalancing) (Balancing, error) {
 // defaultAffinity is Kubernetes' default time of session affinity.
 const defaultAffinity = 3 * time.Hour
 
-// affinityOf reads the service options that ambit's control plane sends. Other extensions are for others.
-func affinityOf(extensions []*workloadpb.Extension) (time.Duration, error) {
+// options reads the service options that ambit's control plane sends. Other extensions are for others.
+func (d *decoder) options(extensions []*workloadpb.Extension, out *Service) error {
 	for _, e := range extensions {
 		if e.GetName() != extension.ServiceOptionsName {
 			continue
 		}
 		var options extension.ServiceOptions
 		if err := e.GetConfig().UnmarshalTo(&options); err != nil {
-			return 0, fmt.Errorf("extension %s: %w", e.GetName(), err)
+			return fmt.Errorf("extension %s: %w", e.GetName(), err)
 		}
-		if options.GetClientIpAffinity() == nil {
-			continue
+		if affinity := options.GetClientIpAffinity(); affinity != nil {
+			out.Affinity = cmp.Or(time.Duration(affinity.GetTimeoutSeconds())*time.Second, defaultAffinity)
 		}
-		seconds := options.GetClientIpAffinity().GetTimeoutSeconds()
-		return cmp.Or(time.Duration(seconds)*time.Second, defaultAffinity), nil
+		for number, name := range options.GetPortNames() {
+			port, err := port16(number)
+			if err != nil {
+				return fmt.Errorf("extension %s: name %q: %w", e.GetName(), name, err)
+			}
+			out.PortNames = append(out.PortNames, PortName{port, d.intern(strings.ToLower(name))})
+		}
 	}
-	return 0, nil
+	slices.SortFunc(out.PortNames, func(a, b PortName) int { return cmp.Compare(a.Port, b.Port) })
+	return nil
 }
 
 func (d *decoder) gateway(g *workloadpb.GatewayAddress) (*GatewayAddr, error) {

@@ -74,8 +74,9 @@ type DumpService struct {
 	IPFamilies        string                  `json:"ipFamilies,omitempty"`
 	Canonical         bool                    `json:"canonical,omitempty"`
 	Visibility        string                  `json:"visibility,omitempty"`
-	// SessionAffinity is the time of affinity by the client's address, e.g. "3h0m0s"; istioctl does not know it.
-	SessionAffinity string `json:"sessionAffinity,omitempty"`
+	// SessionAffinity is the time of affinity by the client's address, e.g. "3h0m0s"; istioctl does not know it, nor PortNames.
+	SessionAffinity string            `json:"sessionAffinity,omitempty"`
+	PortNames       map[uint16]string `json:"portNames,omitempty"`
 }
 
 // DumpEndpoint is one endpoint of a service.
@@ -264,6 +265,12 @@ func (s *Service) dump() DumpService {
 			}
 			out.AppProtocols[p.Service] = protocolWords[p.App]
 		}
+	}
+	for _, p := range s.PortNames {
+		if out.PortNames == nil {
+			out.PortNames = map[uint16]string{}
+		}
+		out.PortNames[p.Port] = p.Name
 	}
 	for _, id := range s.SANs {
 		out.SubjectAltNames = append(out.SubjectAltNames, id.String())

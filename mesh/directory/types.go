@@ -138,6 +138,8 @@ type Service struct {
 	CIDRs []NetworkPrefix
 	// Ports are sorted by service port.
 	Ports []PortMapping
+	// PortNames are the names of ports that have one, sorted by port; none under a control plane that does not tell.
+	PortNames []PortName
 	// SANs are identities that an endpoint may show besides its own.
 	SANs     []identity.Identity
 	Waypoint *GatewayAddr
@@ -151,6 +153,12 @@ type Service struct {
 	Canonical bool
 	// NamespaceOnly: only clients of the same namespace see it.
 	NamespaceOnly bool
+}
+
+// PortName names a port of a service, in lower case.
+type PortName struct {
+	Port uint16
+	Name string
 }
 
 // WeightedGateway is one share of a service's traffic.
@@ -202,6 +210,16 @@ const (
 	FamiliesIPv4
 	FamiliesIPv6
 )
+
+// PortNamed returns the port of that name, which is given in lower case, and whether the service has it.
+func (s *Service) PortNamed(name string) (uint16, bool) {
+	for _, p := range s.PortNames {
+		if p.Name == name {
+			return p.Port, true
+		}
+	}
+	return 0, false
+}
 
 // EndpointOf tells whether w is an endpoint of a service.
 func (w *Workload) EndpointOf(key ServiceKey) bool { return w.membership(key) != nil }
