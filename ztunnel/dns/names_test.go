@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/miekg/dns"
 	"google.golang.org/protobuf/types/known/anypb"
 	"log/slog"
 
@@ -124,7 +125,7 @@ func TestLookUp(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := names{directory: d, namespace: tc.namespace, clusterID: "Kubernetes", clusterDomain: "cluster.local"}
-			f, ok := n.lookUp(tc.ask, tc.settings)
+			f, ok := n.lookUp(tc.ask, dns.TypeA, tc.settings)
 			var got []string
 			for _, a := range f.addrs {
 				got = append(got, a.String())

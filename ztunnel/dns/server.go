@@ -189,7 +189,7 @@ func (s *Server) answer(network string, q *dns.Msg, client, local netip.AddrPort
 	count := s.counters()
 	count.Request(qtype, network)
 	f, ours := s.local(q)
-	if ours {
+	if ours && !f.outside {
 		if m := reply(q, f); m != nil {
 			return m
 		}
@@ -219,6 +219,11 @@ func (s *Server) answer(network string, q *dns.Msg, client, local netip.AddrPort
 			s.cache.put(key, m.Copy(), time.Now())
 		}
 	}
+	if f.outside && knowsNothing(m) {
+		if own := reply(q, f); own != nil {
+			return own
+		}
+	}
 	if ours && m.Rcode == dns.RcodeNameError {
 		m.Rcode = dns.RcodeSuccess // the name exists, if only in the mesh
 	}
@@ -238,7 +243,19 @@ func (s *Server) local(q *dns.Msg) (found, bool) {
 	if !ok || name == "" {
 		return found{}, false
 	}
-	return s.names.lookUp(name, s.settings)
+	return s.names.lookUp(name, q.Question[0].Qtype, s.settings)
+}
+
+// knowsNothing tells whether an answer is that there is no such record, or that the resolver is not for such names. One that
+// fails may know better another time.
+func knowsNothing(m *dns.Msg) bool {
+	switch m.Rcode {
+	case dns.RcodeSuccess, dns.RcodeNameError:
+		return !answers(m)
+	case dns.RcodeRefused, dns.RcodeNotImplemented:
+		return true
+	}
+	return false
 }
 
 // upstreams are where a query goes that is not the mesh's: where the program sent it.
@@ -270,7 +287,16 @@ func (s *Server) forward(q *dns.Msg, servers []netip.AddrPort) (*dns.Msg, error)
 // reply makes an answer of what the mesh knows, or nil if others know more.
 func reply(q *dns.Msg, f found) *dns.Msg {
 	asked := q.Question[0]
-	if asked.Qtype != dns.TypeA && asked.Qtype != dns.TypeAAAA {
+	switch asked.Qtype {
+	case dns.TypeA, dns.TypeAAAA:
+		if len(f.addrs) == 0 {
+			return nil
+		}
+	case dns.TypeSRV:
+		if len(f.targets) == 0 {
+			return nil
+		}
+	default:
 		return nil
 	}
 	m := new(dns.Msg).SetReply(q)
@@ -281,17 +307,21 @@ func reply(q *dns.Msg, f found) *dns.Msg {
 		m.Answer = append(m.Answer, &dns.CNAME{Target: owner,
 			Hdr: dns.RR_Header{Name: asked.Name, Rrtype: dns.TypeCNAME, Class: dns.ClassINET, Ttl: f.ttl}})
 	}
-	m.Answer = append(m.Answer, addresses(owner, asked.Qtype, f)...)
+	if asked.Qtype == dns.TypeSRV {
+		addTargets(m, owner, f)
+	} else {
+		m.Answer = append(m.Answer, addresses(owner, asked.Qtype, f.addrs, f.ttl)...)
+	}
 	if opt := q.IsEdns0(); opt != nil {
 		m.SetEdns0(maxUDP, opt.Do())
 	}
 	return m
 }
 
-func addresses(owner string, qtype uint16, f found) []dns.RR {
+func addresses(owner string, qtype uint16, addrs []netip.Addr, ttl uint32) []dns.RR {
 	var out []dns.RR
-	for _, a := range f.addrs {
-		header := dns.RR_Header{Name: owner, Rrtype: qtype, Class: dns.ClassINET, Ttl: f.ttl}
+	for _, a := range addrs {
+		header := dns.RR_Header{Name: owner, Rrtype: qtype, Class: dns.ClassINET, Ttl: ttl}
 		switch {
 		case qtype == dns.TypeA && a.Is4():
 			out = append(out, &dns.A{Hdr: header, A: a.AsSlice()})
@@ -318,6 +348,10 @@ func fit(m, q *dns.Msg, network string) {
 		size = dns.MaxMsgSize
 	}
 	m.Compress = true
+	if m.Len() > size {
+		// Additional records go first: an answer without them is whole (RFC 2181, section 9).
+		m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype != dns.TypeOPT })
+	}
 	m.Truncate(size)
 }
 

@@ -106,8 +106,14 @@ type proxy struct {
 
 func newProxy(t *testing.T, s Sockets, settings Settings) *proxy {
 	t.Helper()
+	return newProxyOf(t, mesh(t), s, settings)
+}
+
+// newProxyOf makes one of another mesh.
+func newProxyOf(t *testing.T, d Directory, s Sockets, settings Settings) *proxy {
+	t.Helper()
 	p := &proxy{registry: prometheus.NewRegistry()}
-	n := NewNode(NodeConfig{Directory: mesh(t), ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
+	n := NewNode(NodeConfig{Directory: d, ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
 		Metrics: telemetry.NewDNS(p.registry), Logger: slog.New(slog.DiscardHandler)})
 	pc, ln := listen(t)
 	p.addr = ln.Addr().String()

@@ -18,6 +18,8 @@ const (
 	defaultNDots = 1
 	// clusterNDots is what kubelet writes for pods that use the cluster's DNS.
 	clusterNDots = 5
+	// maxName and maxLabel are the longest host name and the longest part of one (RFC 1035), without the final dot.
+	maxName, maxLabel = 253, 63
 )
 
 // Settings are how a pod resolves names. The zero value is that of a pod of which nothing is known; see Settings.orDefault.
@@ -89,14 +91,14 @@ func clusterSettings(namespace, clusterDomain string) Settings {
 // characters, 253 together. Names with escapes are none.
 func canonical(name string) (string, bool) {
 	name = strings.TrimSuffix(name, ".")
-	if len(name) > 253 || strings.ContainsAny(name, "\\ ") {
+	if len(name) > maxName || strings.ContainsAny(name, "\\ ") {
 		return "", false
 	}
 	if name == "" {
 		return "", true
 	}
 	for label := range strings.SplitSeq(name, ".") {
-		if len(label) == 0 || len(label) > 63 {
+		if len(label) == 0 || len(label) > maxLabel {
 			return "", false
 		}
 	}
