@@ -31,6 +31,8 @@ const (
 	PluggedCASecret = "cacerts"
 	// CARotationSecret leads from one signing key to the next; the leader of the control plane writes it.
 	CARotationSecret = "ambit-ca-rotation"
+	// CASignerSecret is what signs, as a control plane that starts is to find it; the leader of the control plane writes it.
+	CASignerSecret = "ambit-ca-signer"
 	// AnnotationRotateRoot on CASecret, with any value, has the self-signed root replaced.
 	AnnotationRotateRoot = "ambit.io/rotate-root"
 	// CRLConfigMap, in every namespace, holds the revocation lists of a plugged-in CA under CRLKey.

@@ -274,7 +274,7 @@ var writes = []string{
 	"istiod-lite: patch workloadentries/status",
 	"istiod-lite: update configmaps[istio-ca-root-cert istio-ca-crl]",
 	"istiod-lite: update leases[istiod-lite-leader]",
-	"istiod-lite: update secrets[istio-ca-secret ambit-ca-rotation]",
+	"istiod-lite: update secrets[istio-ca-secret ambit-ca-rotation ambit-ca-signer]",
 }
 
 // TestRights: no wildcard, no secret of others, no right to write beyond the list, and nothing at all for the node proxy.

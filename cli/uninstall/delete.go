@@ -92,7 +92,7 @@ func (r *remover) removeMade(ctx context.Context) error {
 			return fmt.Errorf("delete ConfigMap %s/%s: %w", bundle.Namespace, bundle.Name, err)
 		}
 	}
-	for _, name := range []string{api.CASecret, api.CARotationSecret} {
+	for _, name := range []string{api.CASecret, api.CARotationSecret, api.CASignerSecret} {
 		secret, err := core.Secrets(r.namespace).Get(ctx, name, metav1.GetOptions{})
 		if err == nil && secret.Labels[api.LabelPartOf] == api.PartOf {
 			err = core.Secrets(r.namespace).Delete(ctx, name, metav1.DeleteOptions{})

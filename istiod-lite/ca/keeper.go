@@ -51,7 +51,8 @@ type KeeperConfig struct {
 // root when the old one nears its end.
 //
 // A signer that verifiers do not know yet is told of first, for Times.Distribution, and signs then; the root of the one before
-// it is handed out for Times.Retirement more.
+// it is handed out for Times.Retirement more. What signs is written down, so that this holds too for a signer that was replaced
+// while no replica ran.
 type Keeper struct {
 	cfg       KeeperConfig
 	authority atomic.Pointer[Authority]
@@ -60,8 +61,9 @@ type Keeper struct {
 	wake      chan struct{} // capacity 1
 
 	// Owned by who calls Load, then by Run.
-	running *rotation // as last read from the API server, or planned here and not yet read from there
-	told    string    // what was last said to be wrong
+	running *rotation  // as last read from the API server, or planned here and not yet read from there
+	told    string     // what was last said to be wrong
+	written *Authority // what this replica has last written down as the signer; nil: nothing
 }
 
 // NewKeeper makes a Keeper, which knows nothing yet: see Load.
@@ -191,12 +193,41 @@ func (k *Keeper) settle(ctx context.Context, s *sources) (next time.Time, err er
 		}
 	}
 	k.put(a)
+	var signerErr error
 	if k.leading.Load() {
+		if wayErr == nil {
+			signerErr = k.writeSigner(ctx, a)
+		}
 		if err := k.maintain(ctx, s, target, way, now); err != nil {
 			return next, err
 		}
 	}
-	return next, errors.Join(wayErr, crlErr)
+	return next, errors.Join(wayErr, signerErr, crlErr)
+}
+
+// writeSigner writes down what signs, and all roots that are handed out with it, once.
+func (k *Keeper) writeSigner(ctx context.Context, a *Authority) error {
+	if a.same(k.written) {
+		return nil
+	}
+	if err := k.store(ctx, a.material.secret(api.CASignerSecret)); err != nil {
+		return err
+	}
+	k.written = a
+	return nil
+}
+
+// signing returns what signs: here, or when it was last written down; nil if nothing is known to have.
+func (k *Keeper) signing(s *sources, now time.Time) *Authority {
+	if a := k.Authority(); a != nil || s.signer == nil {
+		return a
+	}
+	a, err := authorityOf(s.signer, now)
+	if err != nil {
+		k.cfg.Log.Error("what signed before cannot be used; if it was replaced meanwhile, certificates under it are refused", "cause", err)
+		return nil
+	}
+	return a
 }
 
 // way returns the rotation that leads to target; nil if it simply is in force. With an error it could not be stored, and holds
@@ -206,15 +237,18 @@ func (k *Keeper) way(ctx context.Context, s *sources, target *Authority, now tim
 		r, err := rotationOf(s.rotation)
 		if err != nil {
 			k.cfg.Log.Error("the CA's rotation cannot be read, as if there were none", "cause", err)
-		} else if k.running = r; r.Next == target.fingerprint() {
+		} else if r.Next == target.fingerprint() {
+			k.running = r
 			return r, nil
+		} else if k.running == nil || k.running.Next != target.fingerprint() {
+			k.running = r // the one that is planned here, if there is, takes its place once it is stored
 		}
 	}
 	if k.running != nil && !now.Before(k.running.RetireAt) {
 		k.running = nil
 	}
 	if k.running == nil || k.running.Next != target.fingerprint() {
-		current := k.Authority()
+		current := k.signing(s, now)
 		if current == nil || current.cert.Equal(target.cert) {
 			k.running = nil
 			return nil, nil
@@ -261,7 +295,12 @@ func (k *Keeper) write(ctx context.Context, r *rotation) error {
 	if err != nil {
 		return err
 	}
-	_, err = k.cfg.Secrets.Create(ctx, secret, metav1.CreateOptions{})
+	return k.store(ctx, secret)
+}
+
+// store writes a secret, whether or not it is there.
+func (k *Keeper) store(ctx context.Context, secret *corev1.Secret) error {
+	_, err := k.cfg.Secrets.Create(ctx, secret, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		_, err = k.cfg.Secrets.Update(ctx, secret, metav1.UpdateOptions{})
 	}

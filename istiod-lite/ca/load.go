@@ -34,12 +34,14 @@ const (
 func gather(ctx context.Context, secrets typedcorev1.SecretInterface, organization string, now time.Time) (*sources, error) {
 	s := &sources{}
 	for name, to := range map[string]**corev1.Secret{
-		api.PluggedCASecret: &s.plugged, api.CASecret: &s.own, api.CARotationSecret: &s.rotation,
+		api.PluggedCASecret: &s.plugged, api.CASecret: &s.own, api.CARotationSecret: &s.rotation, api.CASignerSecret: &s.signer,
 	} {
 		secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
 		switch {
 		case err == nil:
 			*to = secret
+		case name == api.CASignerSecret && apierrors.IsForbidden(err):
+			// The roles are of a release that did not know it: as if it were not there.
 		case !apierrors.IsNotFound(err):
 			return nil, fmt.Errorf("load CA: %w", err)
 		}

@@ -156,12 +156,18 @@ func (r *rotation) secret() (*corev1.Secret, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write rotation: %w", err)
 	}
+	s := r.previous.secret(api.CARotationSecret)
+	s.Data[keySchedule] = when
+	return s, nil
+}
+
+// secret is material as it is stored.
+func (m Material) secret(name string) *corev1.Secret {
 	return &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: api.CARotationSecret, Labels: map[string]string{api.LabelPartOf: api.PartOf}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{api.LabelPartOf: api.PartOf}},
 		Type:       secretType,
-		Data: map[string][]byte{keyCert: r.previous.Cert, keyKey: r.previous.Key, keyChain: r.previous.Chain, keyRoots: r.previous.Roots,
-			keySchedule: when},
-	}, nil
+		Data:       map[string][]byte{keyCert: m.Cert, keyKey: m.Key, keyChain: m.Chain, keyRoots: m.Roots},
+	}
 }
 
 // rotationOf reads what secret has written.
@@ -195,8 +201,9 @@ func rootIsDue(own *corev1.Secret, a *Authority, now time.Time) string {
 	return ""
 }
 
-// sources are the secrets that say who signs. plugged and rotation may be nil.
-type sources struct{ plugged, own, rotation *corev1.Secret }
+// sources are the secrets that say who signs. All but one of plugged and own may be nil. signer is what signed when it was last
+// written down, and is read at the start only.
+type sources struct{ plugged, own, rotation, signer *corev1.Secret }
 
 // target is the signer that the secrets want in the end.
 func (s *sources) target(now time.Time) (*Authority, error) {

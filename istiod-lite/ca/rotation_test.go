@@ -39,6 +39,7 @@ type replicas struct {
 	secrets typedcorev1.SecretInterface
 	ahead   atomic.Int64 // of the clock, in nanoseconds
 	keepers []*Keeper
+	stop    func()
 	samples []sample
 }
 
@@ -58,20 +59,30 @@ func inCluster(t *testing.T, prepare func(r *replicas), f func(r *replicas)) {
 		client := fake.NewClientset()
 		r := &replicas{T: t, client: client, secrets: client.CoreV1().Secrets(namespace)}
 		prepare(r)
-		ctx, cancel := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		for i := range 2 {
-			k := r.join()
-			running.Go(func() { k.Run(ctx) })
-			if i == 0 {
-				running.Go(func() { k.Lead(ctx) })
-			}
-		}
-		r.wait(time.Second)
+		r.start()
 		f(r)
+		r.stop()
+	})
+}
+
+// start runs two replicas, of which the first leads, until stop is called.
+func (r *replicas) start() {
+	r.Helper()
+	ctx, cancel := context.WithCancel(r.Context())
+	var running sync.WaitGroup
+	for i := range 2 {
+		k := r.join()
+		running.Go(func() { k.Run(ctx) })
+		if i == 0 {
+			running.Go(func() { k.Lead(ctx) })
+		}
+	}
+	r.stop = func() {
 		cancel()
 		running.Wait()
-	})
+		r.keepers = nil
+	}
+	r.wait(time.Second)
 }
 
 func (r *replicas) now() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) }
@@ -312,6 +323,80 @@ func TestChangeOnTheWay(t *testing.T) {
 			}
 			r.expect("after the deletion", oldSigner, 2)
 		})
+	})
+}
+
+// TestReplacedWhileNobodyRuns: a signer that was replaced while there was no control plane is told of first too.
+func TestReplacedWhileNobodyRuns(t *testing.T) {
+	for _, before := range []string{"plugged", "self-signed"} {
+		t.Run(before, func(t *testing.T) {
+			inCluster(t, func(r *replicas) {
+				if before == "plugged" {
+					old, _ := plugged(r.T, selfSigned(r.T, time.Now()))
+					r.put(api.PluggedCASecret, old)
+				}
+			}, func(r *replicas) {
+				oldSigner := r.keepers[0].Authority().fingerprint()
+				fresh, freshSigner := plugged(r.T, selfSigned(r.T, time.Now()))
+				r.watch(2 * time.Minute)
+				r.stop()
+				r.put(api.PluggedCASecret, fresh)
+				r.wait(time.Hour / 4)
+				r.start()
+				r.expect("when it starts again", oldSigner, 2)
+				r.watch(2 * time.Minute)
+				r.stop()
+				r.start()
+				r.expect("when it starts once more", oldSigner, 2)
+				r.watch(testTimes.Distribution - 2*time.Minute)
+				r.expect("when the root was told", freshSigner, 2)
+				r.watch(2 * time.Minute)
+				r.stop()
+
+				// Again, with the way to this one not at its end.
+				last, lastSigner := plugged(r.T, selfSigned(r.T, time.Now()))
+				r.put(api.PluggedCASecret, last)
+				r.start()
+				r.expect("when it was replaced again", freshSigner, 3)
+				r.watch(testTimes.Distribution + time.Minute)
+				r.expect("when that root was told", lastSigner, 3)
+				r.seamless()
+				r.wait(testTimes.Retirement)
+				r.expect("when certificates of the others have ended", lastSigner, 1)
+				r.stop()
+				r.start()
+				r.expect("when nothing has changed", lastSigner, 1)
+			})
+		})
+	}
+}
+
+// TestSignerCannotBeRead: where the roles are of an older release nothing is known of what signed before, and all else works.
+func TestSignerCannotBeRead(t *testing.T) {
+	inCluster(t, func(r *replicas) {
+		refuse := func(a clienttesting.Action) (bool, runtime.Object, error) {
+			name := ""
+			switch a := a.(type) {
+			case clienttesting.GetAction:
+				name = a.GetName()
+			case clienttesting.CreateAction:
+				name = a.GetObject().(*corev1.Secret).Name
+			}
+			if name != api.CASignerSecret {
+				return false, nil, nil
+			}
+			return true, nil, apierrors.NewForbidden(corev1.Resource("secrets"), name, errors.New("role"))
+		}
+		r.client.(*fake.Clientset).PrependReactor("*", "secrets", refuse)
+	}, func(r *replicas) {
+		old := r.keepers[0].Authority().fingerprint()
+		fresh, signer := plugged(r.T, selfSigned(r.T, time.Now()))
+		r.put(api.PluggedCASecret, fresh)
+		r.expect("when it was replaced", old, 2)
+		r.stop()
+		r.start()
+		r.watch(testTimes.Distribution)
+		r.expect("when the root was told", signer, 2)
 	})
 }
 
