@@ -62,6 +62,7 @@ type Keeper struct {
 
 	// Owned by who calls Load, then by Run.
 	running *rotation  // as last read from the API server, or planned here and not yet read from there
+	stored  bool       // running was there when the API server's secrets were last looked at
 	told    string     // what was last said to be wrong
 	written *Authority // what this replica has last written down as the signer; nil: nothing
 }
@@ -238,15 +239,18 @@ func (k *Keeper) way(ctx context.Context, s *sources, target *Authority, now tim
 		if err != nil {
 			k.cfg.Log.Error("the CA's rotation cannot be read, as if there were none", "cause", err)
 		} else if r.Next == target.fingerprint() {
-			k.running = r
+			k.running, k.stored = r, true
 			return r, nil
 		} else if k.running == nil || k.running.Next != target.fingerprint() {
 			k.running = r // the one that is planned here, if there is, takes its place once it is stored
 		}
 	}
-	if k.running != nil && !now.Before(k.running.RetireAt) {
+	// Who deletes it once the new key signs wants the old root gone; before that it is stored again.
+	deleted := s.rotation == nil && k.stored && k.running != nil && !now.Before(k.running.ActivateAt)
+	if k.running != nil && !now.Before(k.running.RetireAt) || deleted {
 		k.running = nil
 	}
+	k.stored = false
 	if k.running == nil || k.running.Next != target.fingerprint() {
 		current := k.signing(s, now)
 		if current == nil || current.cert.Equal(target.cert) {

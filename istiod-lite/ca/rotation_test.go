@@ -322,6 +322,17 @@ func TestChangeOnTheWay(t *testing.T) {
 				r.Error("the rotation is not stored again")
 			}
 			r.expect("after the deletion", oldSigner, 2)
+			r.watch(testTimes.Distribution)
+			signer := r.keepers[0].Authority().fingerprint()
+			r.expect("when the root was told", signer, 2)
+			if err := r.secrets.Delete(r.Context(), api.CARotationSecret, metav1.DeleteOptions{}); err != nil {
+				r.Fatal(err)
+			}
+			r.wait(time.Second)
+			r.expect("after the deletion when the new one signs", signer, 1)
+			if r.rotationThere() {
+				r.Error("the old key is stored again")
+			}
 		})
 	})
 }
