@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,15 +22,15 @@ type Config struct {
 	Connections int
 	// Workloads for the memory figure of a large mesh; none if zero.
 	Workloads int
-	// Only names the paths to run; all if empty.
-	Only []string
+	// Only names the paths to run, and Loads the loads; all if empty. Memory is measured only if all loads are run.
+	Only, Loads []string
 	// Self is this program, which runs again inside the pods.
 	Self string
 }
 
 func (c Config) loads() []Load {
 	d := c.Duration
-	return []Load{
+	all := []Load{
 		{Name: "one stream, client to server", Kind: "send", Parallel: 1, Duration: d},
 		{Name: "eight streams", Kind: "send", Parallel: 8, Duration: d},
 		{Name: "one stream, server to client", Kind: "receive", Parallel: 1, Duration: d},
@@ -38,6 +39,10 @@ func (c Config) loads() []Load {
 		{Name: "new connection + 1 byte, one at a time", Kind: "connect", Parallel: 1, Duration: d},
 		{Name: "new connection + 1 byte, 32 at a time", Kind: "connect", Parallel: 32, Duration: d},
 	}
+	if len(c.Loads) == 0 {
+		return all
+	}
+	return slices.DeleteFunc(all, func(l Load) bool { return !slices.Contains(c.Loads, fmt.Sprint(l.Kind, l.Parallel)) })
 }
 
 func (c Config) paths() []Path {
@@ -117,7 +122,7 @@ func (r *Report) path(ctx context.Context, p Path, progress io.Writer) (err erro
 		r.Samples[p.Name][l.Name] = sample
 		fmt.Fprintf(progress, "  %-42s %s\n", l.Name, describe(l, sample))
 	}
-	if p.Client == "" || p.SameNode {
+	if p.Client == "" || p.SameNode || len(r.config.Loads) > 0 {
 		return nil
 	}
 	held, err := s.drive(ctx, Load{Name: "hold", Kind: "hold", Parallel: r.config.Connections, Duration: time.Second})
