@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,8 +58,10 @@ func (n *Namespace) dialOnce(ctx context.Context, d Dialer, dst netip.AddrPort) 
 		dialer.KeepAlive = -1
 	}
 	dialer.SetMultipathTCP(false)
-	// The net package makes the socket, calls Control, and then binds and connects, all in this goroutine: so the thread goes
-	// home before anything waits.
+	// The net package makes the socket and calls Control, both in this goroutine: so the thread goes home before anything
+	// waits. Control connects too: within a pod that is done when connect returns, though it says that it is in progress,
+	// and then the net package's own connect finds it done, instead of waiting for the poller to say so.
+	var failed error
 	dialer.Control = func(_, _ string, c syscall.RawConn) error {
 		if !stay.away || unix.Gettid() != stay.thread {
 			return errElsewhere
@@ -65,20 +69,54 @@ func (n *Namespace) dialOnce(ctx context.Context, d Dialer, dst netip.AddrPort) 
 		if err := stay.leave(); err != nil {
 			return err
 		}
-		return control(c, func(fd int) error { return d.setOptions(fd, ipv6) })
+		failed = control(c, func(fd int) error {
+			if err := d.setOptions(fd, ipv6); err != nil {
+				return err
+			}
+			return connect(fd, d.Source, dst)
+		})
+		return failed
 	}
 	network := "tcp4"
 	if ipv6 {
 		network = "tcp6"
 	}
-	conn, err := dialer.DialTCP(ctx, network, d.Source, dst)
+	conn, err := dialer.DialContext(ctx, network, dst.String())
 	if err := stay.leave(); err != nil {
 		if conn != nil {
 			conn.Close()
 		}
 		return nil, err
 	}
-	return conn, err
+	switch {
+	case err == nil:
+		return conn.(*net.TCPConn), nil
+	case failed != nil && errors.Is(err, errElsewhere):
+		return nil, failed // what made the net package try again
+	}
+	return nil, err
+}
+
+// connect binds a socket, if source is not zero, and begins to connect it.
+func connect(fd int, source, dst netip.AddrPort) error {
+	if source.IsValid() {
+		if err := unix.Bind(fd, sockaddr(source)); err != nil {
+			return os.NewSyscallError("bind", err)
+		}
+	}
+	switch err := unix.Connect(fd, sockaddr(dst)); err {
+	case nil, unix.EINPROGRESS, unix.EINTR:
+		return nil
+	default:
+		return os.NewSyscallError("connect", err)
+	}
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
 func (d Dialer) setOptions(fd int, ipv6 bool) error {
@@ -124,7 +162,7 @@ type Listener struct {
 	IPv4Only bool
 	// Shared lets several processes listen on the same port (SO_REUSEPORT), of which the newest gets all new connections.
 	Shared bool
-	// KeepAlive is that of accepted connections, as in net.ListenConfig.
+	// KeepAlive is that of accepted connections. What is not above zero stays as the system has it.
 	KeepAlive net.KeepAliveConfig
 }
 
@@ -144,10 +182,8 @@ func (n *Namespace) ListenTCP(l Listener, port uint16) (*net.TCPListener, error)
 }
 
 func (n *Namespace) listen(l Listener, network string, addr netip.AddrPort) (*net.TCPListener, error) {
-	lc := net.ListenConfig{KeepAliveConfig: l.KeepAlive}
-	if !l.KeepAlive.Enable {
-		lc.KeepAlive = -1
-	}
+	// Accepted connections inherit their keepalive, so that it is not set for each.
+	lc := net.ListenConfig{KeepAlive: -1}
 	lc.SetMultipathTCP(false)
 	lc.Control = func(_, _ string, c syscall.RawConn) error {
 		return control(c, l.setOptions)
@@ -185,8 +221,37 @@ func (l Listener) setOptions(fd int) error {
 			return fmt.Errorf("set SO_REUSEPORT: %w", err)
 		}
 	}
+	return setKeepAlive(fd, l.KeepAlive)
+}
+
+// setKeepAlive is net.TCPConn.SetKeepAliveConfig for a socket that is no connection yet.
+func setKeepAlive(fd int, k net.KeepAliveConfig) error {
+	if !k.Enable {
+		return nil
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1); err != nil {
+		return fmt.Errorf("set SO_KEEPALIVE: %w", err)
+	}
+	for _, o := range []struct {
+		option, value int
+		name          string
+	}{
+		{unix.TCP_KEEPIDLE, seconds(k.Idle), "TCP_KEEPIDLE"},
+		{unix.TCP_KEEPINTVL, seconds(k.Interval), "TCP_KEEPINTVL"},
+		{unix.TCP_KEEPCNT, k.Count, "TCP_KEEPCNT"},
+	} {
+		if o.value <= 0 {
+			continue // the system's
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_TCP, o.option, o.value); err != nil {
+			return fmt.Errorf("set %s: %w", o.name, err)
+		}
+	}
 	return nil
 }
+
+// seconds rounds up.
+func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
 // Listening tells whether a process listens on a port of the namespace.
 func (n *Namespace) Listening(port uint16) (bool, error) {
