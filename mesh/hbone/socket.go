@@ -9,6 +9,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
 	"github.com/ambit-mesh/ambit/mesh/h2"
+	"github.com/ambit-mesh/ambit/mesh/nowait"
 )
 
 // readSizes are the payloads that a source reads at most, by the level that traffic has reached: with an HTTP/2 frame's
@@ -55,24 +56,20 @@ func (s *source) read(from, limit int) (buf []byte, n int, err error) {
 // tryRead reads once. It returns false, holding no buffer, if there is nothing yet.
 func (s *source) tryRead(fd uintptr) bool {
 	s.buf = buffer.Get(s.from + s.max)
-	for {
-		n, err := syscall.Read(int(fd), s.buf[s.from:s.from+s.max])
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-			buffer.Put(s.buf)
-			s.buf = nil
-			return false
-		case err != nil:
-			s.err = os.NewSyscallError("read", err)
-		case n == 0:
-			s.err = io.EOF
-		default:
-			s.n = n
-		}
-		return true
+	n, err := nowait.Read(fd, s.buf[s.from:s.from+s.max])
+	switch {
+	case err == syscall.EAGAIN:
+		buffer.Put(s.buf)
+		s.buf = nil
+		return false
+	case err != nil:
+		s.err = os.NewSyscallError("read", err)
+	case n == 0:
+		s.err = io.EOF
+	default:
+		s.n = n
 	}
+	return true
 }
 
 // adapt takes the next level when a read was filled, and the one below after a while in which it would have done.
@@ -149,17 +146,13 @@ func (t *trySink) write(raw syscall.RawConn, p []byte) (int, error) {
 
 // tryWrite returns true always: RawConn must not wait.
 func (t *trySink) tryWrite(fd uintptr) bool {
-	for {
-		n, err := syscall.Write(int(fd), t.p)
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-		case err != nil:
-			t.err = os.NewSyscallError("write", err)
-		default:
-			t.n = n
-		}
-		return true
+	n, err := nowait.Write(fd, t.p)
+	switch {
+	case err == syscall.EAGAIN:
+	case err != nil:
+		t.err = os.NewSyscallError("write", err)
+	default:
+		t.n = n
 	}
+	return true
 }

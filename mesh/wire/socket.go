@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
+	"github.com/ambit-mesh/ambit/mesh/nowait"
 )
 
 // TLS record sizes (RFC 8446 section 5.2).
@@ -41,6 +42,11 @@ type socket struct {
 	fillN  int
 	fillE  error
 
+	// Of who is in flush.
+	send1   func(fd uintptr) bool
+	sending []byte // what is left
+	sendE   error
+
 	mu       sync.Mutex // guards what follows; not held across I/O
 	out      []byte     // pooled; nil while empty
 	outLen   int
@@ -57,7 +63,7 @@ func newSocket(nc net.Conn) *socket {
 	if sc, ok := nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			s.raw = raw
-			s.fill1 = s.tryFill
+			s.fill1, s.send1 = s.tryFill, s.trySend
 		}
 	}
 	s.waiter, _ = nc.(readWaiter)
@@ -179,23 +185,19 @@ func (s *socket) tryFill(fd uintptr) bool {
 	if s.in == nil {
 		s.in = buffer.Get(s.inSize)
 	}
-	for {
-		n, err := syscall.Read(int(fd), s.in[s.w:])
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-			s.release()
-			return false
-		case err != nil:
-			s.fillE = os.NewSyscallError("read", err)
-		case n == 0:
-			s.fillE = io.EOF
-		default:
-			s.fillN = n
-		}
-		return true
+	n, err := nowait.Read(fd, s.in[s.w:])
+	switch {
+	case err == syscall.EAGAIN:
+		s.release()
+		return false
+	case err != nil:
+		s.fillE = os.NewSyscallError("read", err)
+	case n == 0:
+		s.fillE = io.EOF
+	default:
+		s.fillN = n
 	}
+	return true
 }
 
 // adapt chooses the next buffer by what one read brought: more where there was no room for all, less where there was far
@@ -263,7 +265,7 @@ func (s *socket) flush() error {
 		b, n := s.out, s.outLen
 		s.out, s.outLen = nil, 0
 		s.mu.Unlock()
-		_, err := s.nc.Write(b[:n])
+		err := s.send(b[:n])
 		buffer.Put(b)
 		s.mu.Lock()
 		if err != nil && s.outErr == nil {
@@ -272,6 +274,37 @@ func (s *socket) flush() error {
 	}
 	s.flushing = false
 	return s.outErr
+}
+
+// send sends all of p.
+func (s *socket) send(p []byte) error {
+	if s.raw == nil {
+		_, err := s.nc.Write(p)
+		return err
+	}
+	s.sending, s.sendE = p, nil
+	err := s.raw.Write(s.send1)
+	s.sending = nil
+	if err == nil {
+		err = s.sendE
+	}
+	return err
+}
+
+// trySend is send's write to a descriptor. It returns false if it takes no more for now.
+func (s *socket) trySend(fd uintptr) bool {
+	for len(s.sending) > 0 {
+		n, err := nowait.Write(fd, s.sending)
+		switch {
+		case err == syscall.EAGAIN:
+			return false
+		case err != nil:
+			s.sendE = os.NewSyscallError("write", err)
+			return true
+		}
+		s.sending = s.sending[n:]
+	}
+	return true
 }
 
 // cork makes Write wait for flush, or no more.
