@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -70,7 +71,14 @@ func (p *Pool) connect(t *Target) (*wire.Conn, error) {
 	fail := func(stage string, err error) (*wire.Conn, error) {
 		return nil, &DialError{stage, *t, err}
 	}
-	ctx, cancel := withTimeout(p.ctx, p.cfg.Timeouts.Connect)
+	ctx, cancel := withTimeout(p.ctx, p.cfg.Timeouts.Handshake)
+	cfg, err := p.prepare(ctx, t)
+	cancel()
+	if err != nil {
+		return fail(StageTLS, err)
+	}
+	defer func() { <-p.slots }()
+	ctx, cancel = withTimeout(p.ctx, p.cfg.Timeouts.Connect)
 	nc, err := p.cfg.Dial(ctx, t.Addr)
 	cancel()
 	if err != nil {
@@ -78,19 +86,6 @@ func (p *Pool) connect(t *Target) (*wire.Conn, error) {
 	}
 	ctx, cancel = withTimeout(p.ctx, p.cfg.Timeouts.Handshake)
 	defer cancel()
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	case <-ctx.Done():
-		_ = nc.Close()
-		return fail(StageTLS, fmt.Errorf("%d other handshakes are under way: %w", p.cfg.MaxHandshakes, context.Cause(ctx)))
-	}
-	p.cfg.Party.Asks(workPerHandshake)
-	cfg, err := p.cfg.TLS(ctx, *t)
-	if err != nil {
-		_ = nc.Close()
-		return fail(StageTLS, fmt.Errorf("get certificate: %w", err))
-	}
 	w, err := wire.Client(ctx, nc, cfg)
 	if err != nil {
 		return fail(StageTLS, err)
@@ -108,6 +103,22 @@ func (p *Pool) connect(t *Target) (*wire.Conn, error) {
 		}
 	}
 	return w, nil
+}
+
+// prepare does what a handshake needs before there is a connection, whose peer must not be left waiting for it: it gets the
+// TLS config, waits for the party's turn, and takes a slot.
+func (p *Pool) prepare(ctx context.Context, t *Target) (*tls.Config, error) {
+	cfg, err := p.cfg.TLS(ctx, *t)
+	if err != nil {
+		return nil, fmt.Errorf("get certificate: %w", err)
+	}
+	p.cfg.Party.Asks(workPerHandshake)
+	select {
+	case p.slots <- struct{}{}:
+		return cfg, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%d other dials are under way: %w", p.cfg.MaxHandshakes, context.Cause(ctx))
+	}
 }
 
 // withTimeout is context.WithTimeout where d is not negative.

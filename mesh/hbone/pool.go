@@ -38,7 +38,7 @@ type Pool struct {
 	ctx    context.Context // of dials
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // dials and connections
-	slots  chan struct{}  // of handshakes
+	slots  chan struct{}  // of dials
 
 	mu     sync.Mutex // guards what follows and all peers; never held across I/O
 	closed bool
@@ -242,7 +242,7 @@ func (p *Pool) patience() time.Duration {
 	if t.Connect < 0 || t.Handshake < 0 || t.Settings < 0 {
 		return 1<<63 - 1
 	}
-	return 2 * (t.Connect + t.Handshake + t.Settings)
+	return 2 * (t.Connect + 2*t.Handshake + t.Settings)
 }
 
 // reserve takes a stream on one of the connections, the oldest that has one, so that those of a burst become idle again.

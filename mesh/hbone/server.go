@@ -90,7 +90,7 @@ type Server struct {
 	draining  bool
 	closed    bool
 	listeners map[net.Listener]struct{}
-	shaking   []*handshake // oldest first
+	shaking   []*handshake
 	conns     map[*h2.Conn]*connState
 	changed   sync.Cond // shaking or conns have changed
 }
@@ -98,7 +98,7 @@ type Server struct {
 // handshake is a connection whose TLS handshake is under way.
 type handshake struct {
 	nc    net.Conn
-	since time.Time
+	since time.Time // zero while it waits for a place
 }
 
 // NewServer returns a server that has nothing to serve yet.
@@ -154,6 +154,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		switch {
 		case err == nil:
 			pause = minAcceptPause
+			// Here, so that what comes meanwhile stays in the queue: it takes no place and does not grow old.
+			s.cfg.Party.Asks(workPerHandshake)
 			if !s.start(ctx, nc) {
 				_ = nc.Close()
 				return ErrServerClosed
@@ -220,15 +222,20 @@ func (s *Server) start(ctx context.Context, nc net.Conn) bool {
 func (s *Server) evictHandshake() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.shaking) == 0 {
+	var oldest *handshake
+	for _, h := range s.shaking {
+		if !h.since.IsZero() && (oldest == nil || h.since.Before(oldest.since)) {
+			oldest = h
+		}
+	}
+	if oldest == nil {
 		return time.Millisecond
 	}
-	h := s.shaking[0]
-	if wait := slowHandshake - time.Since(h.since); wait > 0 {
+	if wait := slowHandshake - time.Since(oldest.since); wait > 0 {
 		return wait
 	}
-	_ = h.nc.Close()
-	s.shaking = slices.Delete(s.shaking, 0, 1)
+	_ = oldest.nc.Close()
+	s.shaking = slices.DeleteFunc(s.shaking, func(h *handshake) bool { return h == oldest })
 	return time.Millisecond
 }
 
@@ -241,13 +248,17 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 		_ = nc.Close()
 		return ErrServerClosed
 	}
-	h := &handshake{nc, time.Now()}
+	h := &handshake{nc: nc}
 	s.shaking = append(s.shaking, h)
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() }) // while waiting for a slot
+	s.cfg.Party.Asks(workPerHandshake)
 	s.slots <- struct{}{}
+	s.mu.Lock()
+	h.since = time.Now()
+	s.mu.Unlock()
 	stop()
 	return s.serve(ctx, h, true)
 }
@@ -300,7 +311,6 @@ func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
 
 // accept does a handshake and returns the connection, ready to run.
 func (s *Server) accept(ctx context.Context, h *handshake) (*h2.Conn, *connState, error) {
-	s.cfg.Party.Asks(workPerHandshake)
 	ctx, cancel := withTimeout(ctx, s.cfg.HandshakeTimeout)
 	defer cancel()
 	spoke := false

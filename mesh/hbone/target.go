@@ -44,7 +44,7 @@ type Request struct {
 // Timeouts bound the steps of opening a tunnel. Zero means the default, less than zero: no limit.
 type Timeouts struct {
 	Connect   time.Duration // Dial; 10 s
-	Handshake time.Duration // the TLS handshake, and getting the TLS config for it; 10 s
+	Handshake time.Duration // the TLS handshake, and, before Connect, getting the TLS config for it and a place; 10 s
 	Settings  time.Duration // the peer's first SETTINGS; 10 s
 	Response  time.Duration // from CONNECT to its response, in which the peer connects to its application; 20 s
 }
@@ -63,7 +63,7 @@ type PoolConfig struct {
 	Timeouts    Timeouts
 	// H2 are the settings of the HTTP/2 connections. OnChange must be nil.
 	H2 h2.Config
-	// MaxHandshakes bounds the TLS handshakes under way; more dials wait, which counts as part of their Handshake time-out.
+	// MaxHandshakes bounds the dials under way, which end with the TLS handshake. More of them wait, as long as Handshake says.
 	// Zero means 256.
 	MaxHandshakes int
 	// Violated, if set, is told why a server lost its connection. It must not block.
