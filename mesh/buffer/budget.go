@@ -66,6 +66,9 @@ func (b *Budget) Used() int64 {
 // Over tells whether more is held than the bound allows.
 func (b *Budget) Over() bool { return b != nil && b.used.Load() > b.limit }
 
+// Beyond tells whether more than twice as much is held as the bound allows.
+func (b *Budget) Beyond() bool { return b != nil && b.used.Load() > 2*b.limit }
+
 // Left returns how many bytes may still be held, at least zero, and whether there is a bound at all.
 func (b *Budget) Left() (int64, bool) {
 	if b == nil {

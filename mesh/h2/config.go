@@ -60,7 +60,8 @@ type Config struct {
 	// means ConnWindow.
 	MaxBuffered int
 	// Budget, if set, is shared with other connections of the same party. When half of it is used connections get smaller
-	// windows, and when all of it is, those that hold some of it are not read until there is room again.
+	// windows; when all of it is, those that hold some of it are read slowly (2 MiB a second each), so that their PINGs are
+	// answered; and when twice as much is used, not at all until there is room again.
 	Budget *buffer.Budget
 	// MaxFrameSize is the largest payload of a frame that the peer may send, 16 KiB to 16 MiB - 1. Zero means the default.
 	MaxFrameSize uint32

@@ -71,6 +71,7 @@ type recvWindow struct {
 	held     int64 // size of the buffers in which they are, and of those that are being read
 	room     sync.Cond
 	waiter   buffer.Waiter // of the budget
+	waiting  bool          // for it: nothing is read meanwhile
 }
 
 // preface is what a client sends first (RFC 9113 section 3.4).

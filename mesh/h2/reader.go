@@ -23,6 +23,7 @@ type reader struct {
 
 	have     gathered
 	unworked int // bytes that Worked has not been told of
+	piece    int // bytes of payload that awaitBudget lets pass yet
 
 	meter meter
 }
@@ -140,7 +141,7 @@ func (c *Conn) readLoop() error {
 		if h.Type == http2.FrameData {
 			r.r += Headroom
 			if err = c.onData(h); err == nil {
-				c.awaitBudget()
+				c.awaitBudget(int(h.Length))
 			}
 		} else {
 			r.handOver()

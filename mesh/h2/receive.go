@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
 )
@@ -122,19 +123,48 @@ func (c *Conn) release(ch chunk) {
 	c.cfg.Budget.Give(n)
 }
 
-// awaitBudget keeps the reader from reading on while the party's budget is used up, if this connection holds some of it:
-// those that hold nothing go on.
-func (c *Conn) awaitBudget() {
+// How a connection is read when the party's budget is used up: a piece of so many bytes of payload after each pause. A peer
+// that has a window of 16 MiB open has sent it after 8 s, and so gets its PINGs answered in time.
+const (
+	budgetPause = 250 * time.Millisecond
+	budgetPiece = 512 << 10
+)
+
+// awaitBudget slows the reader down, after n bytes of payload, while the party's budget is used up, if this connection holds
+// some of it: those that hold nothing go on. It stops the reader when twice the budget is used up.
+func (c *Conn) awaitBudget(n int) {
 	b := c.cfg.Budget
 	if !b.Over() {
+		c.rd.piece = 0
 		return
 	}
+	if c.rd.piece -= n; c.rd.piece > 0 {
+		return
+	}
+	passed := false
+	timer := time.AfterFunc(budgetPause, func() {
+		c.mu.Lock()
+		passed = true
+		c.recv.room.Broadcast()
+		c.mu.Unlock()
+	})
 	c.mu.Lock()
+	c.recv.waiting = true
 	for c.recv.held > 0 && c.cause == nil && b.Await(&c.recv.waiter) {
+		if passed && !b.Beyond() {
+			break
+		}
+		if passed {
+			passed = false
+			timer.Reset(budgetPause)
+		}
 		c.recv.room.Wait()
 	}
+	c.recv.waiting = false
 	c.mu.Unlock()
+	timer.Stop()
 	b.Leave(&c.recv.waiter)
+	c.rd.piece = budgetPiece
 	c.heard.Store(true) // it is this side that was silent
 }
 

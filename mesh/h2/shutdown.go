@@ -113,6 +113,11 @@ func (c *Conn) keepaliveTick() {
 	case c.ended != nil || c.cause != nil:
 	case c.writeStalledLocked(time.Now()):
 		c.abortLocked(ErrWriteStalled)
+	case c.recv.waiting:
+		// It is this side that does not read. The peer is told that it lives.
+		c.mustFrame(c.send.framer.WritePing(false, keepalivePing))
+		c.kickAsyncLocked(false)
+		c.keepalive.Reset(c.cfg.KeepaliveInterval)
 	case c.heard.Swap(false):
 		c.pinging = false
 		c.keepalive.Reset(c.cfg.KeepaliveInterval)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
 )
 
 func TestGoAwayServesStreamsInTheGap(t *testing.T) {
@@ -181,6 +183,64 @@ func TestKeepaliveFindsDeadPeers(t *testing.T) {
 		<-client.over
 		_ = b.Close()
 	})
+}
+
+// TestWaitingForTheBudgetIsNotDeath has payload that nobody reads for half an hour fill the budget: a tunnel that waits for it
+// stays, on both sides, and answers PINGs in time unless far too much is held.
+func TestWaitingForTheBudgetIsNotDeath(t *testing.T) {
+	const size = 3 << 20
+	for _, c := range []struct {
+		name  string
+		limit int64
+		all   bool // everything is read in the end
+	}{{"over", size - size/4, true}, {"beyond", 256 << 10, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				budget := buffer.NewBudget(c.limit)
+				read := make(chan struct{})
+				got := make(chan int64, 1)
+				handle := func(s *Stream) {
+					_ = s.WriteHeaders(ok200, false)
+					<-read
+					n, _ := io.Copy(io.Discard, s)
+					got <- n
+				}
+				client, server, _, _ := pipePair(Config{WriteTimeout: time.Hour}, Config{Budget: budget}, handle)
+				client.Flush()
+				synctest.Wait()
+				s, err := client.Open(connect, false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wrote := make(chan error, 1)
+				go func() {
+					_, err := s.Write(make([]byte, size))
+					wrote <- errors.Join(err, s.CloseWrite())
+				}()
+				time.Sleep(30 * time.Minute)
+				if !budget.Over() {
+					t.Error("the budget is not used up")
+				}
+				if used := budget.Used(); c.all != (len(wrote) == 1) || used > 2*c.limit+2*buffer.Large {
+					t.Errorf("everything was read: %v, %d bytes are held of %d", len(wrote) == 1, used, c.limit)
+				}
+				if err := errors.Join(client.Err(), server.Err()); err != nil {
+					t.Errorf("after half an hour: %v", err)
+				}
+				close(read)
+				if err := <-wrote; err != nil {
+					t.Errorf("write: %v", err)
+				}
+				if n := <-got; n != size {
+					t.Errorf("%d bytes arrived, want %d", n, size)
+				}
+				client.Close()
+				server.Close()
+				<-client.over
+				<-server.over
+			})
+		})
+	}
 }
 
 func TestSettingsTimeout(t *testing.T) {
