@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -60,6 +61,40 @@ func TestServiceEntryGetsAddresses(t *testing.T) {
 	await(t, "the addresses in the entry's status", func() bool {
 		o, err := entries.Get(t.Context(), "api", metav1.GetOptions{})
 		return err == nil && len(cluster.ServiceEntryOf(o).Assigned) == 2
+	})
+}
+
+// An entry for which there is no address left says so, and gets some when there are.
+func TestServiceEntryWithoutAddressesSaysSo(t *testing.T) {
+	a := newAPI(t, namespaceObject(api.DefaultNamespace), namespaceObject("shop"))
+	r := a.start()
+	r.awaitReady()
+	a.awaitWatch(1, "serviceentries")
+	entries := a.dynamic.Resource(serviceEntryGVR).Namespace("shop")
+	create := func(name string, spec map[string]any) {
+		t.Helper()
+		spec["ports"] = []any{map[string]any{"number": int64(443), "name": "tls", "protocol": "TLS"}}
+		u := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+			"metadata": map[string]any{"name": name, "namespace": "shop", "generation": int64(1)}, "spec": spec,
+		}}
+		if _, err := entries.Create(t.Context(), u, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	short := func() bool {
+		_, text := r.get(r.debug, "/debug/problemz")
+		return strings.Contains(text, "host api.example.com: no virtual address is left in 240.240.0.0/16")
+	}
+	create("all", map[string]any{"hosts": []any{"all.example"}, "resolution": "NONE", "addresses": []any{"240.240.0.0/16", "2001:2::/48"}})
+	create("api", map[string]any{"hosts": []any{"api.example.com"}, "resolution": "DNS"})
+	await(t, "a fault of the entry", short)
+	if err := entries.Delete(t.Context(), "all", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "addresses of the entry", func() bool {
+		o, err := entries.Get(t.Context(), "api", metav1.GetOptions{})
+		return err == nil && len(cluster.ServiceEntryOf(o).Assigned) == 2 && !short()
 	})
 }
 

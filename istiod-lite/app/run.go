@@ -128,7 +128,7 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	p.caMetrics = ca.NewMetrics(p.registry)
 	p.hub = xds.NewHub(xds.NewMetrics(p.registry))
 	p.reports = status.New(c.dynamic, log.With("room", "status"))
-	p.vips = vips.New(c.dynamic, p.serviceEntries, log.With("room", "vips"))
+	p.vips = vips.New(c.dynamic, entries{p}, log.With("room", "vips"))
 	p.loop = state.NewLoop(state.LoopConfig{
 		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
 		Publish: p.hub.Publish, Report: p.report, Registerer: p.registry, Log: log.With("room", "state"),
@@ -194,16 +194,22 @@ func (p *program) report(statuses []translate.Status) {
 	}
 }
 
-// serviceEntries lists all, once they are known.
-func (p *program) serviceEntries(ctx context.Context) ([]*cluster.ServiceEntry, error) {
+// entries are the ServiceEntries of the program's state.
+type entries struct{ program *program }
+
+func (e entries) All(ctx context.Context) ([]*cluster.ServiceEntry, error) {
 	select {
-	case <-p.loop.Ready():
+	case <-e.program.loop.Ready():
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	var out []*cluster.ServiceEntry
-	err := p.loop.Do(ctx, func(s *state.State) { out = s.ServiceEntries() })
+	err := e.program.loop.Do(ctx, func(s *state.State) { out = s.ServiceEntries() })
 	return out, err
+}
+
+func (e entries) SetShortages(ctx context.Context, all map[cluster.Key][]cluster.Shortage) error {
+	return e.program.loop.Do(ctx, func(s *state.State) { s.SetShortages(all) })
 }
 
 // write keeps what only one replica may write.

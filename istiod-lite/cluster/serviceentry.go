@@ -79,6 +79,12 @@ type HostAddr struct {
 	Addr netip.Addr
 }
 
+// Shortage says that a host wants a virtual address of a range that has none left.
+type Shortage struct {
+	Host  string
+	Range netip.Prefix
+}
+
 // ObjectKind is KindServiceEntry.
 func (*ServiceEntry) ObjectKind() Kind { return KindServiceEntry }
 

@@ -18,8 +18,8 @@ func (s *State) ServiceEntries() []*cluster.ServiceEntry {
 	return slices.Collect(maps.Values(s.entries))
 }
 
-// setEntry takes a ServiceEntry, nil if it is gone. On it depend its hosts, others that have one of them too, whoever claims
-// one of its addresses, and the pods and WorkloadEntries that are, or were, its endpoints.
+// setEntry takes a ServiceEntry, nil if it is gone. On it depend its hosts, and the pods and WorkloadEntries that are, or were,
+// its endpoints; settle finds others that ask for a host or an address of it.
 func (s *State) setEntry(key cluster.Key, e *cluster.ServiceEntry) {
 	old := s.entries[key]
 	if old == nil && e == nil || old != nil && e != nil && old.Equal(e) {
@@ -36,9 +36,7 @@ func (s *State) setEntry(key cluster.Key, e *cluster.ServiceEntry) {
 		for _, ep := range old.Endpoints {
 			drop(s.entriesAt, ep.Addr, key)
 		}
-		for _, h := range old.Hosts {
-			drop(s.entriesFor, h, key)
-		}
+		s.unclaimHosts(old)
 	}
 	if e == nil {
 		delete(s.entries, key)
@@ -55,9 +53,7 @@ func (s *State) setEntry(key cluster.Key, e *cluster.ServiceEntry) {
 				add(s.entriesAt, ep.Addr, key)
 			}
 		}
-		for _, h := range e.Hosts {
-			add(s.entriesFor, h, key)
-		}
+		s.claimHosts(e)
 		s.touchEntry(key)
 	}
 	if !sameMembers(old, e) {
@@ -66,15 +62,12 @@ func (s *State) setEntry(key cluster.Key, e *cluster.ServiceEntry) {
 				continue
 			}
 			s.touchMembers(changed)
-			for _, h := range changed.Hosts {
-				s.touchHost(h)
-			}
 		}
 	}
 	s.ungroup(key.Namespace)
 }
 
-// sameMembers reports whether both states of an entry are the same to its endpoints and to those that have a host of it too.
+// sameMembers reports whether both states of an entry are the same to its endpoints.
 func sameMembers(a, b *cluster.ServiceEntry) bool {
 	if a == nil || b == nil {
 		return false
@@ -82,6 +75,18 @@ func sameMembers(a, b *cluster.ServiceEntry) bool {
 	x, y := *a, *b
 	x.Assigned, x.Generation, x.Seen = y.Assigned, y.Generation, y.Seen
 	return x.Equal(&y)
+}
+
+// SetShortages takes the virtual addresses that could not be given to ServiceEntries. It keeps the map.
+func (s *State) SetShortages(all map[cluster.Key][]cluster.Shortage) {
+	for _, side := range []map[cluster.Key][]cluster.Shortage{s.shortages, all} {
+		for k := range side {
+			if s.entries[k] != nil && !slices.Equal(s.shortages[k], all[k]) {
+				s.dirty.entries[k] = struct{}{}
+			}
+		}
+	}
+	s.shortages = all
 }
 
 // touchEntry marks an entry and its hosts.
@@ -93,14 +98,6 @@ func (s *State) touchEntry(key cluster.Key) {
 	s.dirty.entries[key] = struct{}{}
 	for _, h := range e.Hosts {
 		s.dirty.hosts[cluster.Key{Namespace: key.Namespace, Name: h}] = struct{}{}
-	}
-}
-
-// touchHost marks all that has a host, and its endpoints: who has it may have changed.
-func (s *State) touchHost(host string) {
-	for k := range s.entriesFor[host] {
-		s.touchEntry(k)
-		s.touchMembers(s.entries[k])
 	}
 }
 
@@ -165,37 +162,18 @@ func (s *State) setWorkloadEntry(key cluster.Key, e *cluster.WorkloadEntry) {
 	s.ungroup(key.Namespace)
 }
 
-// claimants lists the entries that have a host: all, and those of a namespace. served tells whether a Kubernetes service has
-// it as its name, and of which namespace.
-func (s *State) claimants(host string) (all []*cluster.ServiceEntry, service cluster.Key, served bool) {
-	for k := range s.entriesFor[host] {
-		all = append(all, s.entries[k])
-	}
-	if key, ok := translate.HostService(s.mesh, host); ok {
-		if svc := s.services[key]; svc != nil && !svc.External {
-			return all, key, true
-		}
-	}
-	return all, cluster.Key{}, false
-}
-
-// ownerOf is the entry that has a host in a namespace, nil if none has.
-func (s *State) ownerOf(namespace, host string) *cluster.ServiceEntry {
-	all, service, served := s.claimants(host)
-	if served && service.Namespace == namespace {
-		return nil
-	}
-	return translate.FirstEntry(slices.DeleteFunc(all, func(e *cluster.ServiceEntry) bool { return e.Namespace != namespace }))
-}
-
 // entryInput gathers what a translation of an entry needs.
-func (s *State) entryInput(e *cluster.ServiceEntry) translate.EntryInput {
-	in := translate.EntryInput{Entry: e, Lost: s.lost(e)}
+func (c *collector) entryInput(e *cluster.ServiceEntry) translate.EntryInput {
+	if in, ok := c.inputs[e]; ok {
+		return in
+	}
+	s := c.state
+	in := translate.EntryInput{Entry: e, Lost: s.lost(e), Shortages: s.shortages[e.Key]}
 	if n := s.namespaces[e.Namespace]; n != nil {
 		in.Namespace = n.object
 	}
 	for _, claim := range translate.EntryClaims(e) {
-		if rival, granted := translate.Settle(claim, s.claims[claim.Addr]); !granted {
+		if rival, granted := translate.Settle(claim, s.rivals(claim)); !granted {
 			if in.Rivals == nil {
 				in.Rivals = map[netip.Addr]translate.Rival{}
 			}
@@ -209,13 +187,14 @@ func (s *State) entryInput(e *cluster.ServiceEntry) translate.EntryInput {
 			}
 			in.Pods[ep.Addr] = true
 		}
-		if len(s.claims[ep.Addr]) > 0 {
+		if s.virtual(ep.Addr) {
 			if in.Virtual == nil {
 				in.Virtual = map[netip.Addr]bool{}
 			}
 			in.Virtual[ep.Addr] = true
 		}
 	}
+	c.inputs[e] = in
 	return in
 }
 
@@ -236,7 +215,8 @@ func (s *State) lost(e *cluster.ServiceEntry) map[string]string {
 }
 
 // chosen lists the ServiceEntries that a pod, or a WorkloadEntry if pod is nil, is an endpoint of.
-func (s *State) chosen(namespace string, labels cluster.Labels, pod *cluster.Pod) []translate.EntryAttachment {
+func (c *collector) chosen(namespace string, labels cluster.Labels, pod *cluster.Pod) []translate.EntryAttachment {
+	s := c.state
 	var out []translate.EntryAttachment
 	if n := s.namespaces[namespace]; n != nil && len(n.choosing) > 0 {
 		for _, label := range labels {
@@ -259,7 +239,7 @@ func (s *State) chosen(namespace string, labels cluster.Labels, pod *cluster.Pod
 		}
 	}
 	for i := range out {
-		out[i].Hosts = translate.EntryInput{Entry: out[i].Entry, Lost: s.lost(out[i].Entry)}.Hosts()
+		out[i].Hosts = c.entryInput(out[i].Entry).Hosts()
 	}
 	translate.SortEntryAttachments(out)
 	return out
@@ -268,8 +248,7 @@ func (s *State) chosen(namespace string, labels cluster.Labels, pod *cluster.Pod
 // host translates what has a host in a namespace, unless that is a Kubernetes service, which translates itself.
 func (c *collector) host(k cluster.Key) {
 	s := c.state
-	all, service, served := s.claimants(k.Name)
-	if served && service.Namespace == k.Namespace {
+	if service, served := s.served(k.Name); served && service.Namespace == k.Namespace {
 		return
 	}
 	name := resource.Name{Type: resource.Address, Name: translate.EntryName(k.Namespace, k.Name)}
@@ -278,8 +257,7 @@ func (c *collector) host(k cluster.Key) {
 		c.remove(name)
 		return
 	}
-	canonical := !served && translate.CanonicalEntry(all) == owner
-	content := translate.EntryService(s.mesh, s.entryInput(owner), k.Name, canonical)
+	content := translate.EntryService(s.mesh, c.entryInput(owner), k.Name, s.canonicalOf(k.Name) == owner)
 	var problems []translate.Problem
 	c.put(name, &workload.Address{Type: &workload.Address_Service{Service: content}}, object{cluster.KindServiceEntry, owner.Key}, &problems)
 }
@@ -294,7 +272,7 @@ func (c *collector) entry(k cluster.Key) {
 		s.statuses = append(s.statuses, translate.Status{Kind: o.kind, Key: k, Gone: true})
 		return
 	}
-	in := s.entryInput(e)
+	in := c.entryInput(e)
 	contents := map[string]proto.Message{}
 	for uid, w := range translate.EntryEndpoints(s.mesh, in) {
 		contents[uid] = address(w)
@@ -316,8 +294,8 @@ func (c *collector) workloadEntry(k cluster.Key) {
 		return
 	}
 	in := translate.WorkloadEntryInput{
-		Entry: e, Entries: s.chosen(k.Namespace, e.Labels, nil), Policies: s.policiesOf(k.Namespace, e.Labels),
-		Virtual: len(s.claims[e.Addr]) > 0,
+		Entry: e, Entries: c.chosen(k.Namespace, e.Labels, nil), Policies: s.policiesOf(k.Namespace, e.Labels),
+		Virtual: s.virtual(e.Addr),
 	}
 	if at := s.podsAt[e.Addr]; len(at) > 0 {
 		in.Pod = slices.MinFunc(at, func(a, b *cluster.Pod) int { return a.Key.Compare(b.Key) })

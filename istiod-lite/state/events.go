@@ -1,7 +1,6 @@
 package state
 
 import (
-	"net/netip"
 	"slices"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -270,7 +269,7 @@ func (s *State) setService(key cluster.Key, svc *cluster.Service) {
 	}
 	if !sameEndpoints(old, svc) {
 		s.touchSelected(group, old, svc)
-		s.touchHost(translate.Hostname(s.mesh, key))
+		s.dirty.contests[cluster.Key{Namespace: key.Namespace, Name: translate.Hostname(s.mesh, key)}] = struct{}{}
 		for k := range s.slicesOf[key] {
 			s.touchSlice(s.slices[k])
 		}
@@ -294,42 +293,6 @@ func (s *State) touchSelected(group *namespace, services ...*cluster.Service) {
 			}
 		}
 		s.touchWorkloadEntries(group, svc.Selector)
-	}
-}
-
-func (s *State) claim(claims []translate.Claim) {
-	for _, c := range claims {
-		s.claims[c.Addr] = append(s.claims[c.Addr], c)
-		s.touchClaimants(c.Addr)
-		s.touchEntriesAt(c.Addr)
-	}
-}
-
-func (s *State) unclaim(claims []translate.Claim) {
-	for _, c := range claims {
-		s.touchEntriesAt(c.Addr)
-		all := s.claims[c.Addr]
-		if i := slices.Index(all, c); i >= 0 {
-			all = slices.Delete(all, i, i+1)
-		}
-		if len(all) == 0 {
-			delete(s.claims, c.Addr)
-			continue
-		}
-		s.claims[c.Addr] = all
-		s.touchClaimants(c.Addr)
-	}
-}
-
-func (s *State) touchClaimants(addr netip.Addr) {
-	for _, c := range s.claims[addr] {
-		switch c.Strength {
-		case translate.ClaimNode:
-		case translate.ClaimEntry:
-			s.touchEntry(c.Service)
-		default:
-			s.dirty.services[c.Service] = struct{}{}
-		}
 	}
 }
 

@@ -35,7 +35,7 @@ func (c *collector) pod(k cluster.Key) {
 		Pod:      p,
 		Node:     s.nodes[p.Node],
 		Services: s.attachments(p),
-		Entries:  s.chosen(p.Namespace, p.Labels, p),
+		Entries:  c.chosen(p.Namespace, p.Labels, p),
 		Policies: s.policiesOf(p.Namespace, p.Labels),
 		Others:   s.others(p),
 	})
@@ -141,7 +141,7 @@ func (c *collector) service(k cluster.Key) {
 		in.Namespace = n.object
 	}
 	for _, claim := range translate.Claims(svc) {
-		if rival, granted := translate.Settle(claim, s.claims[claim.Addr]); !granted {
+		if rival, granted := translate.Settle(claim, s.rivals(claim)); !granted {
 			if in.Rivals == nil {
 				in.Rivals = map[netip.Addr]translate.Rival{}
 			}

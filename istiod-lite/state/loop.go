@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -84,7 +85,7 @@ func (l *Loop) Ready() <-chan struct{} { return l.ready }
 // Waiting says what the first publish waits for, "" after it.
 func (l *Loop) Waiting() string { return *l.waiting.Load() }
 
-// Do calls f in the loop, between events, and returns when f has.
+// Do calls f in the loop, between events, and returns when f has. What follows from what f changes is published after that.
 func (l *Loop) Do(ctx context.Context, f func(*State)) error {
 	done := make(chan struct{})
 	select {
@@ -101,16 +102,15 @@ func (l *Loop) Do(ctx context.Context, f func(*State)) error {
 // run is what Run keeps between events.
 type run struct {
 	*Loop
-	state    *State
-	synced   map[cluster.Kind]bool
-	broken   string // why the settings cannot be used, "" if they can
-	reported map[translate.Problem]bool
+	state  *State
+	synced map[cluster.Kind]bool
+	broken string // why the settings cannot be used, "" if they can
 }
 
 // Run takes events until ctx ends.
 func (l *Loop) Run(ctx context.Context) {
 	defer close(l.stopped)
-	r := &run{Loop: l, synced: map[cluster.Kind]bool{}, reported: map[translate.Problem]bool{}}
+	r := &run{Loop: l, synced: map[cluster.Kind]bool{}}
 	r.state = New(r.mesh(""))
 	for {
 		// One of three things happens at a time: events come, somebody asks, or the program ends.
@@ -123,6 +123,7 @@ func (l *Loop) Run(ctx context.Context) {
 			r.flush()
 		case f := <-l.calls:
 			f(r.state)
+			r.flush()
 		case <-ctx.Done():
 			return
 		}
@@ -235,22 +236,16 @@ func (r *run) mayStart() bool {
 	return false
 }
 
-// report logs problems that are new.
+// report logs problems that are new, and shows how many each object has.
 func (r *run) report() {
-	if !r.state.problemsChanged {
-		return
-	}
-	r.state.problemsChanged = false
-	current := map[translate.Problem]bool{}
-	problems := r.state.Problems()
-	for _, p := range problems {
-		current[p] = true
-		if !r.reported[p] {
-			r.cfg.Log.Warn("fault in object", "kind", p.Kind, "object", p.Key.String(), "fault", p.Message)
+	for _, c := range r.state.takeFaults() {
+		for _, p := range c.now {
+			if !slices.Contains(c.before, p) {
+				r.cfg.Log.Warn("fault in object", "kind", p.Kind, "object", p.Key.String(), "fault", p.Message)
+			}
 		}
+		r.metrics.fault(c.object, len(c.now))
 	}
-	r.reported = current
-	r.metrics.show(problems)
 }
 
 // Network is what the namespace's label says that the network is called.

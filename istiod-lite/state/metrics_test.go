@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
-	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
 // TestMetrics: changes are counted as dashboards want them, and faults are shown by object as long as they last.
@@ -22,13 +21,16 @@ func TestMetrics(t *testing.T) {
 	m.event(cluster.Event{Kind: cluster.KindService, Op: cluster.Replace})
 	m.event(cluster.Event{Kind: cluster.KindPeerAuthentication, Op: cluster.Upsert})
 	m.sizes(map[cluster.Kind]int{cluster.KindService: 3, cluster.KindPod: 5})
-	fault := func(kind cluster.Kind, name string) translate.Problem {
-		return translate.Problem{Kind: kind, Key: cluster.Key{Namespace: "shop", Name: name}, Message: "wrong"}
+	fault := func(kind cluster.Kind, name string, n int) {
+		m.fault(object{kind, cluster.Key{Namespace: "shop", Name: name}}, n)
 	}
-	m.show([]translate.Problem{fault(cluster.KindPod, "gone")})
-	m.show([]translate.Problem{fault(cluster.KindService, "web"), fault(cluster.KindService, "web"), fault(cluster.KindPod, "p")})
+	fault(cluster.KindPod, "gone", 1)
+	fault(cluster.KindService, "web", 1)
+	fault(cluster.KindPod, "gone", 0)
+	fault(cluster.KindService, "web", 2)
+	fault(cluster.KindPod, "p", 1)
 	want := `
-# HELP ambit_object_faults Faults found in an object, for the first 500 objects that have some.
+# HELP ambit_object_faults Faults found in an object, for up to 500 objects that have some.
 # TYPE ambit_object_faults gauge
 ambit_object_faults{kind="Pod",name="p",namespace="shop"} 1
 ambit_object_faults{kind="Service",name="web",namespace="shop"} 2
@@ -53,12 +55,20 @@ pilot_services 3
 		"pilot_k8s_cfg_events", "pilot_k8s_reg_events", "pilot_services"); err != nil {
 		t.Error(err)
 	}
-	var many []translate.Problem
 	for i := range 2 * maxFaulty {
-		many = append(many, fault(cluster.KindPod, fmt.Sprint(i)))
+		fault(cluster.KindNode, fmt.Sprint(i), 1)
 	}
-	m.show(many)
 	if n := testutil.CollectAndCount(m.faults); n != maxFaulty {
 		t.Errorf("%d objects are named, want %d", n, maxFaulty)
+	}
+	// Who is well again makes room for others.
+	for i := range 2 * maxFaulty {
+		fault(cluster.KindNode, fmt.Sprint(i), 0)
+		if n, want := testutil.CollectAndCount(m.faults), min(maxFaulty, 2*maxFaulty-i-1+2); n != want {
+			t.Fatalf("%d objects are named, want %d", n, want)
+		}
+	}
+	if n := testutil.ToFloat64(m.problems); n != 3 {
+		t.Errorf("%v faults in all, want 3", n)
 	}
 }

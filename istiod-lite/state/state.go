@@ -72,17 +72,21 @@ type State struct {
 	slicesAt    map[netip.Addr]set[cluster.Key]  // by the address of an endpoint that names no pod
 	slicesNamed map[cluster.Key]set[cluster.Key] // by a pod that an endpoint names
 	slicesOn    map[string]set[cluster.Key]      // by node of an endpoint
-	claims      map[netip.Addr][]translate.Claim
-	entriesFor  map[string]set[cluster.Key]     // ServiceEntries by host
-	entriesAt   map[netip.Addr]set[cluster.Key] // the same, by the address of an endpoint that they spell out
+	claims      map[netip.Addr]*addrClaims
+	hosts       map[string]*hostClaims          // of ServiceEntries
+	entriesAt   map[netip.Addr]set[cluster.Key] // ServiceEntries by the address of an endpoint that they spell out
 
 	workloadEntriesAt map[netip.Addr]set[cluster.Key]
 
+	shortages map[cluster.Key][]cluster.Shortage // of virtual addresses, by ServiceEntry
+
 	dirty struct {
 		pods, services, slices, policies, authorizations, entries, workloadEntries set[cluster.Key]
-		// hosts are those of ServiceEntries: namespace and host.
-		hosts  set[cluster.Key]
-		static bool
+		// hosts are those of ServiceEntries: namespace and host. contests are the same where somebody asks for it, or has given
+		// it up, and spots where somebody does so with an address.
+		hosts, contests set[cluster.Key]
+		spots           set[addrSpot]
+		static          bool
 	}
 
 	// out is what data planes were last told, by type and name.
@@ -91,8 +95,8 @@ type State struct {
 	made map[object][]resource.Name
 	// problems by the object that they are of.
 	problems map[object][]translate.Problem
-	// problemsChanged is set by Flush when the problems are others than before; whoever reports them clears it.
-	problemsChanged bool
+	// faults are changes of problems since the last takeFaults: the problems that the object had then.
+	faults map[object][]translate.Problem
 	// statuses are what objects should say of themselves, where it is not what it was at the last TakeStatuses.
 	statuses []translate.Status
 }
@@ -115,7 +119,7 @@ func New(mesh translate.Mesh) *State {
 		policies:       map[cluster.Key]*cluster.PeerAuthentication{},
 		authorizations: map[cluster.Key]*cluster.AuthorizationPolicy{},
 		entries:        map[cluster.Key]*cluster.ServiceEntry{},
-		entriesFor:     map[string]set[cluster.Key]{},
+		hosts:          map[string]*hostClaims{},
 		entriesAt:      map[netip.Addr]set[cluster.Key]{},
 		podsOnNode:     map[string]set[cluster.Key]{},
 		podsAt:         map[netip.Addr][]*cluster.Pod{},
@@ -123,9 +127,10 @@ func New(mesh translate.Mesh) *State {
 		slicesAt:       map[netip.Addr]set[cluster.Key]{},
 		slicesNamed:    map[cluster.Key]set[cluster.Key]{},
 		slicesOn:       map[string]set[cluster.Key]{},
-		claims:         map[netip.Addr][]translate.Claim{},
+		claims:         map[netip.Addr]*addrClaims{},
 		made:           map[object][]resource.Name{},
 		problems:       map[object][]translate.Problem{},
+		faults:         map[object][]translate.Problem{},
 
 		workloadEntries:   map[cluster.Key]*cluster.WorkloadEntry{},
 		workloadEntriesAt: map[netip.Addr]set[cluster.Key]{},
@@ -143,6 +148,7 @@ func (s *State) clean() {
 	s.dirty.slices, s.dirty.policies = set[cluster.Key]{}, set[cluster.Key]{}
 	s.dirty.authorizations, s.dirty.entries = set[cluster.Key]{}, set[cluster.Key]{}
 	s.dirty.workloadEntries, s.dirty.hosts = set[cluster.Key]{}, set[cluster.Key]{}
+	s.dirty.contests, s.dirty.spots = set[cluster.Key]{}, set[addrSpot]{}
 	s.dirty.static = false
 }
 
@@ -174,6 +180,11 @@ func (s *State) SetMesh(m translate.Mesh) {
 	for k := range s.entries {
 		s.touchEntry(k)
 	}
+	for host, h := range s.hosts { // which of them are Kubernetes services' names
+		for namespace := range h.in {
+			s.dirty.contests[cluster.Key{Namespace: namespace, Name: host}] = struct{}{}
+		}
+	}
 	for k := range s.workloadEntries {
 		s.dirty.workloadEntries[k] = struct{}{}
 	}
@@ -181,7 +192,8 @@ func (s *State) SetMesh(m translate.Mesh) {
 
 // Flush translates what was marked since the last call and returns how what data planes are told has changed.
 func (s *State) Flush() resource.Change {
-	c := collector{state: s}
+	c := collector{state: s, inputs: map[*cluster.ServiceEntry]translate.EntryInput{}}
+	s.settle()
 	if s.dirty.static {
 		c.static()
 	}
@@ -221,6 +233,24 @@ func (s *State) TakeStatuses() []translate.Status {
 	return out
 }
 
+// faultChange is an object whose problems are others than before.
+type faultChange struct {
+	object
+	before, now []translate.Problem
+}
+
+// takeFaults returns the objects whose problems have changed since the last call.
+func (s *State) takeFaults() []faultChange {
+	var out []faultChange
+	for o, before := range s.faults {
+		if now := s.problems[o]; !slices.Equal(before, now) {
+			out = append(out, faultChange{o, before, now})
+		}
+	}
+	clear(s.faults)
+	return out
+}
+
 // Problems lists the faults of all objects, sorted.
 func (s *State) Problems() []translate.Problem {
 	var out []translate.Problem
@@ -250,6 +280,8 @@ func (s *State) Sizes() map[cluster.Kind]int {
 type collector struct {
 	state  *State
 	change resource.Change
+	// inputs are those of entries that were needed already.
+	inputs map[*cluster.ServiceEntry]translate.EntryInput
 }
 
 // one puts what the object o becomes, nothing if content is nil, in the place of what it became before.
@@ -268,10 +300,12 @@ func (c *collector) many(o object, t resource.Type, contents map[string]proto.Me
 		n := resource.Name{Type: t, Name: name}
 		if c.put(n, content, o, &problems) {
 			names = append(names, n)
+		} else {
+			delete(contents, name)
 		}
 	}
 	for _, old := range s.made[o] {
-		if !slices.Contains(names, old) {
+		if _, kept := contents[old.Name]; !kept {
 			c.remove(old)
 		}
 	}
@@ -310,7 +344,9 @@ func (c *collector) report(o object, problems []translate.Problem) {
 	if slices.Equal(s.problems[o], problems) {
 		return
 	}
-	s.problemsChanged = true
+	if _, known := s.faults[o]; !known {
+		s.faults[o] = s.problems[o]
+	}
 	if len(problems) == 0 {
 		delete(s.problems, o)
 		return

@@ -115,9 +115,15 @@ func TestStories(t *testing.T) {
 	}
 }
 
+func snapshot(s *State, objects []cluster.Object) translate.Snapshot {
+	out := clustertest.Snapshot(s.mesh, objects)
+	out.Shortages = s.shortages
+	return out
+}
+
 func check(t *testing.T, s *State, m model, objects []cluster.Object) {
 	t.Helper()
-	wanted, problems := want(t, clustertest.Snapshot(s.mesh, objects))
+	wanted, problems := want(t, snapshot(s, objects))
 	if diff := cmp.Diff(wanted, m); diff != "" {
 		t.Fatalf("a client does not know what All says (-want +got):\n%s", diff)
 	}
@@ -134,7 +140,7 @@ func checkEmpty(t *testing.T, s *State) {
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
 		"claims": len(s.claims), "authorizations": len(s.authorizations),
-		"entries": len(s.entries), "entriesFor": len(s.entriesFor), "entriesAt": len(s.entriesAt),
+		"entries": len(s.entries), "hosts": len(s.hosts), "entriesAt": len(s.entriesAt),
 		"workloadEntries": len(s.workloadEntries), "workloadEntriesAt": len(s.workloadEntriesAt), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
 	} {
 		if n != 0 {
@@ -298,7 +304,7 @@ func checkStatuses(t *testing.T, s *State, known map[object]translate.Status, ob
 		}
 	}
 	wanted := map[object]translate.Status{}
-	for _, status := range translate.All(clustertest.Snapshot(s.mesh, objects)).Statuses {
+	for _, status := range translate.All(snapshot(s, objects)).Statuses {
 		wanted[object{status.Kind, status.Key}] = status
 	}
 	if diff := cmp.Diff(wanted, known, cmp.AllowUnexported(object{})); diff != "" {
@@ -345,6 +351,12 @@ func TestIncrementalIsAll(t *testing.T) {
 						}
 					}
 					s.Replace(kind, list)
+				case 10: // the range of virtual addresses is exhausted, or no more
+					shortages := map[cluster.Key][]cluster.Shortage{}
+					for range w.IntN(4) {
+						shortages[w.key()] = []cluster.Shortage{{Host: pick(w, "h1.example", "h2.example"), Range: netip.MustParsePrefix("240.240.0.0/16")}}
+					}
+					s.SetShortages(shortages)
 				case 9: // new settings
 					changed := s.Mesh()
 					changed.TrustDomain = pick(w, "cluster.local", "other.example")

@@ -23,6 +23,8 @@ type Snapshot struct {
 	AuthorizationPolicies []*cluster.AuthorizationPolicy
 	ServiceEntries        []*cluster.ServiceEntry
 	WorkloadEntries       []*cluster.WorkloadEntry
+	// Shortages are those of ServiceEntries.
+	Shortages map[cluster.Key][]cluster.Shortage
 }
 
 // Config is what data planes are told of it.

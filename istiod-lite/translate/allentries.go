@@ -80,6 +80,7 @@ func (s Snapshot) claimants(host string) (all []*cluster.ServiceEntry, service c
 func (s Snapshot) entryInput(e *cluster.ServiceEntry) EntryInput {
 	in := EntryInput{
 		Entry: e, Lost: map[string]string{}, Rivals: map[netip.Addr]Rival{}, Pods: map[netip.Addr]bool{}, Virtual: map[netip.Addr]bool{},
+		Shortages: s.Shortages[e.Key],
 	}
 	for _, ns := range s.Namespaces {
 		if ns.Name == e.Namespace {

@@ -37,11 +37,16 @@ func HostService(m Mesh, host string) (cluster.Key, bool) {
 func FirstEntry(entries []*cluster.ServiceEntry) *cluster.ServiceEntry {
 	var first *cluster.ServiceEntry
 	for _, e := range entries {
-		if e.Visibility != cluster.VisibleNone && (first == nil || cmp.Or(e.Created.Compare(first.Created), e.Key.Compare(first.Key)) < 0) {
+		if e.Visibility != cluster.VisibleNone && (first == nil || CompareEntries(e, first) < 0) {
 			first = e
 		}
 	}
 	return first
+}
+
+// CompareEntries is the order in which entries have what several ask for: the oldest first, then by name.
+func CompareEntries(a, b *cluster.ServiceEntry) int {
+	return cmp.Or(a.Created.Compare(b.Created), a.Key.Compare(b.Key))
 }
 
 // CanonicalEntry is the entry that clients of namespaces without one of their own for a host are led to: the first that
@@ -71,6 +76,8 @@ type EntryInput struct {
 	Pods map[netip.Addr]bool
 	// Virtual are the addresses of endpoints that are virtual ones, or nodes' own.
 	Virtual map[netip.Addr]bool
+	// Shortages are the virtual addresses that could not be given.
+	Shortages []cluster.Shortage
 }
 
 // Hosts lists those that the entry has.
@@ -85,6 +92,14 @@ func (in EntryInput) Hosts() []string {
 		}
 	}
 	return out
+}
+
+// shortages are those of hosts that want addresses still.
+func (in EntryInput) shortages() []cluster.Shortage {
+	if len(in.Shortages) == 0 || !in.Entry.WantsAddresses() {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(in.Shortages), func(s cluster.Shortage) bool { return !slices.Contains(in.Entry.Hosts, s.Host) })
 }
 
 // Problems lists what is wrong with an entry.
@@ -106,6 +121,9 @@ func (in EntryInput) Problems() []Problem {
 		if rival, lost := in.Rivals[c.Addr]; lost {
 			add("address %s is %s, %s", c.Addr, rivalName(rival), rival.Outcome)
 		}
+	}
+	for _, s := range in.shortages() {
+		add("host %s: no virtual address is left in %s: give spec.addresses, or remove entries that nobody needs", s.Host, s.Range)
 	}
 	switch {
 	case len(e.Faults) > 0 && len(e.Hosts) == 0: // it could not be read
@@ -147,6 +165,9 @@ func EntryStatus(in EntryInput, problems []Problem) Status {
 	if len(problems) > 0 && len(in.Hosts()) > 0 {
 		want.Reason = reasonPartially
 	}
+	if len(in.shortages()) > 0 {
+		want.Reason = reasonShortage
+	}
 	if len(in.Lost) > 0 {
 		want.Reason = reasonConflict
 	}
@@ -159,6 +180,7 @@ const (
 	reasonInvalid   = "Invalid"
 	reasonPartially = "PartiallyInvalid"
 	reasonConflict  = "Conflicted"
+	reasonShortage  = "NoAddressLeft"
 )
 
 // maxMessage bounds the message of a condition, in bytes; Kubernetes' own limit is 32 KiB.

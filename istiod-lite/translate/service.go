@@ -256,7 +256,7 @@ func NodeClaims(n *cluster.Node) []Claim {
 func Settle(claim Claim, all []Claim) (Rival, bool) {
 	var rival *Claim
 	for i := range all {
-		if !all[i].by(claim) && !all[i].aside(claim) && (rival == nil || compareClaims(all[i], *rival) < 0) {
+		if !all[i].by(claim) && !all[i].aside(claim) && (rival == nil || CompareClaims(all[i], *rival) < 0) {
 			rival = &all[i]
 		}
 	}
@@ -267,7 +267,7 @@ func Settle(claim Claim, all []Claim) (Rival, bool) {
 		return Rival{Key: rival.Service, Outcome: "whose claim is stronger"}, false
 	case claim.Strength == ClaimLoadBalancer:
 		return Rival{Key: rival.Service, Outcome: "so neither has it in the mesh and kube-proxy forwards"}, false
-	case compareClaims(*rival, claim) < 0:
+	case CompareClaims(*rival, claim) < 0:
 		return Rival{rival.Service, rival.Strength == ClaimEntry, "which is older or the first by name"}, false
 	}
 	return Rival{}, true
@@ -283,6 +283,7 @@ func (c Claim) aside(o Claim) bool {
 	return c.Strength == ClaimEntry && o.Strength == ClaimEntry && c.Service.Namespace != o.Service.Namespace
 }
 
-func compareClaims(a, b Claim) int {
+// CompareClaims is the order in which claims to an address are granted.
+func CompareClaims(a, b Claim) int {
 	return cmp.Or(cmp.Compare(a.Strength, b.Strength), a.Created.Compare(b.Created), a.Service.Compare(b.Service))
 }

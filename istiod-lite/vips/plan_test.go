@@ -1,7 +1,6 @@
 package vips
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -25,9 +24,9 @@ func entry(name string, created int64, hosts ...string) *cluster.ServiceEntry {
 // follow applies a plan.
 func follow(t *testing.T, entries []*cluster.ServiceEntry) {
 	t.Helper()
-	plan, err := Plan(entries)
-	if err != nil {
-		t.Fatal(err)
+	plan, short := Plan(entries)
+	if len(short) > 0 {
+		t.Fatalf("no address left for %v", short)
 	}
 	for _, a := range plan {
 		for _, e := range entries {
@@ -62,8 +61,8 @@ func check(t *testing.T, entries []*cluster.ServiceEntry) {
 			t.Errorf("%s (-want +got):\n%s", e.Key, diff)
 		}
 	}
-	if plan, err := Plan(entries); len(plan) > 0 || err != nil {
-		t.Errorf("a plan that was followed asks for %v, %v", plan, err)
+	if plan, short := Plan(entries); len(plan)+len(short) > 0 {
+		t.Errorf("a plan that was followed asks for %v, %v", plan, short)
 	}
 }
 
@@ -114,25 +113,66 @@ func TestPlanLeavesAlone(t *testing.T) {
 	wildcard := entry("wildcard", 1, "*.w.example")
 	unread := entry("unread", 1)
 	unread.Assigned = []cluster.HostAddr{{Host: "u.example", Addr: taken}}
-	plan, err := Plan([]*cluster.ServiceEntry{declined, none, wildcard, unread})
-	if err != nil {
-		t.Fatal(err)
+	plan, short := Plan([]*cluster.ServiceEntry{declined, none, wildcard, unread})
+	if len(short) > 0 {
+		t.Fatalf("no address left for %v", short)
 	}
 	if diff := cmp.Diff([]Assignment{{Key: declined.Key}}, plan, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
 	}
 }
 
-// What people wrote is nobody else's, and a range without free addresses is an error that keeps nobody from the other.
+// What people wrote is nobody else's, and a range without free addresses keeps nobody from the other.
 func TestPlanExhausted(t *testing.T) {
 	written := entry("written", 1, "w.example")
 	written.AutoAddress, written.Addresses = false, []netip.Prefix{netip.MustParsePrefix("240.240.0.0/15")}
 	wants := entry("wants", 2, "a.example")
-	plan, err := Plan([]*cluster.ServiceEntry{written, wants})
-	if !errors.Is(err, ErrExhausted) {
-		t.Errorf("error %v", err)
+	plan, short := Plan([]*cluster.ServiceEntry{written, wants})
+	if diff := cmp.Diff(map[cluster.Key][]cluster.Shortage{wants.Key: {{Host: "a.example", Range: rangeIPv4}}}, short, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		t.Errorf("shortages (-want +got):\n%s", diff)
 	}
 	if len(plan) != 1 || len(plan[0].Addresses) != 1 || !rangeIPv6.Contains(plan[0].Addresses[0].Addr) {
 		t.Errorf("plan %v, want an IPv6 address", plan)
+	}
+}
+
+// Parts of a range that people wrote are left out, and no more than those.
+func TestPlanAroundWritten(t *testing.T) {
+	written := entry("written", 1, "w.example")
+	written.AutoAddress = false
+	for _, p := range []string{"240.240.0.0/17", "240.240.128.0/18", "240.240.192.0/19", "240.240.224.8/29", "240.240.255.255/32", "2001:2:0:1::/64"} {
+		written.Addresses = append(written.Addresses, netip.MustParsePrefix(p))
+	}
+	// Of the range's last 8,192, eight and the very last are written.
+	const left = 8192 - 9
+	entries := []*cluster.ServiceEntry{written}
+	for i := range left + 5 {
+		entries = append(entries, entry(fmt.Sprint("e", i), int64(i), fmt.Sprint("h", i, ".example")))
+	}
+	plan, short := Plan(entries)
+	if len(plan) != left+5 || len(short) != 5 {
+		t.Fatalf("%d assignments and %d shortages, want %d and 5", len(plan), len(short), left+5)
+	}
+	seen := map[netip.Addr]bool{}
+	for _, a := range plan {
+		for _, h := range a.Addresses {
+			if seen[h.Addr] || slices.ContainsFunc(written.Addresses, func(p netip.Prefix) bool { return p.Contains(h.Addr) }) {
+				t.Errorf("%s has %s, which is another's", h.Host, h.Addr)
+			}
+			seen[h.Addr] = true
+		}
+	}
+}
+
+// BenchmarkPlanExhausted plans for twice as many hosts as a range has addresses.
+func BenchmarkPlanExhausted(b *testing.B) {
+	var entries []*cluster.ServiceEntry
+	for i := range 2 * size {
+		entries = append(entries, entry(fmt.Sprint("e", i), int64(i), fmt.Sprint("h", i, ".example")))
+	}
+	for b.Loop() {
+		if _, short := Plan(entries); len(short) != size {
+			b.Fatalf("%d are short of addresses", len(short))
+		}
 	}
 }

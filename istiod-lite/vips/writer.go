@@ -25,15 +25,23 @@ var serviceEntries = schema.GroupVersionResource{Group: "networking.istio.io", V
 
 // Writer writes what Plan says. Make one with New.
 type Writer struct {
-	client dynamic.Interface
-	// entries lists all that are known.
-	entries func(context.Context) ([]*cluster.ServiceEntry, error)
+	client  dynamic.Interface
+	entries Entries
 	log     *slog.Logger
 	changed chan struct{} // has room for one
 }
 
-// New returns a Writer that writes nothing until Run. entries lists all ServiceEntries, and waits until they are known.
-func New(client dynamic.Interface, entries func(context.Context) ([]*cluster.ServiceEntry, error), log *slog.Logger) *Writer {
+// Entries are the ServiceEntries as the control plane knows them.
+type Entries interface {
+	// All lists them, and waits until they are known.
+	All(context.Context) ([]*cluster.ServiceEntry, error)
+	// SetShortages says which hosts want addresses that there are not, by entry, so that the entries say so. It takes the place of
+	// what was said before.
+	SetShortages(context.Context, map[cluster.Key][]cluster.Shortage) error
+}
+
+// New returns a Writer that writes nothing until Run.
+func New(client dynamic.Interface, entries Entries, log *slog.Logger) *Writer {
 	return &Writer{client: client, entries: entries, log: log, changed: make(chan struct{}, 1)}
 }
 
@@ -45,8 +53,12 @@ func (w *Writer) Notify() {
 	}
 }
 
-// Run writes until ctx ends. It may be called again after it returned, but by one goroutine at a time.
+// Run writes until ctx ends. It may be called again after it returned, but by one goroutine at a time. A write that fails is tried
+// again after a second; a range that is exhausted is looked at again when entries change.
 func (w *Writer) Run(ctx context.Context) {
+	defer func() { // whoever writes next says it; nothing is lost if the program ends
+		_ = w.entries.SetShortages(context.WithoutCancel(ctx), nil)
+	}()
 	for {
 		pause := make(<-chan time.Time)
 		if err := w.write(ctx); err != nil && ctx.Err() == nil {
@@ -63,7 +75,7 @@ func (w *Writer) Run(ctx context.Context) {
 }
 
 func (w *Writer) write(ctx context.Context) error {
-	entries, err := w.entries(ctx)
+	entries, err := w.entries.All(ctx)
 	if err != nil {
 		return fmt.Errorf("list ServiceEntries: %w", err)
 	}
@@ -71,7 +83,10 @@ func (w *Writer) write(ctx context.Context) error {
 	for _, e := range entries {
 		known[e.Key] = e
 	}
-	plan, err := Plan(entries)
+	plan, shortages := Plan(entries)
+	if err := w.entries.SetShortages(ctx, shortages); err != nil {
+		return fmt.Errorf("tell of hosts without addresses: %w", err)
+	}
 	for _, a := range plan {
 		if failed := w.assign(ctx, known[a.Key], a.Addresses); failed != nil {
 			err = errors.Join(err, failed)
