@@ -65,6 +65,9 @@ type Config struct {
 	Sockets Sockets
 	// Source tells the pod's canonical service and revision, for the metrics.
 	Source func() (service, revision string)
+	// Families tells which address families the pod has, as far as that is known: of another one it gets no address, which it
+	// could not connect to.
+	Families func() (ipv4, ipv6 bool)
 }
 
 // Server answers the queries of one pod.
@@ -190,7 +193,7 @@ func (s *Server) answer(network string, q *dns.Msg, client, local netip.AddrPort
 	count.Request(qtype, network)
 	f, ours := s.local(q)
 	if ours && !f.outside {
-		if m := reply(q, f); m != nil {
+		if m := s.reply(q, f); m != nil {
 			return m
 		}
 	}
@@ -220,7 +223,7 @@ func (s *Server) answer(network string, q *dns.Msg, client, local netip.AddrPort
 		}
 	}
 	if f.outside && knowsNothing(m) {
-		if own := reply(q, f); own != nil {
+		if own := s.reply(q, f); own != nil {
 			return own
 		}
 	}
@@ -258,6 +261,22 @@ func knowsNothing(m *dns.Msg) bool {
 	return false
 }
 
+// reachable is what was found without addresses of a family that the pod has not.
+func (s *Server) reachable(f found) found {
+	ipv4, ipv6 := s.cfg.Families()
+	if ipv4 && ipv6 {
+		return f
+	}
+	other := func(a netip.Addr) bool { return a.Is4() && !ipv4 || a.Is6() && !ipv6 }
+	f.addrs = slices.DeleteFunc(slices.Clone(f.addrs), other)
+	f.targets = slices.Clone(f.targets)
+	for i := range f.targets {
+		f.targets[i].addrs = slices.DeleteFunc(slices.Clone(f.targets[i].addrs), other)
+	}
+	f.targets = slices.DeleteFunc(f.targets, func(t target) bool { return len(t.addrs) == 0 })
+	return f
+}
+
 // upstreams are where a query goes that is not the mesh's: where the program sent it.
 func (s *Server) upstreams(network string, client, local netip.AddrPort) []netip.AddrPort {
 	if original, ok := s.cfg.Sockets.Original(network, client, local); ok {
@@ -285,7 +304,7 @@ func (s *Server) forward(q *dns.Msg, servers []netip.AddrPort) (*dns.Msg, error)
 }
 
 // reply makes an answer of what the mesh knows, or nil if others know more.
-func reply(q *dns.Msg, f found) *dns.Msg {
+func (s *Server) reply(q *dns.Msg, f found) *dns.Msg {
 	asked := q.Question[0]
 	switch asked.Qtype {
 	case dns.TypeA, dns.TypeAAAA:
@@ -299,6 +318,7 @@ func reply(q *dns.Msg, f found) *dns.Msg {
 	default:
 		return nil
 	}
+	f = s.reachable(f)
 	m := new(dns.Msg).SetReply(q)
 	m.Authoritative, m.RecursionAvailable = true, true
 	owner := asked.Name

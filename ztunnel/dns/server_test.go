@@ -102,6 +102,7 @@ type proxy struct {
 	*Server
 	addr     string
 	registry *prometheus.Registry
+	without  atomic.Int32 // the family that the pod has not; zero: it has both
 }
 
 func newProxy(t *testing.T, s Sockets, settings Settings) *proxy {
@@ -118,7 +119,8 @@ func newProxyOf(t *testing.T, d Directory, s Sockets, settings Settings) *proxy 
 	pc, ln := listen(t)
 	p.addr = ln.Addr().String()
 	p.Server = n.Serve(Config{Namespace: "shop", Settings: settings, Sockets: s,
-		Source: func() (string, string) { return "client", "v1" }}, []net.PacketConn{pc}, []net.Listener{ln})
+		Source:   func() (string, string) { return "client", "v1" },
+		Families: func() (bool, bool) { return p.without.Load() != 4, p.without.Load() != 6 }}, []net.PacketConn{pc}, []net.Listener{ln})
 	t.Cleanup(p.Close)
 	return p
 }
@@ -187,6 +189,42 @@ func TestServer(t *testing.T) {
 	}
 	if n := testutil.CollectAndCount(p.registry, "istio_dns_requests_total"); n == 0 {
 		t.Error("no istio_dns_requests_total")
+	}
+}
+
+// TestSingleFamily: a pod gets no address that it cannot connect to, and still no "no such name" from others.
+func TestSingleFamily(t *testing.T) {
+	u := newUpstream(t, world)
+	p := newProxy(t, &hostSockets{original: u.addr}, Settings{})
+	const none = "NOERROR"
+	for _, tc := range []struct {
+		without int32
+		name    string
+		a, aaaa string
+	}{
+		{0, "web.shop.svc.cluster.local", "A 10.96.0.1", "AAAA fd96::1"},
+		{6, "web.shop.svc.cluster.local", "A 10.96.0.1", ""},
+		{4, "web.shop.svc.cluster.local", "", "AAAA fd96::1"},
+		{4, "api.example.com", "", ""},
+		{6, "api.example.com", "A 240.240.0.1", ""},
+		{4, "db-0.db.shop.svc.cluster.local", "", ""},
+	} {
+		p.without.Store(tc.without)
+		for qtype, want := range map[uint16]string{dns.TypeA: tc.a, dns.TypeAAAA: tc.aaaa} {
+			if want != "" {
+				want = " " + tc.name + " " + want
+			}
+			if got := show(p.ask(t, "udp", tc.name, qtype)); got != none+want {
+				t.Errorf("a pod without IPv%d asks for %s %s: %s, want %s", tc.without, dns.TypeToString[qtype], tc.name, got, none+want)
+			}
+		}
+	}
+	if n := u.queries.Load(); n != 0 {
+		t.Errorf("%d queries for names of the mesh were sent on", n)
+	}
+	p.without.Store(4)
+	if got := show(p.ask(t, "udp", "www.example.org", dns.TypeA)); got != "NOERROR www.example.org A 192.0.2.1" {
+		t.Errorf("what is not the mesh's: %s", got)
 	}
 }
 
@@ -379,7 +417,8 @@ func FuzzAnswer(f *testing.F) {
 	}
 	n := NewNode(NodeConfig{Directory: mesh(f), ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
 		Metrics: telemetry.NewDNS(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)})
-	s := n.Serve(Config{Namespace: "shop", Sockets: &hostSockets{}, Source: func() (string, string) { return "", "" }}, nil, nil)
+	s := n.Serve(Config{Namespace: "shop", Sockets: &hostSockets{}, Source: func() (string, string) { return "", "" },
+		Families: func() (bool, bool) { return true, true }}, nil, nil)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var q dns.Msg
 		if q.Unpack(b) != nil {

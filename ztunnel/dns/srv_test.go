@@ -196,3 +196,19 @@ func TestAdditional(t *testing.T) {
 		}
 	}
 }
+
+// TestPortsOfSingleFamily: what serves a port brings along only addresses that the pod can connect to, and is left out if it
+// has none.
+func TestPortsOfSingleFamily(t *testing.T) {
+	u := newUpstream(t, outside)
+	p := newProxyOf(t, ports(t), &hostSockets{original: u.addr}, Settings{})
+	p.without.Store(4)
+	for name, want := range map[string]string{
+		"_http._tcp.web.shop.svc.cluster.local": "NOERROR _http._tcp.web.shop.svc.cluster.local SRV 0 0 80 web.shop.svc.cluster.local. | web.shop.svc.cluster.local. fd96::1",
+		"_mysql._tcp.db.shop.svc.cluster.local": "NOERROR _mysql._tcp.db.shop.svc.cluster.local SRV 0 1 3306 db-2.db.shop.svc.cluster.local. | db-2.db.shop.svc.cluster.local. fd00::c",
+	} {
+		if got := showPort(p.ask(t, "tcp", name, dns.TypeSRV)); got != want {
+			t.Errorf("%s:\n%s, want\n%s", name, got, want)
+		}
+	}
+}

@@ -32,7 +32,7 @@ func (p *Pod) serveNames(claim *sockets.Claim) {
 		p.logger.Warn("cannot look into the pod's connection tracking; queries are sent on to the resolvers that the pod is configured with", "error", err)
 	}
 	r := p.pod.Resolver
-	config := dns.Config{Namespace: p.pod.Namespace, Sockets: podSockets{p}, Source: p.canonicalService}
+	config := dns.Config{Namespace: p.pod.Namespace, Sockets: podSockets{p}, Source: p.canonicalService, Families: p.families}
 	if r != (inpod.Resolver{}) {
 		config.Settings = dns.NewSettings(strings.Fields(r.Servers), strings.Fields(r.Search), r.NDots)
 	}
@@ -148,6 +148,18 @@ func (p *Pod) canonicalService() (service, revision string) {
 		return w.CanonicalName, w.CanonicalRevision
 	}
 	return "", ""
+}
+
+// families are those of the pod's addresses; both as long as the control plane does not know the pod.
+func (p *Pod) families() (ipv4, ipv6 bool) {
+	w := p.lookUp()
+	if w == nil || len(w.Addrs) == 0 {
+		return true, true
+	}
+	for _, a := range w.Addrs {
+		ipv4, ipv6 = ipv4 || a.Is4(), ipv6 || a.Is6()
+	}
+	return ipv4, ipv6
 }
 
 // podSockets implements dns.Sockets.
