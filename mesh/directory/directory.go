@@ -211,7 +211,13 @@ func (d *Directory) Endpoints(key ServiceKey) func(yield func(*Workload) bool) {
 }
 
 // Policies returns the policies that apply to w as they are now.
-func (d *Directory) Policies(w *Workload) policy.Set { return d.policies.forWorkload(w) }
+func (d *Directory) Policies(w *Workload) policy.Set { return d.policies.forWorkload(w, policy.Set{}) }
+
+// PoliciesSince returns the policies that apply to w as they are now, but for those that w names and that are gone: they are as
+// they were in last.
+func (d *Directory) PoliciesSince(w *Workload, last policy.Set) policy.Set {
+	return d.policies.forWorkload(w, last)
+}
 
 // HasPolicy reports whether there is a policy of that resource name, "namespace/name".
 func (d *Directory) HasPolicy(name string) bool {

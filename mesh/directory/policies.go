@@ -38,13 +38,16 @@ func newPolicyIndex() policyIndex {
 	}
 }
 
-func (x *policyIndex) forWorkload(w *Workload) policy.Set {
+// forWorkload returns what applies to w. Policies that it names and that are not there are those of last, if it has them.
+func (x *policyIndex) forWorkload(w *Workload, last policy.Set) policy.Set {
 	set := policy.Set{Global: x.global.Load()}
 	set.Namespace, _ = x.byNamespace.Load(w.Namespace)
 	var selected []*policy.Policy
 	for _, name := range w.Policies {
 		if p, ok := x.byName.Load(name); ok {
 			selected = append(selected, p)
+		} else if i := slices.IndexFunc(last.Selected.Policies(), func(p *policy.Policy) bool { return p.Key() == name }); i >= 0 {
+			selected = append(selected, last.Selected.Policies()[i])
 		} else {
 			set.Missing = append(set.Missing, name)
 		}

@@ -28,9 +28,10 @@ type judging struct {
 	workload   *directory.Workload
 	generation uint64 // of policies
 	set        policy.Set
-	// Where set lacks policies that the workload names: until when they are waited for, and the last set that lacked none,
-	// which is in force until then; nil if there is none.
+	// Where set lacks policies that the workload names: until when they are waited for, and the workload as it was when none
+	// was lacking, with what applies to it now, which is in force until then. Both are nil if there is none.
 	until time.Time
+	was   *directory.Workload
 	held  *policy.Set
 }
 
@@ -50,16 +51,27 @@ func (p *Pod) judging() *judging {
 	case old == nil:
 		j.until = time.Now().Add(policyTimeout)
 	case len(old.set.Missing) > 0: // as before, so that no succession of changes prolongs it
-		j.until, j.held = old.until, old.held
+		j.until, j.was = old.until, old.was
+		if j.was != nil {
+			j.hold(p.node.Directory, *old.held)
+		}
 	default:
-		j.until, j.held = time.Now().Add(policyTimeout), &old.set
+		j.until, j.was = time.Now().Add(policyTimeout), old.workload
+		j.hold(p.node.Directory, old.set)
 	}
 	p.judgedBy.Store(j)
 	return j
 }
 
+// hold has the workload as it was decide. Only that is held back: policies are those of now, but for those that it named and that
+// are gone, which are as they were in last.
+func (j *judging) hold(d *directory.Directory, last policy.Set) {
+	held := d.PoliciesSince(j.was, last)
+	j.held = &held
+}
+
 // decide asks policy. A known DENY policy that matches denies at once. Otherwise, where policies are missing that the workload
-// names, what was known before decides for a while; if nothing was, the connection waits. After that it is refused.
+// names, those that it named before decide for a while; if it was not known, the connection waits. After that it is refused.
 func (p *Pod) decide(ctx context.Context, c policy.Connection) (policy.Decision, error) {
 	j := p.judging()
 	d := j.set.Evaluate(c)

@@ -67,7 +67,12 @@ func pack(t *testing.T, name, typeURL string, m proto.Message) *discoveryv3.Reso
 // deny tells of a policy of the pod's namespace, by selector, that denies ports.
 func (b *bench) deny(name string, dryRun bool, ports ...uint32) {
 	b.t.Helper()
-	a := &security.Authorization{Name: name, Namespace: "ns", Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY, DryRun: dryRun,
+	b.policy(name, security.Scope_WORKLOAD_SELECTOR, security.Action_DENY, dryRun, ports...)
+}
+
+func (b *bench) policy(name string, scope security.Scope, action security.Action, dryRun bool, ports ...uint32) {
+	b.t.Helper()
+	a := &security.Authorization{Name: name, Namespace: "ns", Scope: scope, Action: action, DryRun: dryRun,
 		Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{{DestinationPorts: ports}}}}}}}
 	if rejected := b.node.Directory.HandleAuthorizations([]*discoveryv3.Resource{pack(b.t, "ns/"+name, xds.TypeAuthorization, a)}, nil); len(rejected) > 0 {
 		b.t.Fatal(rejected)
@@ -121,6 +126,53 @@ func TestMissingPolicy(t *testing.T) {
 		b.deny("later", false, 8080)
 		expect("with the policy", 80, "", 0, 0)
 		expect("with the policy, denied", 8080, "denied by policy ns/later", 0, 0)
+	})
+}
+
+// TestOnlyTheWorkloadIsHeld: while an update of the workload is held that names a policy which is not there, all other policies
+// are those of now: a right that is taken away is not kept for 5 s, and one that is given not withheld.
+func TestOnlyTheWorkloadIsHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		expect := func(what string, port uint16, reason string) {
+			t.Helper()
+			if refused, took := b.try(port); (reason == "") != (refused == "") || !strings.Contains(refused, reason) || took != 0 {
+				t.Errorf("%s: port %d: %q after %s, want %q", what, port, refused, took, reason)
+			}
+		}
+		b.policy("allow", security.Scope_NAMESPACE, security.Action_ALLOW, false, 80, 81, 82, 83)
+		b.policy("no-81", security.Scope_NAMESPACE, security.Action_DENY, false, 81)
+		b.deny("mine", false, 82)
+		b.deny("other", false, 83)
+		b.know("ns/mine", "ns/other")
+		expect("before", 80, "")
+		expect("before", 81, "ns/no-81")
+		expect("before", 82, "ns/mine")
+		b.know("ns/late")
+		expect("held", 80, "")
+		expect("held", 82, "ns/mine")
+		expect("held", 83, "ns/other")
+
+		b.node.Directory.HandleAuthorizations(nil, []string{"ns/no-81"})
+		expect("what denied is gone", 81, "")
+		b.policy("allow", security.Scope_NAMESPACE, security.Action_ALLOW, false, 81, 82, 83)
+		expect("a right is taken away", 80, "no ALLOW policy matches")
+		b.policy("allow", security.Scope_NAMESPACE, security.Action_ALLOW, false, 80, 81, 82, 83, 84)
+		expect("a right is given", 84, "")
+		b.deny("mine", false, 84)
+		expect("what the workload named denies something else", 82, "")
+		expect("what the workload named denies something else", 84, "ns/mine")
+		b.node.Directory.HandleAuthorizations(nil, []string{"ns/other"})
+		expect("what the workload named is gone", 83, "ns/other")
+		b.policy("allow", security.Scope_NAMESPACE, security.Action_ALLOW, false, 80, 81, 82, 83, 84, 85)
+		expect("and remains as it was after another change", 83, "ns/other")
+
+		time.Sleep(policyTimeout)
+		expect("after it was held", 80, "ns/late")
+		b.deny("late", false, 80)
+		expect("with the policy", 80, "ns/late")
+		expect("with the policy", 83, "")
+		expect("with the policy", 84, "")
 	})
 }
 
