@@ -34,7 +34,7 @@ const (
 // or ServerTLS. Find it with errors.As.
 type VerifyError struct {
 	Reason VerifyReason
-	// Peer is the identity that the peer showed; zero unless Reason is ReasonUnexpected or ReasonTrustDomain.
+	// Peer is the identity that the peer showed, and has not proved: it may have only the certificate. Zero unless Reason is ReasonUnexpected or ReasonTrustDomain.
 	Peer Identity
 	Err  error
 }
@@ -123,7 +123,7 @@ func verifyServer(chain []*x509.Certificate, trusted *trusted, expect []Identity
 	if err != nil {
 		return &VerifyError{Reason: ReasonNoIdentity, Err: err}
 	}
-	return &VerifyError{Reason: ReasonUnexpected, Peer: id, Err: fmt.Errorf("peer is %s, expected %s", id, nameList(expect))}
+	return &VerifyError{Reason: ReasonUnexpected, Peer: id, Err: fmt.Errorf("peer claims to be %s, expected %s", id, nameList(expect))}
 }
 
 func verifyClient(chain []*x509.Certificate, trusted *trusted, trustDomains []string) error {
@@ -137,7 +137,7 @@ func verifyClient(chain []*x509.Certificate, trusted *trusted, trustDomains []st
 	if slices.ContainsFunc(trustDomains, func(d string) bool { return trusted.domains.Same(d, id.TrustDomain) }) {
 		return nil
 	}
-	return &VerifyError{Reason: ReasonTrustDomain, Peer: id, Err: fmt.Errorf("peer is %s, accepted trust domains are %s", id,
+	return &VerifyError{Reason: ReasonTrustDomain, Peer: id, Err: fmt.Errorf("peer claims to be %s, accepted trust domains are %s", id,
 		strings.Join(trusted.domains.withAliases(trustDomains), ", "))}
 }
 

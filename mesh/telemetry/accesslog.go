@@ -50,6 +50,9 @@ type Connection struct {
 	Flow
 	// SourceAddr is the client's address, DestinationAddr the application's or upstream's.
 	SourceAddr, DestinationAddr netip.AddrPort
+	// Claimed is what the client called itself in a handshake that was refused before it had proved anything; zero: nothing. No
+	// metric has it, and the log has it under a name of its own.
+	Claimed identity.Identity
 	// HBONEAddr is the CONNECT authority; empty for plain connections.
 	HBONEAddr string
 	// Inbound: the connection came to a workload of this node; otherwise it came from one.
@@ -164,6 +167,7 @@ func (c *Connection) appendEnds(attrs []slog.Attr) []slog.Attr {
 	}
 	addr("src.addr", c.SourceAddr)
 	workload("src", c.Source, c.SourceIdentity)
+	text("src.claimed_identity", c.Claimed.String())
 	addr("dst.addr", c.DestinationAddr)
 	text("dst.hbone_addr", c.HBONEAddr)
 	if c.Service != nil {

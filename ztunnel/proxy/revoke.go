@@ -104,9 +104,9 @@ func (p *Pod) handshakeRefused(nc net.Conn, err error) {
 		if self := p.known.Load(); self != nil {
 			c.record.Destination, c.record.DestinationIdentity = self, self.Identity
 		}
-		// Who it claimed to be, if it proved to have that certificate's key; it may still not be who it said.
-		if refused, ok := errors.AsType[*identity.VerifyError](err); ok && !refused.Peer.IsZero() {
-			c.record.SourceIdentity = refused.Peer
+		// A server refuses a certificate before the client has signed with its key: anybody can show another's.
+		if refused, ok := errors.AsType[*identity.VerifyError](err); ok {
+			c.record.Claimed = refused.Peer
 		}
 	})
 	c.close(p.node, flag, fmt.Errorf("tunnel refused: %w", err))
