@@ -114,7 +114,11 @@ type typeState struct {
 
 // Status describes the client.
 type Status struct {
+	// Connected: the control plane has said something on the present stream.
 	Connected bool
+	// Opened is when the present stream was opened, zero if there is none: the control plane is there, if not more. Heard is when
+	// it last said something, be it on another stream; zero if never.
+	Opened, Heard time.Time
 	// LastError is why the last stream ended; nil while there was none.
 	LastError error
 	// Rejected names the resources that are rejected at present, by type URL, with the cause.
@@ -206,6 +210,7 @@ func (c *Client) stream(ctx context.Context) (progress bool, err error) {
 		c.metrics.terminated(reasonConnect)
 		return false, err
 	}
+	c.setOpened()
 	for _, t := range c.types {
 		t.fresh = true
 		if err := stream.Send(c.subscription(t)); errors.Is(err, io.EOF) {
@@ -221,6 +226,7 @@ func (c *Client) stream(ctx context.Context) (progress bool, err error) {
 			c.ended(progress, err)
 			return progress, err
 		}
+		c.setHeard()
 		if !progress {
 			progress = true
 			c.setStatus(true, nil)
@@ -373,9 +379,24 @@ func (c *Client) setStatus(connected bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.status.Connected = connected
+	if !connected {
+		c.status.Opened = time.Time{}
+	}
 	if err != nil {
 		c.status.LastError = err
 	}
+}
+
+func (c *Client) setOpened() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.Opened = time.Now()
+}
+
+func (c *Client) setHeard() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.Heard = time.Now()
 }
 
 // Synced is closed once the first push of every type that is not optional has been applied, be it with rejections.

@@ -15,8 +15,14 @@ import (
 
 // Timing of what outlives the process.
 const (
-	// savedAfter is how long a proxy that has a saved configuration waits for the control plane before it serves from it.
-	savedAfter = 3 * time.Second
+	// How long a proxy that has a saved configuration waits for the control plane's before it serves from it: savedAfter while there
+	// is no stream; silentAfter since the control plane last said something, or was first there, since one that has just started
+	// may have much to gather before its first word, and its first push of addresses may be large; longest in any case.
+	savedAfter  = 3 * time.Second
+	silentAfter = 15 * time.Second
+	longest     = time.Minute
+	// glance is how often it is looked at then.
+	glance = 100 * time.Millisecond
 	// contactInterval is how often it is seen whether the control plane is there.
 	contactInterval = time.Second
 	// keySweep is how often keys are looked for that nobody needs, and how old those must be.
@@ -58,12 +64,25 @@ func (p *parts) openState(handlers []xds.Handler) []xds.Handler {
 		return handlers
 	}
 	p.state.store = store
-	p.saved = contents
+	p.saved = p.usable(contents, time.Now())
 	p.closers = append(p.closers, store)
 	for i := range handlers {
 		handlers[i] = store.Wrap(handlers[i])
 	}
 	return handlers
+}
+
+// usable returns what was saved unless it is too old.
+func (p *parts) usable(contents *saved.Contents, now time.Time) *saved.Contents {
+	if contents == nil {
+		return nil
+	}
+	if age := now.Sub(contents.At); age > p.cfg.StateMaxAge {
+		p.logger.Warn("the saved configuration is too old to serve from; waiting for the control plane", "age", age.Round(time.Second).String(),
+			"AMBIT_STATE_MAX_AGE", p.cfg.StateMaxAge.String())
+		return nil
+	}
+	return contents
 }
 
 // restoreState gives the rooms what was saved.
@@ -118,21 +137,66 @@ func (p *parts) keepState(ctx context.Context) error {
 
 // awaitState returns once the cluster's state is known: the present one, or an earlier one if the control plane is away.
 func (p *parts) awaitState(ctx context.Context) error {
-	var late <-chan time.Time
+	var look <-chan time.Time
 	if p.state.restored > 0 {
-		late = time.After(savedAfter)
+		tick := time.NewTicker(glance)
+		defer tick.Stop()
+		look = tick.C
 	}
-	select {
-	case <-p.discovery.Synced():
-		p.logger.Info("the control plane's state is known; asking the CNI agent for pods")
-	case <-late:
-		p.state.fromDisk.Store(true)
-		p.logger.Warn("the control plane does not answer; serving from the configuration that was saved",
-			"age", p.state.age().String(), "resources", p.state.restored, "error", p.discovery.Status().LastError)
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	waiting := wait{start: time.Now()}
+	for {
+		select {
+		case <-p.discovery.Synced():
+			p.logger.Info("the control plane's state is known; asking the CNI agent for pods")
+			return nil
+		case now := <-look:
+			status := p.discovery.Status()
+			if !waiting.over(now, status) {
+				continue
+			}
+			what := "the control plane is away"
+			if !status.Opened.IsZero() {
+				what = "the control plane is there but has not told all"
+			}
+			p.state.fromDisk.Store(true)
+			p.logger.Warn(what+"; serving from the configuration that was saved",
+				"age", p.state.age().String(), "resources", p.state.restored, "error", status.LastError)
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	return nil
+}
+
+// wait is for the control plane's state where there is an earlier one.
+type wait struct {
+	start time.Time
+	first time.Time // when there was a stream first; zero: never
+	last  time.Time // the same, last
+}
+
+// over tells whether it was waited long enough.
+func (w *wait) over(now time.Time, s xds.Status) bool {
+	if !s.Opened.IsZero() {
+		w.last = now
+		if w.first.IsZero() {
+			w.first = s.Opened
+		}
+	}
+	switch sign := latest(w.first, s.Heard); {
+	case now.Sub(w.start) >= longest, !sign.IsZero() && now.Sub(sign) >= silentAfter:
+		return true
+	case s.Opened.IsZero():
+		return now.Sub(latest(w.start, w.last)) >= savedAfter
+	}
+	return false
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // stateKnown tells whether awaitState has what it waits for.

@@ -53,6 +53,8 @@ type Config struct {
 	// StateDir is where the last good configuration is saved, on disk, and KeyDir where certificates and keys are kept, in memory
 	// (a tmpfs). Empty: not at all.
 	StateDir, KeyDir string
+	// StateMaxAge is how long the control plane may have been away for what is saved to be served from at a start.
+	StateMaxAge time.Duration
 	// PortReuse lets another ztunnel listen in the same pods, as it must during an upgrade.
 	PortReuse bool
 	// PacketMark is put on all packets to upstreams, by which the pods' rules know them.
@@ -135,6 +137,8 @@ const (
 	DefaultDrainLimit = time.Hour
 	// defaultGrace is how long connections go on where no grace period is known.
 	defaultGrace = 5 * time.Second
+	// defaultStateMaxAge is the validity of certificates that is asked for by default.
+	defaultStateMaxAge = DefaultSecretTTL
 )
 
 // Parse reads an environment of the form of os.Environ. Its error joins all that is wrong.
@@ -187,6 +191,7 @@ func Parse(environ []string) (*Config, error) {
 	}
 	c.Limits, c.Timeouts = e.limits(), e.timeouts()
 	c.StateDir, c.KeyDir = e.path("AMBIT_STATE_DIR", "off"), e.path("AMBIT_KEY_DIR", "off")
+	c.StateMaxAge = e.duration("AMBIT_STATE_MAX_AGE", defaultStateMaxAge, time.Minute)
 	c.HandoverSocket = e.path("AMBIT_HANDOVER_SOCKET", c.ZDSSocket+api.HandoverSuffix)
 	c.DepotSocket = e.path("AMBIT_DEPOT_SOCKET", c.ZDSSocket+api.DepotSuffix)
 	if e.flag("USER_TIMEOUT_ENABLED", false) {

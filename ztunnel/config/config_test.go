@@ -57,6 +57,7 @@ func TestDefaults(t *testing.T) {
 		ResponseBaggage:   true,
 		AccessLogSampling: 1,
 		MetricsIdle:       time.Hour,
+		StateMaxAge:       24 * time.Hour,
 		ResolvConf:        "/etc/resolv.conf",
 		AdminPort:         15000,
 		StatsPort:         15020,
@@ -160,7 +161,7 @@ func TestRefusals(t *testing.T) {
 		"LOCAL_XDS_PATH=/x", "LOCAL_XDS={}", "XDS_ON_DEMAND=true", "UNSTABLE_ENABLE_SOCKS5=true", "TLS12_ENABLED=true",
 		"AMBIT_CRL_EXPIRED=maybe", "COMPLIANCE_POLICY=strict", "COMPLIANCE_POLICY=fips-140-3", "XDS_ADDRESS=", "CA_ADDRESS=", "PREFERED_SERVICE_NAMESPACE=x",
 		"IPV6_ENABLED=maybe", "SECRET_TTL=1", "SECRET_TTL=1s", "PACKET_MARK=0", "PACKET_MARK=x", "RUST_LOG=loud",
-		"AMBIT_ACCESS_LOG_SAMPLING=2", "AMBIT_ACCESS_LOG_SAMPLING=NaN", "AMBIT_METRICS_IDLE=1s",
+		"AMBIT_ACCESS_LOG_SAMPLING=2", "AMBIT_ACCESS_LOG_SAMPLING=NaN", "AMBIT_METRICS_IDLE=1s", "AMBIT_STATE_MAX_AGE=0",
 		"LOG_FORMAT=xml", "ZTUNNEL_WORKER_THREADS=-1", "ZTUNNEL_WORKER_THREADS=200%", "ZTUNNEL_CPU_LIMIT=lots",
 		"HTTP2_FRAME_SIZE=1", "ISTIO_METAJSON_X={", "PROXY_CONFIG=[", "AMBIT_DRAIN_LIMIT=-1s", "AMBIT_MESH_FILE=/dev/null/x",
 	} {
