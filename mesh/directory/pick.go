@@ -12,7 +12,7 @@ import (
 var (
 	// ErrNoPort: the service has no such port.
 	ErrNoPort = errors.New("no such port")
-	// ErrNoEndpoint: no endpoint of the service is healthy, allowed by its balancing and has the port.
+	// ErrNoEndpoint: no endpoint of the service is healthy, in the client's network, allowed by its balancing and has the port.
 	ErrNoEndpoint = errors.New("no healthy endpoint")
 	// ErrPassthrough: the service's clients choose the endpoint themselves; go to the address that was asked for.
 	ErrPassthrough = errors.New("service passes through")
@@ -44,8 +44,7 @@ type Endpoint struct {
 	Workload *Workload
 	// Service is the one that it was picked from.
 	Service *Service
-	// Addr is the workload's address and target port. The address is zero for a workload that has only a host name, and
-	// for one of another network that is reached through its gateway.
+	// Addr is the workload's address and target port. The address is zero for a workload that has only a host name.
 	Addr netip.AddrPort
 	// More tells that there are other endpoints which were not tried yet.
 	More bool
@@ -184,10 +183,7 @@ func (p *picker) endpoint(w *Workload, ranks []rank) Endpoint {
 	s := p.request.Service
 	port, _ := s.targetPort(w, p.port)
 	e := Endpoint{Workload: w, Service: s, More: total > len(p.request.Exclude)+1}
-	var addr netip.Addr
-	if w.Network == p.network {
-		addr, _ = w.Addr(s.Families, p.request.Addr)
-	}
+	addr, _ := w.Addr(s.Families, p.request.Addr)
 	e.Addr = netip.AddrPortFrom(addr, port)
 	return e
 }

@@ -219,16 +219,16 @@ func TestPickLocality(t *testing.T) {
 		// want is what is picked, then what is picked once those are unhealthy, and so on; "" for an error.
 		want []string
 	}{
-		{"no mode", standard, []workloadpb.LoadBalancing_Scope{region}, []string{"far here near node other"}},
-		{"failover", failover, []workloadpb.LoadBalancing_Scope{region, zone, node}, []string{"node", "here", "near", "far other", ""}},
-		{"failover by node alone", failover, []workloadpb.LoadBalancing_Scope{node}, []string{"node", "far here near other", ""}},
-		{"a zone of the same name elsewhere", failover, []workloadpb.LoadBalancing_Scope{zone, region}, []string{"here node", "far near other", ""}},
-		{"network first", failover, []workloadpb.LoadBalancing_Scope{network, region, zone}, []string{"here node", "near", "far", "other", ""}},
-		{"network last", failover, []workloadpb.LoadBalancing_Scope{region, network}, []string{"here near node", "far other", ""}},
+		{"no mode", standard, []workloadpb.LoadBalancing_Scope{region}, []string{"far here near node"}},
+		{"failover", failover, []workloadpb.LoadBalancing_Scope{region, zone, node}, []string{"node", "here", "near", "far", ""}},
+		{"failover by node alone", failover, []workloadpb.LoadBalancing_Scope{node}, []string{"node", "far here near", ""}},
+		{"a zone of the same name elsewhere", failover, []workloadpb.LoadBalancing_Scope{zone, region}, []string{"here node", "far near", ""}},
+		{"network first", failover, []workloadpb.LoadBalancing_Scope{network, region, zone}, []string{"here node", "near", "far", ""}},
+		{"network last", failover, []workloadpb.LoadBalancing_Scope{region, network}, []string{"here near node", "far", ""}},
 		{"strict", strict, []workloadpb.LoadBalancing_Scope{region, zone}, []string{"here node", ""}},
 		{"strict, network first", strict, []workloadpb.LoadBalancing_Scope{network, node}, []string{"node", ""}},
-		{"strict, network only", strict, []workloadpb.LoadBalancing_Scope{network}, []string{"far here near node", "other", ""}},
-		{"strict, nothing", strict, nil, []string{"far here near node other", ""}},
+		{"strict, network only", strict, []workloadpb.LoadBalancing_Scope{network}, []string{"far here near node", ""}},
+		{"strict, nothing", strict, nil, []string{"far here near node", ""}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -316,7 +316,7 @@ func TestPickAddress(t *testing.T) {
 		{"host name", []func(*workloadpb.Workload){hostname}, any, "10.1.0.1", "-"},
 		{"no address", []func(*workloadpb.Workload){nothing}, any, "10.1.0.1", ""},
 		{"other network", []func(*workloadpb.Workload){dual, inNetwork("net2")}, any, "10.1.0.1", ""},
-		{"other network, gateway", []func(*workloadpb.Workload){dual, inNetwork("net2"), gateway}, any, "10.1.0.1", "-"},
+		{"other network, gateway", []func(*workloadpb.Workload){dual, inNetwork("net2"), gateway}, any, "10.1.0.1", ""},
 		{"no address, gateway, same network", []func(*workloadpb.Workload){nothing, gateway}, any, "10.1.0.1", ""},
 	}
 	for _, tt := range tests {

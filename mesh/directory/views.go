@@ -194,7 +194,7 @@ func rankOf(s *Service, key viewKey, w *Workload) (int, bool) {
 	return len(preference) + 1 + missing, true
 }
 
-// reachable tells whether w has the port and an address for clients with key.
+// reachable tells whether w has the port and, in their network, an address for clients with key.
 func (s *Service) reachable(key viewKey, w *Workload) bool {
 	if key.port != 0 {
 		if _, ok := s.TargetPort(w, key.port); !ok {
@@ -202,7 +202,7 @@ func (s *Service) reachable(key viewKey, w *Workload) bool {
 		}
 	}
 	if w.Network != key.network {
-		return w.NetworkGateway != nil
+		return false // nor through its gateway: no data plane of ours goes through one
 	}
 	_, ok := w.Addr(s.Families, netip.Addr{})
 	return ok || len(w.Addrs) == 0 && w.Hostname != ""

@@ -202,6 +202,21 @@ func TestOtherNetworkIsRefused(t *testing.T) {
 	}
 }
 
+// TestOtherNetworkIsNotChosen: an endpoint of another network, with a gateway as Istio's control plane tells of it or without, takes
+// nothing away from those that can be reached.
+func TestOtherNetworkIsNotChosen(t *testing.T) {
+	elsewhere := func(w *workload.Workload) { w.Network, w.NetworkGateway = "elsewhere", gateway("east-west") }
+	n := newTestNode(t, pod("client", "10.0.0.1", tunnelled), svc("web", "10.1.0.1"),
+		pod("near", "10.0.0.2", tunnelled, member("web", port(80, 8080))), pod("far", "10.0.0.4", tunnelled, elsewhere, member("web", port(80, 8080))))
+	self := n.Directory.Workload("Kubernetes//Pod/ns/client")
+	for range 100 {
+		d, err := n.route(self, netip.MustParseAddrPort("10.1.0.1:80"), nil)
+		if err != nil || d.workload.Name != "near" || d.more {
+			t.Fatalf("way to %v, more %v, %v", d.workload, d.more, err)
+		}
+	}
+}
+
 func TestTargetPort(t *testing.T) {
 	n := newTestNode(t,
 		pod("web", "10.0.0.2", member("web", port(80, 8080), port(81, 9090))),
