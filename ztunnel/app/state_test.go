@@ -95,7 +95,7 @@ func TestAwaitState(t *testing.T) {
 		{"slow in the middle", &control{says: []saying{policies(0), addresses(14 * time.Second)}}, false, 14 * time.Second, "is known"},
 		{"silent", &control{}, true, 15 * time.Second, "there but has not told all"},
 		{"never done", &control{says: trickle}, true, time.Minute, "there but has not told all"},
-		{"gone again and again", &control{ends: time.Second}, true, 15 * time.Second, ""},
+		{"another stream does not begin it anew", &control{ends: 10 * time.Second}, true, 15 * time.Second, "there but has not told all"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
