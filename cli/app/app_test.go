@@ -125,7 +125,7 @@ func cmdAgent(ts *testscript.TestScript, _ bool, args []string) {
 	f.reports[args[0]] = args[1:]
 }
 
-// cmdDump NODE FILE sets what the node proxy of a node answers at /config_dump.
+// cmdDump NODE|POD FILE sets what the node proxies of a node, or one of them, answer at /config_dump.
 func cmdDump(ts *testscript.TestScript, _ bool, args []string) {
 	f := fake(ts)
 	f.mu.Lock()

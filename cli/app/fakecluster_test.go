@@ -175,7 +175,7 @@ func (f *fakeAPI) nodeProxy(req *http.Request, r request) (code int, body string
 	defer f.mu.Unlock()
 	node := str(spec(f.objects["pods"][key(r.namespace, r.name)]), "nodeName")
 	if req.URL.Path == "/config_dump" {
-		return http.StatusOK, f.dumps[node]
+		return http.StatusOK, cmp.Or(f.dumps[r.name], f.dumps[node])
 	}
 	query := req.URL.Query()
 	switch level := query.Get("level"); {

@@ -21,7 +21,9 @@ type dump struct {
 	// Pods are those that the proxy serves, by uid.
 	Pods map[string]record[pod] `json:"workloadState"`
 
-	whole json.RawMessage
+	// others are the pods of further proxies. One that several proxies of its node serve has a record of each.
+	others []record[pod]
+	whole  json.RawMessage
 }
 
 // record is an element of a dump. As JSON or YAML it is what the proxy sent, fields included that are not known here.
@@ -130,7 +132,12 @@ func decode(text []byte) (*dump, error) {
 
 // pods lists the pods, by namespace and name.
 func (d *dump) pods() []record[pod] {
-	return slices.SortedStableFunc(maps.Values(d.Pods), func(a, b record[pod]) int {
+	all := make([]record[pod], 0, len(d.Pods)+len(d.others))
+	for _, uid := range slices.Sorted(maps.Keys(d.Pods)) {
+		all = append(all, d.Pods[uid])
+	}
+	all = append(all, d.others...)
+	return slices.SortedStableFunc(slices.Values(all), func(a, b record[pod]) int {
 		return cmp.Or(cmp.Compare(a.Value.Info.Namespace, b.Value.Info.Namespace), cmp.Compare(a.Value.Info.Name, b.Value.Info.Name))
 	})
 }

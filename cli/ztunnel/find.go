@@ -22,6 +22,8 @@ const proxyLabel = "app=ztunnel"
 type target struct {
 	proxy corev1.Pod
 	pod   *corev1.Pod // nil: all of its pods
+	// beside: another proxy serves the node. During a roll this one may carry connections still.
+	beside bool
 }
 
 func (t *target) String() string {
@@ -87,6 +89,23 @@ func perNode(all []corev1.Pod) []target {
 	return out
 }
 
+// withBeside adds, behind the proxy that serves a node, those that run beside it: until it ends, one that was replaced carries
+// the connections that were opened through it.
+func withBeside(targets []target, all []corev1.Pod) []target {
+	var out []target
+	for _, t := range targets {
+		out = append(out, t)
+		for i := range all {
+			p := &all[i]
+			if p.Spec.NodeName == t.proxy.Spec.NodeName && p.Status.Phase == corev1.PodRunning &&
+				(p.Namespace != t.proxy.Namespace || p.Name != t.proxy.Name) {
+				out = append(out, target{proxy: *p, pod: t.pod, beside: true})
+			}
+		}
+	}
+	return out
+}
+
 // byNode finds the proxy of a node.
 func byNode(ctx context.Context, client kubernetes.Interface, all []corev1.Pod, node string) (target, error) {
 	if p, ok := onNode(all, node); ok {
@@ -126,14 +145,20 @@ func byPod(ctx context.Context, client kubernetes.Interface, all []corev1.Pod, n
 	return target{proxy: *p, pod: pod}, nil
 }
 
-// notCaptured tells why a pod's traffic does not go through its node proxy; nil if it does.
+// isPending tells whether a pod is captured, or about to be, and cannot be proved to be.
+func isPending(pod *corev1.Pod) bool {
+	return pod.Annotations[api.AnnotationRedirection] == api.RedirectionPending
+}
+
+// notCaptured tells why a pod's traffic does not go through its node proxy, or perhaps does not; nil if it does.
 func notCaptured(pod *corev1.Pod) error {
 	name := pod.Namespace + "/" + pod.Name
-	switch status := pod.Annotations[api.AnnotationRedirection]; {
-	case status == api.RedirectionEnabled:
+	switch {
+	case pod.Annotations[api.AnnotationRedirection] == api.RedirectionEnabled:
 		return nil
-	case status == api.RedirectionPending:
-		return fmt.Errorf("pod %s is not captured yet (%s=%s): see its events and the node agent's log", name, api.AnnotationRedirection, status)
+	case isPending(pod):
+		return fmt.Errorf("pod %s cannot be proved captured (%s=%s): see its events and the node agent's log", name,
+			api.AnnotationRedirection, api.RedirectionPending)
 	case pod.Spec.HostNetwork:
 		return fmt.Errorf("pod %s is not captured: it uses its node's network, which is never captured", name)
 	case pod.Annotations[api.AnnotationSidecarStatus] != "":

@@ -146,41 +146,51 @@ func (o *options) fetch(ctx context.Context, everywhere bool, f *filter, args []
 		return nil, false, err
 	}
 	for _, t := range targets {
-		if t.pod != nil {
-			f.pod = t.pod.Namespace + "/" + t.pod.Name
-			if reason := notCaptured(t.pod); reason != nil {
-				if everywhere {
-					return nil, false, reason
-				}
-				o.env.Notef("Note: %v.", reason)
-			}
-		}
 		one, err := o.ask(ctx, cluster, t)
 		switch {
 		case err != nil && len(targets) == 1:
 			return nil, false, err
 		case err != nil:
-			o.env.Notef("ambit: %v", err)
-			failed = true
+			failed = o.told(t, err) || failed
 		case d == nil:
 			d = one
 		default:
 			d.add(one)
 		}
+		if t.beside && err == nil {
+			o.env.Notef("Note: ztunnel %s runs beside the one that serves the node; what it has is among this.", &t)
+		}
 	}
 	if d == nil {
 		return nil, false, errors.New("no ztunnel answered")
 	}
+	if pod := targets[0].pod; pod != nil {
+		f.pod = pod.Namespace + "/" + pod.Name
+		if reason := notCaptured(pod); reason != nil {
+			if everywhere && !isPending(pod) && len(d.podConnections(*f)) == 0 {
+				return nil, false, reason
+			}
+			o.env.Notef("Note: %v.", reason)
+		}
+	}
 	return d, failed, nil
+}
+
+// told notes that a proxy of several did not answer, and says whether that is a failure: one beside another may just have
+// ended.
+func (o *options) told(t target, err error) bool {
+	if t.beside {
+		o.env.Notef("Note: %v.", err)
+		return false
+	}
+	o.env.Notef("ambit: %v", err)
+	return true
 }
 
 // add takes what another proxy alone knows.
 func (d *dump) add(other *dump) {
 	d.Certificates = append(d.Certificates, other.Certificates...)
-	if d.Pods == nil {
-		d.Pods = map[string]record[pod]{}
-	}
-	maps.Copy(d.Pods, other.Pods)
+	d.others = append(d.others, slices.Collect(maps.Values(other.Pods))...)
 }
 
 // read reads the saved dump.
@@ -224,17 +234,23 @@ func (o *options) find(ctx context.Context, everywhere bool, args []string) (*ku
 			return nil, nil, err
 		}
 		t, err = byPod(ctx, cluster.Kubernetes, all, ns, name)
-		return cluster, []target{t}, err
+		if err != nil || t.pod == nil || !everywhere {
+			return cluster, []target{t}, err
+		}
+		return cluster, withBeside([]target{t}, all), nil
 	case o.node != "":
 		t, err = byNode(ctx, cluster.Kubernetes, all, o.node)
-		return cluster, []target{t}, err
+		if err != nil || !everywhere {
+			return cluster, []target{t}, err
+		}
+		return cluster, withBeside([]target{t}, all), nil
 	}
 	targets := perNode(all)
-	if !everywhere {
-		i := max(0, slices.IndexFunc(targets, func(t target) bool { return ready(&t.proxy) }))
-		targets = targets[i : i+1]
+	if everywhere {
+		return cluster, withBeside(targets, all), nil
 	}
-	return cluster, targets, nil
+	i := max(0, slices.IndexFunc(targets, func(t target) bool { return ready(&t.proxy) }))
+	return cluster, targets[i : i+1], nil
 }
 
 // ask gets a proxy's dump.
@@ -417,8 +433,7 @@ func (o *options) log(ctx context.Context, query string, args []string) error {
 			if len(targets) == 1 {
 				return err
 			}
-			o.env.Notef("ambit: %v", err)
-			failed = true
+			failed = o.told(t, err) || failed
 			continue
 		}
 		level := strings.TrimPrefix(strings.TrimSpace(string(text)), "current log level is ")
