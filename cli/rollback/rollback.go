@@ -42,22 +42,11 @@ func New(env *command.Env) *cobra.Command {
 }
 
 func run(ctx context.Context, env *command.Env, to int, timeout time.Duration) error {
-	cluster, _, err := env.Connect()
+	mesh, err := stages.Find(ctx, env)
 	if err != nil {
 		return err
 	}
-	namespace, _, err := env.FindMesh(ctx, cluster)
-	if err != nil {
-		return err
-	}
-	releases, err := release.Open(cluster, namespace)
-	if err != nil {
-		return err
-	}
-	current, err := releases.Current()
-	if err != nil {
-		return err
-	}
+	cluster, namespace, releases, current := mesh.Cluster, mesh.Namespace, mesh.Releases, mesh.Current
 	if current == nil {
 		return fmt.Errorf("there is no Helm release %q in namespace %s", release.Name, namespace)
 	}

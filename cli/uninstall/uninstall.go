@@ -17,6 +17,7 @@ import (
 	"github.com/ambit-mesh/ambit/cli/crd"
 	"github.com/ambit-mesh/ambit/cli/kube"
 	"github.com/ambit-mesh/ambit/cli/release"
+	"github.com/ambit-mesh/ambit/cli/stages"
 	"github.com/ambit-mesh/ambit/cli/survey"
 	"github.com/ambit-mesh/ambit/deploy"
 )
@@ -64,22 +65,11 @@ func New(env *command.Env) *cobra.Command {
 }
 
 func run(ctx context.Context, env *command.Env, o options) error {
-	cluster, _, err := env.Connect()
+	mesh, err := stages.Find(ctx, env)
 	if err != nil {
 		return err
 	}
-	namespace, parts, err := env.FindMesh(ctx, cluster)
-	if err != nil {
-		return err
-	}
-	releases, err := release.Open(cluster, namespace)
-	if err != nil {
-		return err
-	}
-	current, err := releases.Current()
-	if err != nil {
-		return err
-	}
+	cluster, namespace, parts, releases, current := mesh.Cluster, mesh.Namespace, mesh.Parts, mesh.Releases, mesh.Current
 	if current == nil && len(parts) > 0 {
 		return fmt.Errorf("the parts in namespace %s were not installed as Helm release %q: remove them with what installed them", namespace, release.Name)
 	}

@@ -68,22 +68,11 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	if err != nil {
 		return err
 	}
-	cluster, _, err := env.Connect()
+	mesh, err := stages.Find(ctx, env)
 	if err != nil {
 		return err
 	}
-	namespace, _, err := env.FindMesh(ctx, cluster)
-	if err != nil {
-		return err
-	}
-	releases, err := release.Open(cluster, namespace)
-	if err != nil {
-		return err
-	}
-	current, err := releases.Current()
-	if err != nil {
-		return err
-	}
+	cluster, namespace, releases, current := mesh.Cluster, mesh.Namespace, mesh.Releases, mesh.Current
 	if current == nil || current.Status == "uninstalled" {
 		return fmt.Errorf("there is no Helm release %q in namespace %s: install the mesh with ambit install, or upgrade it with what installed it",
 			release.Name, namespace)

@@ -147,9 +147,10 @@ func receive(u *net.UnixConn, message any) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	fds, err := descriptors(oob[:oobn])
+	fds, err := Descriptors(oob[:oobn])
 	switch {
 	case err != nil:
+		err = fmt.Errorf("%w: %w", errProtocol, err)
 	case n == 0 && oobn == 0:
 		err = io.EOF
 	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
@@ -166,14 +167,15 @@ func receive(u *net.UnixConn, message any) ([]int, error) {
 	return fds, nil
 }
 
-// descriptors takes the file descriptors out of control messages. Those that it returns are open also if there is an error.
-func descriptors(oob []byte) ([]int, error) {
+// Descriptors takes the file descriptors out of the control messages of a packet. Those that it returns are open, and the
+// caller's to close, also if there is an error.
+func Descriptors(oob []byte) ([]int, error) {
 	if len(oob) == 0 {
 		return nil, nil
 	}
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return nil, fmt.Errorf("%w: control message: %w", errProtocol, err)
+		return nil, fmt.Errorf("control message: %w", err)
 	}
 	var all []int
 	for _, m := range messages {
@@ -183,7 +185,7 @@ func descriptors(oob []byte) ([]int, error) {
 		fds, err := unix.ParseUnixRights(&m)
 		all = append(all, fds...)
 		if err != nil {
-			return all, fmt.Errorf("%w: descriptors: %w", errProtocol, err)
+			return all, fmt.Errorf("descriptors: %w", err)
 		}
 	}
 	return all, nil

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/zds"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // FuzzRequest reads any packet with any number of descriptors, as something that is not the agent may send it. What is accepted
@@ -32,7 +33,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte{}, uint8(3), uint8(unix.MSG_TRUNC))
 	f.Fuzz(func(t *testing.T, packet []byte, count, flags uint8) {
 		// The kernel makes the control message, so it is well formed. The descriptors are nobody's: they must not be closed.
-		fds, err := descriptors(unix.UnixRights(make([]int, count%(maxDescriptors+1))...))
+		fds, err := handover.Descriptors(unix.UnixRights(make([]int, count%(maxDescriptors+1))...))
 		if err != nil {
 			t.Fatalf("control message: %v", err)
 		}

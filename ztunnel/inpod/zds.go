@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/zds"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // Limits of the wire.
@@ -99,9 +100,9 @@ func (w *wire) receive() (*request, error) {
 		return nil, err
 	}
 	r := &request{}
-	if r.fds, err = descriptors(oob[:oobn]); err != nil {
+	if r.fds, err = handover.Descriptors(oob[:oobn]); err != nil {
 		r.close()
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errProtocol, err)
 	}
 	if n == 0 && oobn == 0 {
 		return nil, io.EOF
@@ -147,27 +148,4 @@ func (r *request) decode(packet []byte, flags int) error {
 		return fmt.Errorf("%w: %T with %d descriptors, want %d", errProtocol, r.Payload, len(r.fds), want)
 	}
 	return nil
-}
-
-// descriptors takes the file descriptors out of control messages. Those that it returns are open also if there is an error.
-func descriptors(oob []byte) ([]int, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("%w: control message: %w", errProtocol, err)
-	}
-	var all []int
-	for _, m := range messages {
-		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SCM_RIGHTS {
-			continue
-		}
-		fds, err := unix.ParseUnixRights(&m)
-		all = append(all, fds...)
-		if err != nil {
-			return all, fmt.Errorf("%w: descriptors: %w", errProtocol, err)
-		}
-	}
-	return all, nil
 }

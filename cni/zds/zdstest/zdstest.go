@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	zdsapi "github.com/ambit-mesh/ambit/api/zds"
+	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
 // Proxy is a connected node proxy. Its methods may be called at once.
@@ -134,7 +135,7 @@ func (p *Proxy) run() error {
 		if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 			return fmt.Errorf("%w: message of more than %d bytes", ErrProtocol, len(buf))
 		}
-		fds, err := descriptors(oob[:oobn])
+		fds, err := handover.Descriptors(oob[:oobn])
 		if err != nil {
 			return err
 		}
@@ -213,23 +214,4 @@ func (p *Proxy) apply(req *zdsapi.WorkloadRequest, fds []int, kept map[string]bo
 		return nil, nil
 	}
 	return ack, nil
-}
-
-func descriptors(oob []byte) ([]int, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, err
-	}
-	var fds []int
-	for _, m := range messages {
-		got, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return nil, err
-		}
-		fds = append(fds, got...)
-	}
-	return fds, nil
 }
