@@ -127,6 +127,7 @@ func TestNodeProxyLibraries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	await(t, "who looks at the directory is told", func() bool { return changed.Load() != before })
 	if n := changed.Load() - before; n != 1 {
 		t.Errorf("%d things changed for the proxy, want the new pod only", n)
 	}

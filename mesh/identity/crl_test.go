@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -260,18 +261,18 @@ func TestCRLFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		trust := &identity.Trust{}
 		identity.WithTrust(a, trust)
-		changes := 0
-		files := &identity.Files{Trust: trust, CRL: path, OnCRL: func() { changes++ }, Logger: slog.New(slog.DiscardHandler)}
+		var changes atomic.Int32
+		files := &identity.Files{Trust: trust, CRL: path, OnCRL: func() { changes.Add(1) }, Logger: slog.New(slog.DiscardHandler)}
 		if err := files.Load(); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- files.Run(ctx) }()
-		expect := func(when string, revoked bool, seen int) {
+		expect := func(when string, revoked bool, seen int32) {
 			t.Helper()
-			if err := trust.Revoked([]*x509.Certificate{a.TLS.Leaf}); (err != nil) != revoked || changes != seen {
-				t.Errorf("%s: revoked %v after %d changes, want %v after %d", when, err, changes, revoked, seen)
+			if err := trust.Revoked([]*x509.Certificate{a.TLS.Leaf}); (err != nil) != revoked || changes.Load() != seen {
+				t.Errorf("%s: revoked %v after %d changes, want %v after %d", when, err, changes.Load(), revoked, seen)
 			}
 		}
 		expect("without a file", false, 0)
@@ -283,6 +284,7 @@ func TestCRLFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Second)
+		synctest.Wait()
 		expect("when it is gone", true, 1)
 		first, second := crlOf(t, newCA(t), next), crlOf(t, ca, next, a.TLS.Leaf)
 		put(t, nil)

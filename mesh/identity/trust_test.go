@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -100,18 +101,18 @@ func TestBundleFile(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		trust := &identity.Trust{Linger: 10 * time.Minute}
-		changes := 0
-		files := &identity.Files{Trust: trust, Bundle: path, OnBundle: func() { changes++ }, Logger: slog.New(slog.DiscardHandler)}
+		var changes atomic.Int32
+		files := &identity.Files{Trust: trust, Bundle: path, OnBundle: func() { changes.Add(1) }, Logger: slog.New(slog.DiscardHandler)}
 		if err := files.Load(); err != nil {
 			t.Fatalf("a file that is not there yet: %v", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- files.Run(ctx) }()
-		expect := func(when string, roots, seen int) {
+		expect := func(when string, roots int, seen int32) {
 			t.Helper()
-			if n := len(trust.RootList()); n != roots || changes != seen {
-				t.Errorf("%s: %d roots after %d changes, want %d after %d", when, n, changes, roots, seen)
+			if n := len(trust.RootList()); n != roots || changes.Load() != seen {
+				t.Errorf("%s: %d roots after %d changes, want %d after %d", when, n, changes.Load(), roots, seen)
 			}
 		}
 		write(t, ca.RootPEM())
