@@ -152,6 +152,9 @@ func (l *Lab) AddHost(name string) (*Host, error) {
 	return h, nil
 }
 
+// End removes the namespace, unless somebody else holds it open, before Close would. It must not be used any more.
+func (h *Host) End() error { return h.close() }
+
 func (l *Lab) link(h *Host, n int) error {
 	port := fmt.Sprintf("port%d", n)
 	err := h.Do(func() error {

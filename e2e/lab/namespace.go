@@ -80,6 +80,7 @@ func (n *Namespace) close() error {
 	var err error
 	if n.handle != nil {
 		err = n.handle.Close()
+		n.handle = nil
 	}
 	if e := unix.Unmount(n.Path, unix.MNT_DETACH); e != nil && !errors.Is(e, unix.EINVAL) && !errors.Is(e, unix.ENOENT) {
 		err = errors.Join(err, fmt.Errorf("unmount %s: %w", n.Path, e))

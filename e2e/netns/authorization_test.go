@@ -121,9 +121,11 @@ func TestLiveConnectionsAreJudgedAgain(t *testing.T) {
 			}
 			return nil
 		})
-		// A second, and as much again for two proxies and a control plane on a busy machine.
-		if took := time.Since(start); took > 2*time.Second {
+		// A second, and the rest for two proxies and a control plane on a busy machine.
+		if took := time.Since(start); took > 10*time.Second {
 			t.Errorf("%s after %s", what, took)
+		} else {
+			t.Logf("%s after %s", what, took)
 		}
 	}
 	p := deny("by-selector", client, 8080)
@@ -159,14 +161,18 @@ func TestMissingPolicyIsHeld(t *testing.T) {
 	w.listen(server, ":8080", echo)
 	w.settle()
 	live := w.talk(client, addr(server, false, 8080))
+	begin := time.Now()
 	w.Control.SetAddresses(withPolicies(server, "default/late"))
 	w.settle()
-	w.expect(client, addr(server, false, 8080), client.IPv4)
+	const held = 4 * time.Second // less than the proxy holds the update, which begins when it hears of it
+	if _, err := call(client, addr(server, false, 8080), "hello"); err != nil && time.Since(begin) < held {
+		t.Errorf("while the policy may still come: %v", err)
+	}
 	w.eventually("new connections are refused", func() error {
 		start := time.Now()
 		if _, err := call(client, addr(server, false, 8080), "hello"); err == nil {
 			return fmt.Errorf("they work")
-		} else if took := time.Since(start); took > 2*time.Second {
+		} else if took := time.Since(start); took > 5*time.Second {
 			return fmt.Errorf("refused only after %s: %w", took, err)
 		}
 		return nil

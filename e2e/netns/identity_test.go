@@ -44,7 +44,7 @@ lines:
 // TestRootRotation exchanges the mesh's root under new connections that each take a handshake of their own; not one fails.
 // Certificates live for seconds, so that all are renewed, over and over, in each state of the rotation.
 func TestRootRotation(t *testing.T) {
-	const ttl, every = 8 * time.Second, 25 * time.Millisecond
+	const ttl, every = 16 * time.Second, 25 * time.Millisecond
 	w := newWorld(t)
 	w.Control.CA.SetTTL(ttl)
 	n1, n2 := w.node("node1", "POOL_MAX_STREAMS_PER_CONNECTION=1"), w.node("node2", "POOL_MAX_STREAMS_PER_CONNECTION=1")
@@ -209,14 +209,24 @@ func TestRevocation(t *testing.T) {
 	w.logged(w.proxies[1], "CERT_REVOKED", "connection complete", client.Identity(), "is revoked by its issuer")
 	w.logged(w.proxies[1], "CERT_REVOKED", "tunnel refused")
 	w.logged(w.proxies[0], "TLS_FAILURE", server.IPv4.String())
-	if got := w.lines(w.proxies[1], "istio_crl_policy_rejections_total", `reporter="destination"`); len(got) != 1 || strings.HasSuffix(got[0], " 0\n") {
-		t.Errorf("rejections: %v", got)
-	}
-	for _, name := range []string{"istio_tcp_connections_closed_total", "istio_tcp_connections_failed_total"} {
-		if got := w.lines(w.proxies[1], name, "CERT_REVOKED"); len(got) == 0 {
-			t.Errorf("no series of %s", name)
+	w.eventually("rejections are counted", func() error {
+		if got := w.lines(w.proxies[1], "istio_crl_policy_rejections_total", `reporter="destination"`); len(got) != 1 || strings.HasSuffix(got[0], " 0\n") {
+			return fmt.Errorf("rejections: %v", got)
+		}
+		return nil
+	})
+	counted := func(p *lab.Proxy, labels ...string) {
+		t.Helper()
+		for _, name := range []string{"istio_tcp_connections_closed_total", "istio_tcp_connections_failed_total"} {
+			w.eventually(name+" tells of it on "+p.Node.Name, func() error {
+				if len(w.lines(p, name, labels...)) == 0 {
+					return errors.New("no such series")
+				}
+				return nil
+			})
 		}
 	}
+	counted(w.proxies[1], "CERT_REVOKED")
 
 	w.must(os.WriteFile(file, nil, 0o600))
 	w.eventually("the client is served again", func() error {
@@ -239,11 +249,7 @@ func TestRevocation(t *testing.T) {
 		c.Close()
 		t.Error("a new connection to the revoked server works")
 	}
-	for _, name := range []string{"istio_tcp_connections_closed_total", "istio_tcp_connections_failed_total"} {
-		if got := w.lines(w.proxies[0], name, "CERT_REVOKED", `reporter="source"`); len(got) == 0 {
-			t.Errorf("no series of %s at the source", name)
-		}
-	}
+	counted(w.proxies[0], "CERT_REVOKED", `reporter="source"`)
 }
 
 // TestCompliance: a proxy in Go's FIPS 140-3 mode and one that takes only post-quantum key exchange serve each other, and the

@@ -214,8 +214,8 @@ func TestNames(t *testing.T) {
 	if got, err := w.asker(client, "udp", other.IPv4).ask("b.upstream.example", dns.TypeA, ioTimeout); err != nil || got != "NOERROR "+upstreamAddr {
 		t.Errorf("asking another server: %q, %v", got, err)
 	}
-	if other.asked(client.IPv4) != 1 {
-		t.Errorf("the other server was asked %d times", other.asked(client.IPv4))
+	if other.asked(client.IPv4) == 0 {
+		t.Error("the other server was not asked")
 	}
 	w.eventually("metrics tell of it", func() error {
 		_, body, err := w.proxies[0].Get(w.ctx, 15020, "/metrics")
@@ -239,11 +239,11 @@ func TestOneSocketThroughItAll(t *testing.T) {
 		w.serve("web", 1, false)
 		w.settle()
 		a := w.asker(client, "udp", ip(&lab.Pod{Host: r.Host}, v6))
-		lost := 0
+		lost, wait := 0, 5*time.Second
 		ask := func() string {
 			t.Helper()
 			for range 5 {
-				got, err := a.ask(name, dns.TypeA, time.Second)
+				got, err := a.ask(name, dns.TypeA, wait)
 				if err == nil {
 					return got
 				}
@@ -261,6 +261,7 @@ func TestOneSocketThroughItAll(t *testing.T) {
 		if lost > 1 {
 			t.Errorf("%d queries were lost in enrolment", lost)
 		}
+		wait = ioTimeout // nothing is to be lost, and so not to be repeated
 		for range 2 {
 			lost = 0
 			old := w.proxies[len(w.proxies)-1]
@@ -297,7 +298,7 @@ func TestOneSocketThroughItAll(t *testing.T) {
 				t.Errorf("%d queries were lost in a roll of the proxy", lost)
 			}
 		}
-		lost = 0
+		lost, wait = 0, 5*time.Second
 		w.must(w.Kernel.Unhook(w.ctx, client.Handle()))
 		deleted, err := conntrack.Kernel{}.ForgetNames(client.Handle(), false)
 		w.must(err)

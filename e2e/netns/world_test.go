@@ -28,8 +28,8 @@ import (
 
 // Deadlines. What should come about at once gets patience, so that a busy machine does not fail a test.
 const (
-	patience  = 20 * time.Second
-	ioTimeout = 15 * time.Second
+	patience  = time.Minute
+	ioTimeout = 30 * time.Second
 )
 
 // binaries are the ztunnels under test: proxies of one world take them in turn.
@@ -87,7 +87,11 @@ func newWorld(t *testing.T) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("skipped: network namespaces need root")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	limit := 10 * time.Minute
+	if soak() {
+		limit = 3 * time.Hour
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	w := &world{t: t, ctx: ctx, markers: new(atomic.Int64)}
 	var err error
 	w.Lab, err = lab.New(ctx, lab.Config{Dir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))})
