@@ -88,7 +88,6 @@ func TestNodeProxyLibraries(t *testing.T) {
 	defer wg.Wait()
 	defer cancel()
 	<-client.Synced()
-
 	web := dir.WorkloadByPod("shop", "web", "web")
 	service := dir.ServiceByAddr("", netip.MustParseAddr("10.96.0.7"), "shop")
 	if web == nil || service == nil {
