@@ -250,6 +250,35 @@ func TestNewestListenerTakesAll(t *testing.T) {
 	accepted(newer, 20)
 }
 
+// TestKeepAliveIsOfTCP: one configuration makes listeners of both kinds; a datagram socket has no keep-alive to set.
+func TestKeepAliveIsOfTCP(t *testing.T) {
+	ns := newNamespace(t, openHome(t))
+	how := Listener{KeepAlive: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: time.Second, Count: 3}}
+	at := netip.MustParseAddrPort("127.0.0.1:15053")
+	udp, err := ns.ListenUDP(how, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	tcp, err := ns.ListenTCPAt(how, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	idle := 0
+	if err := control(raw, func(fd int) error {
+		var err error
+		idle, err = unix.GetsockoptInt(fd, unix.SOL_TCP, unix.TCP_KEEPIDLE)
+		return err
+	}); err != nil || idle != 60 {
+		t.Errorf("keep-alive of the TCP listener begins after %d s, %v; want 60", idle, err)
+	}
+}
+
 func TestListening(t *testing.T) {
 	home := openHome(t)
 	n := newNamespace(t, home)

@@ -186,7 +186,12 @@ func (n *Namespace) listen(l Listener, network string, addr netip.AddrPort) (*ne
 	lc := net.ListenConfig{KeepAlive: -1}
 	lc.SetMultipathTCP(false)
 	lc.Control = func(_, _ string, c syscall.RawConn) error {
-		return control(c, l.setOptions)
+		return control(c, func(fd int) error {
+			if err := l.setOptions(fd); err != nil {
+				return err
+			}
+			return setKeepAlive(fd, l.KeepAlive)
+		})
 	}
 	var ln net.Listener
 	err := n.Do(func() error {
@@ -210,6 +215,7 @@ func (n *Namespace) listen(l Listener, network string, addr netip.AddrPort) (*ne
 	return tcp, nil
 }
 
+// setOptions sets what sockets of TCP and UDP have in common.
 func (l Listener) setOptions(fd int) error {
 	if l.Mark != 0 {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, l.Mark); err != nil {
@@ -221,7 +227,7 @@ func (l Listener) setOptions(fd int) error {
 			return fmt.Errorf("set SO_REUSEPORT: %w", err)
 		}
 	}
-	return setKeepAlive(fd, l.KeepAlive)
+	return nil
 }
 
 // setKeepAlive is net.TCPConn.SetKeepAliveConfig for a socket that is no connection yet.
