@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -227,6 +228,32 @@ func (f *filler) run(ctx context.Context, p pod, created *corev1.Pod) error {
 	created.Status = p.status()
 	_, err := f.core.CoreV1().Pods(p.namespace()).UpdateStatus(ctx, created, metav1.UpdateOptions{})
 	return err
+}
+
+// warm waits until the API server answers watches of pods and services from its own memory, as one does that has run for a while.
+func (f *filler) warm(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	from := metav1.ListOptions{ResourceVersion: "0"}
+	for what, open := range map[string]func() (watch.Interface, error){
+		"pods":     func() (watch.Interface, error) { return f.core.CoreV1().Pods(pod(0).namespace()).Watch(ctx, from) },
+		"services": func() (watch.Interface, error) { return f.core.CoreV1().Services(pod(0).namespace()).Watch(ctx, from) },
+	} {
+		w, err := open()
+		if err != nil {
+			return fmt.Errorf("watch %s: %w", what, err)
+		}
+		select {
+		case <-w.ResultChan(): // something of before, or the stream's end
+		case <-ctx.Done():
+			err = fmt.Errorf("watch %s: %w", what, context.Cause(ctx))
+		}
+		w.Stop()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // remove deletes a pod at once.

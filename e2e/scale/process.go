@@ -30,15 +30,16 @@ type process struct {
 	err  error         // why, once done is closed
 }
 
-// start starts a program, whose standard error (and output, unless stdout is given) goes into the file log.
-func start(name, log string, stdin io.Reader, stdout io.Writer, program string, args ...string) (*process, error) {
+// start starts a program, whose standard error (and output, unless stdout is given) goes into the file log. Without env it has this
+// process's environment.
+func start(name, log string, env []string, stdin io.Reader, stdout io.Writer, program string, args ...string) (*process, error) {
 	file, err := os.Create(log)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	defer file.Close() // the process has its own descriptor
 	p := &process{name: name, log: log, cmd: exec.Command(program, args...), done: make(chan struct{})}
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = stdin, stdout, file
+	p.cmd.Env, p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = env, stdin, stdout, file
 	if stdout == nil {
 		p.cmd.Stdout = file
 	}

@@ -62,7 +62,7 @@ func startProxy(program, address, dir string) (*proxy, error) {
 	}
 	defer out.Close()
 	p := &proxy{input: input, changed: make(chan struct{}), known: map[string]seen{}, ended: map[string]subscriber.Event{}}
-	p.process, err = start("the node proxy", filepath.Join(dir, "subscriber.log"), in, out, program, address)
+	p.process, err = start("the node proxy", filepath.Join(dir, "subscriber.log"), nil, in, out, program, address)
 	if err != nil {
 		return nil, errors.Join(err, input.Close(), output.Close())
 	}

@@ -30,7 +30,9 @@ func (r *Result) Write(w io.Writer) error {
 		{"  states sent; the last after", fmt.Sprintf("%d; %s", r.States, span(r.Lag)), "in order, the last always", "", ""},
 		{"  memory: peak; at the end", mib(r.StormMax) + "; " + mib(r.LastRSS), "bounded", "", "3,690 MiB"},
 		{"  processor time of istiod-lite", span(r.StormCPU), "", "", ""},
-		{"node proxy's memory: at rest; after all changes; peak", mib(r.ProxyRSS) + "; " + mib(r.ProxyLast) + "; " + mib(r.ProxyMax), "at most 200 MiB", "", "221 MiB"},
+		{"ztunnel: start until it has everything", span(r.Ztunnel), "", "", ""},
+		{"  its memory: 10 s later; then; peak", mib(r.ZtunnelRested) + "; " + mib(r.ZtunnelRSS) + "; " + mib(r.ZtunnelPeak), "at most 200 MiB", "", "221 MiB"},
+		{"the subscriber's memory: at rest; after all changes; peak", mib(r.ProxyRSS) + "; " + mib(r.ProxyLast) + "; " + mib(r.ProxyMax), "at most 200 MiB", "", "221 MiB"},
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "\tambit, %d pods\tasked at 100,000\tIstio, 10,000\tIstio, 100,000\n", r.Pods)

@@ -29,8 +29,8 @@ type Config struct {
 	Pods int
 	// Programs is the folder of etcd and kube-apiserver.
 	Programs string
-	// ControlPlane and Subscriber are the binaries to measure: istiod-lite, and a node proxy that only learns.
-	ControlPlane, Subscriber string
+	// Build makes the binaries to measure, in a folder that goes with the run, however that ends.
+	Build func(ctx context.Context, dir string) (Binaries, error)
 	// Created is how many pods are created one after another.
 	Created int
 	// Storm is how long pods are changed as fast as the API server takes it.
@@ -38,6 +38,9 @@ type Config struct {
 	// Report takes progress.
 	Report io.Writer
 }
+
+// Binaries are paths of what is measured: istiod-lite, a node proxy that only learns, and ztunnel.
+type Binaries struct{ ControlPlane, Subscriber, Ztunnel string }
 
 // What is changed in the storm, and while the node proxy is away.
 const (
@@ -72,6 +75,10 @@ type Result struct {
 	StormMax, LastRSS uint64 // of istiod-lite: the peak in the storm, and at the end
 	StormCPU          time.Duration
 	ProxyLast         uint64
+	// Of ztunnel itself, started when all else is over: from its start until it has everything, and its memory then, after
+	// restTime, and at its peak.
+	Ztunnel                                time.Duration
+	ZtunnelRSS, ZtunnelRested, ZtunnelPeak uint64
 }
 
 // Run measures. It returns an error if anything that is promised at every size does not hold: a change that never arrives, or
@@ -90,6 +97,10 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	binaries, err := c.Build(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
 	etcd := filepath.Join(dir, "etcd")
 	if err := cache.get(ctx, c, dir, etcd); err != nil {
 		return nil, err
@@ -107,7 +118,11 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &measurement{config: c, server: s, filler: f, dir: dir, result: &Result{Pods: c.Pods, Services: services(c.Pods)}}
+	fmt.Fprintln(c.Report, "wait until the API server has read all pods itself")
+	if err := f.warm(ctx); err != nil {
+		return nil, err
+	}
+	m := &measurement{config: c, binaries: binaries, server: s, filler: f, dir: dir, result: &Result{Pods: c.Pods, Services: services(c.Pods)}}
 	defer func() { err = errors.Join(err, m.stop()) }()
 	for _, step := range []struct {
 		name string
@@ -118,6 +133,7 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 		{fmt.Sprintf("create %d pods one after another", c.Created), m.create},
 		{"cut the node proxy off, change some pods, let it come back", m.reconnect},
 		{fmt.Sprintf("change %d pods again and again for %s", min(stormPods, c.Pods-2*awayPods), c.Storm), m.storm},
+		{"start ztunnel, which subscribes to everything", m.ztunnel},
 	} {
 		fmt.Fprintln(c.Report, step.name)
 		if err := step.run(ctx); err != nil {
@@ -128,14 +144,15 @@ func Run(ctx context.Context, c Config) (_ *Result, err error) {
 }
 
 type measurement struct {
-	config  Config
-	server  *server
-	filler  *filler
-	dir     string
-	result  *Result
-	control *process
-	xds     string
-	proxy   *proxy
+	config   Config
+	binaries Binaries
+	server   *server
+	filler   *filler
+	dir      string
+	result   *Result
+	control  *process
+	xds      string
+	proxy    *proxy
 }
 
 func (m *measurement) stop() error {
@@ -159,7 +176,7 @@ func (m *measurement) ready(ctx context.Context) error {
 	}
 	m.xds = "http://" + addrs[0]
 	begin := time.Now()
-	m.control, err = start("istiod-lite", filepath.Join(m.dir, "istiod-lite.log"), nil, nil, m.config.ControlPlane,
+	m.control, err = start("istiod-lite", filepath.Join(m.dir, "istiod-lite.log"), nil, nil, nil, m.binaries.ControlPlane,
 		"--kubeconfig="+m.server.kubeconfig, "--namespace="+api.DefaultNamespace, "--plaintext-addr="+addrs[0], "--grpc-addr="+addrs[1],
 		"--monitoring-addr="+addrs[2], "--debug-addr=", "--drain-delay=0s")
 	if err != nil {
@@ -180,7 +197,7 @@ func (m *measurement) ready(ctx context.Context) error {
 
 func (m *measurement) snapshot(ctx context.Context) error {
 	var err error
-	if m.proxy, err = startProxy(m.config.Subscriber, m.xds, m.dir); err != nil {
+	if m.proxy, err = startProxy(m.binaries.Subscriber, m.xds, m.dir); err != nil {
 		return err
 	}
 	e, err := m.proxy.awaitKind(ctx, subscriber.Synced, startGrace)

@@ -56,7 +56,7 @@ func startServer(ctx context.Context, programs, etcdDir, dir string) (_ *server,
 	}
 	s.etcdURL = "http://" + addrs[0]
 	peer := "http://" + addrs[1]
-	s.etcd, err = start("etcd", filepath.Join(dir, "etcd.log"), nil, nil, filepath.Join(programs, "etcd"),
+	s.etcd, err = start("etcd", filepath.Join(dir, "etcd.log"), nil, nil, nil, filepath.Join(programs, "etcd"),
 		"--name=scale", "--data-dir="+etcdDir, "--listen-client-urls="+s.etcdURL, "--advertise-client-urls="+s.etcdURL,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=scale="+peer,
 		"--quota-backend-bytes=8589934592",
@@ -88,7 +88,7 @@ func (s *server) startAPI(ctx context.Context, program, addr, dir string) error 
 	if err != nil {
 		return err
 	}
-	s.api, err = start("kube-apiserver", filepath.Join(dir, "kube-apiserver.log"), nil, nil, program,
+	s.api, err = start("kube-apiserver", filepath.Join(dir, "kube-apiserver.log"), nil, nil, nil, program,
 		"--etcd-servers="+s.etcdURL, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port="+where.Port(),
 		"--cert-dir="+certs, "--token-auth-file="+tokens, "--authorization-mode=RBAC", "--endpoint-reconciler-type=none",
 		"--service-cluster-ip-range="+serviceRange.String(),

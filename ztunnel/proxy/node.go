@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/directory"
@@ -64,6 +65,9 @@ const (
 	tidyInterval = 2 * time.Second
 	// tidyLeast is the smallest change in the number of connections that is worth it.
 	tidyLeast = 500
+	// tidyBurst is how many workloads and services discovery must have changed between two looks to be worth it: the first push of a
+	// large mesh needs more memory than what is kept of it.
+	tidyBurst = 5000
 	tidyTimes = 2
 	// tidyShare is the inverse of the share of time that it may take.
 	tidyShare = 20
@@ -136,6 +140,7 @@ type Node struct {
 
 	relayer    hbone.Relayer    // of which each pod has its own
 	share      *share.Divider   // of the work among pods
+	learnt     atomic.Int64     // workloads and services that discovery has changed
 	swept      time.Time        // of Run: when unused tunnels were last ended
 	poolCounts hbone.PoolCounts // of all pods' pools, gone ones included
 
@@ -256,7 +261,7 @@ func (n *Node) Run(ctx context.Context) error {
 		case <-sweep.C:
 			n.Metrics.Sweep(n.MetricsIdle)
 		case <-tidy.C:
-			if start := time.Now(); memory.due(n.connections(), start) {
+			if start := time.Now(); memory.due(n.connections(), int(n.learnt.Load()), start) {
 				debug.FreeOSMemory()
 				memory.took(time.Since(start))
 			}
@@ -271,15 +276,24 @@ func (n *Node) Run(ctx context.Context) error {
 type tidier struct {
 	tidied  int // connections when it was last done
 	last    int // connections at the last look
+	learnt  int // what discovery had changed at the last look
+	burst   bool
 	pending int // how often it is to be done yet
 	start   time.Time
 	pause   time.Time // not before
 }
 
-// due takes the present number of connections. It returns true a few times, since a stack shrinks by half at a time, once
-// the number has changed by much and come to rest.
-func (t *tidier) due(connections int, now time.Time) bool {
+// due takes the present number of connections, and how much discovery has changed since the start. It returns true a few times,
+// since a stack shrinks by half at a time, once the number has changed by much, or a burst of changes has come, and all is at rest.
+func (t *tidier) due(connections, learnt int, now time.Time) bool {
 	t.start = now
+	switch came := learnt - t.learnt; {
+	case came >= tidyBurst:
+		t.burst = true
+	case t.burst:
+		t.burst, t.pending = false, tidyTimes
+	}
+	t.learnt = learnt
 	rest := abs(connections-t.last) <= connections/20+tidyLeast/10
 	t.last = connections
 	if abs(connections-t.tidied) >= max(tidyLeast, t.tidied/5) {
@@ -311,6 +325,7 @@ func (n *Node) connections() int {
 
 // onChange hears what discovery has changed; what is to be done about it, Run does.
 func (n *Node) onChange(c directory.Change) {
+	n.learnt.Add(int64(len(c.Workloads) + len(c.Services)))
 	n.warm(c.Workloads)
 	fate, moved := fatesOf(c), displaced(c)
 	local := slices.ContainsFunc(c.Workloads, func(w directory.WorkloadChange) bool { return w.Local })

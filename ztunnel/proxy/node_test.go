@@ -8,11 +8,11 @@ import (
 // TestTidier follows a burst of connections, its end, and small changes.
 func TestTidier(t *testing.T) {
 	var m tidier
-	now := time.Now()
+	now, learnt := time.Now(), 0
 	look := func(connections int, want bool, when string) {
 		t.Helper()
 		now = now.Add(tidyInterval)
-		if got := m.due(connections, now); got != want {
+		if got := m.due(connections, learnt, now); got != want {
 			t.Errorf("%s, with %d connections: due = %v, want %v", when, connections, got, want)
 		}
 	}
@@ -35,4 +35,20 @@ func TestTidier(t *testing.T) {
 		look(0, false, "after a long one")
 	}
 	look(0, true, "when enough time has passed")
+	// A large mesh becomes known.
+	for range 3 {
+		learnt += tidyBurst
+		look(0, false, "while much is learnt")
+	}
+	for range tidyTimes {
+		learnt += tidyBurst / 2
+		now = now.Add(tidyShare * tidyInterval)
+		look(0, true, "when all is learnt")
+	}
+	for range 50 {
+		learnt += tidyBurst / 2
+		look(0, false, "while changes come steadily")
+	}
+	learnt += 1
+	look(0, false, "after those")
 }

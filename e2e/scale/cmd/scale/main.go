@@ -28,7 +28,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	c := scale.Config{Report: stderr}
 	flags := flag.NewFlagSet("scale", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -39,11 +39,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "ambit-scale-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if c.Programs == "" {
 		out, err := goTool(ctx, stderr, "-C", "e2e/cluster", "run", "./cmd/cluster", "build")
 		if err != nil {
@@ -51,11 +46,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		}
 		c.Programs = strings.TrimSpace(out)
 	}
-	c.ControlPlane, c.Subscriber = filepath.Join(dir, "istiod-lite"), filepath.Join(dir, "subscriber")
-	for program, pkg := range map[string]string{c.ControlPlane: "./istiod-lite/cmd/istiod-lite", c.Subscriber: "./e2e/scale/cmd/subscriber"} {
-		if _, err := goTool(ctx, stderr, "build", "-trimpath", "-o", program, pkg); err != nil {
-			return fmt.Errorf("build %s: %w", pkg, err)
+	c.Build = func(ctx context.Context, dir string) (scale.Binaries, error) {
+		b := scale.Binaries{
+			ControlPlane: filepath.Join(dir, "istiod-lite"), Subscriber: filepath.Join(dir, "subscriber"), Ztunnel: filepath.Join(dir, "ztunnel"),
 		}
+		for program, pkg := range map[string]string{
+			b.ControlPlane: "./istiod-lite/cmd/istiod-lite", b.Subscriber: "./e2e/scale/cmd/subscriber", b.Ztunnel: "./ztunnel/cmd/ztunnel",
+		} {
+			if _, err := goTool(ctx, stderr, "build", "-trimpath", "-o", program, pkg); err != nil {
+				return b, fmt.Errorf("build %s: %w", pkg, err)
+			}
+		}
+		return b, nil
 	}
 	result, err := scale.Run(ctx, c)
 	if err != nil {
