@@ -95,8 +95,8 @@ func TestOutOfDescriptors(t *testing.T) {
 	}
 }
 
-// TestHalfClosedConnections leaves two half-closed connections in silence. The one whose server is gone without a word is
-// ended soon; the other one carries what its server says after a silence that is longer than that.
+// TestHalfClosedConnections leaves half-closed connections in silence. Those whose servers are gone without a word are ended
+// soon, told of the end or not; the other one carries what its server says after a silence that is longer than that.
 func TestHalfClosedConnections(t *testing.T) {
 	const (
 		probe = "AMBIT_HALF_CLOSE_PROBE=1s" // with three probes, a second apart, after five seconds
@@ -104,7 +104,7 @@ func TestHalfClosedConnections(t *testing.T) {
 	)
 	w := newWorld(t)
 	n1, n2 := w.node("node1", probe), w.node("node2", probe)
-	client, lively, gone := w.captured(n1, "client"), w.pod(n2, "lively"), w.pod(n2, "gone")
+	client, lively, gone, left := w.captured(n1, "client"), w.pod(n2, "lively"), w.pod(n2, "gone"), w.pod(n2, "left")
 	speak := make(chan struct{})
 	serve := func(c *net.TCPConn) {
 		defer c.Close()
@@ -114,6 +114,7 @@ func TestHalfClosedConnections(t *testing.T) {
 	}
 	w.listen(lively, ":9001", serve)
 	w.listen(gone, ":9001", serve)
+	w.listen(left, ":9002", serve)
 	w.settle()
 	open := func(p *lab.Pod) *net.TCPConn {
 		c, err := client.Dial(addr(p, false, 9001))
@@ -124,6 +125,12 @@ func TestHalfClosedConnections(t *testing.T) {
 		w.must(c.CloseWrite())
 		return c
 	}
+	// The last one's peer is gone before it is told of the end.
+	untold, err := client.Dial(addr(left, false, 9002))
+	w.must(err)
+	t.Cleanup(func() { untold.Close() })
+	_, err = io.WriteString(untold, "all")
+	w.must(err)
 	good, bad := open(lively), open(gone)
 	// What is not acknowledged yet would be sent again and again, and not probed for.
 	w.eventually("the ends of both, and of the proxy's two, are acknowledged", func() error {
@@ -144,19 +151,24 @@ func TestHalfClosedConnections(t *testing.T) {
 		}
 		return err
 	})
-	w.must(gone.Do(func() error {
-		link, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkDel(link)
-	}))
-	bad.SetDeadline(time.Now().Add(soon))
-	start := time.Now()
-	if _, err := bad.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the client of the server that is gone: %v after %v, want connection reset", err, time.Since(start))
+	for _, p := range []*lab.Pod{gone, left} {
+		w.must(p.Do(func() error {
+			link, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(link)
+		}))
 	}
-	t.Logf("it was ended after %v", time.Since(start))
+	w.must(untold.CloseWrite())
+	start := time.Now()
+	for name, c := range map[string]*net.TCPConn{"knew of the end": bad, "was not told of the end": untold} {
+		c.SetDeadline(start.Add(soon))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the client of a server that is gone, which %s: %v after %v, want connection reset", name, err, time.Since(start))
+		}
+		t.Logf("%s: it was ended within %v", name, time.Since(start))
+	}
 	close(speak)
 	good.SetDeadline(time.Now().Add(ioTimeout))
 	if all, err := io.ReadAll(good); err != nil || string(all) != "still here" {

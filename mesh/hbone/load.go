@@ -1,7 +1,6 @@
 package hbone
 
 import (
-	"net"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
@@ -43,35 +42,4 @@ func (l *load) did(n int) {
 		l.party.Did(l.work)
 		l.work = 0
 	}
-}
-
-// probes are the keepalive probes of half-closed TCP connections.
-type probes struct {
-	every time.Duration // less than zero: none
-	begun bool
-}
-
-// begin starts them, and returns whether they had not begun yet.
-func (p *probes) begin(conns ...*net.TCPConn) bool {
-	if p.begun {
-		return false
-	}
-	p.begun = true
-	if p.every <= 0 {
-		return true
-	}
-	for _, c := range conns {
-		// An error means that the connection has ended.
-		_ = c.SetKeepAliveConfig(net.KeepAliveConfig{
-			Enable: true, Idle: p.every, Interval: max(p.every/deadProbes, time.Second), Count: deadProbes,
-		})
-	}
-	return true
-}
-
-func (cfg Relayer) halfCloseProbe() time.Duration {
-	if cfg.HalfCloseProbe == 0 {
-		return DefaultHalfCloseProbe
-	}
-	return cfg.HalfCloseProbe
 }

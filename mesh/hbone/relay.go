@@ -46,13 +46,6 @@ const DefaultHalfCloseTimeout = time.Hour
 // the 60 s after which Linux' connection tracking forgets a half-closed connection on which nothing moves.
 const DefaultHalfCloseProbe = 15 * time.Second
 
-const (
-	// probeGrace is how old a half-closed connection is when its probes begin: most do not live that long.
-	probeGrace = 5 * time.Second
-	// deadProbes is how many probes stay unanswered until the peer counts as gone. Together they take as long as the first.
-	deadProbes = 3
-)
-
 // stallCheck is how often a relay whose peer takes nothing looks whether its connection was reset.
 const stallCheck = 10 * time.Second
 
@@ -65,11 +58,12 @@ var ErrHalfCloseTimeout = errors.New("hbone: half-closed connection was silent f
 // Relayer holds the settings of relays. The zero value is ready to use.
 type Relayer struct {
 	// HalfCloseTimeout ends a relay of which one direction has ended and the other moves no byte for this long, or up to
-	// twice as long. Zero means DefaultHalfCloseTimeout, less than zero: no limit.
+	// twice as long or HalfCloseProbe longer. Zero means DefaultHalfCloseTimeout, less than zero: no limit.
 	HalfCloseTimeout time.Duration
 	// HalfCloseProbe is how long a half-closed TCP connection is silent until its peer is probed (TCP keepalive), and how long
-	// that peer may then be silent; the answers also keep connection tracking from forgetting it. Zero means
-	// DefaultHalfCloseProbe, less than zero: whatever keepalive the connection has.
+	// that peer may then be silent; the answers also keep connection tracking from forgetting it. Where something was sent, a
+	// FIN perhaps, its acknowledgement is waited for two or three times as long. Zero means DefaultHalfCloseProbe, less than
+	// zero: whatever the connection has.
 	HalfCloseProbe time.Duration
 	// Budget, if set, bounds what relays that cannot write hold in buffers: once it is used up they read little at a time.
 	Budget *buffer.Budget
@@ -147,9 +141,9 @@ func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*
 	if counters == nil {
 		counters = new(Counters)
 	}
-	r := &relay{conn: conn, raw: raw, s: s.s, counters: counters, halfClose: cfg.halfClose(), stallCheck: cfg.stallCheck}
+	r := &relay{conn: conn, raw: raw, s: s.s, counters: counters, stallCheck: cfg.stallCheck}
 	r.load = load{cfg.Budget, cfg.Party, 0}
-	r.probes.every = cfg.halfCloseProbe()
+	r.silence = cfg.silence()
 	if r.stallCheck == 0 {
 		r.stallCheck = stallCheck
 	}
@@ -171,27 +165,30 @@ func (r *relay) begin(ctx context.Context) {
 	}
 }
 
-func (cfg Relayer) halfClose() time.Duration {
-	if cfg.HalfCloseTimeout == 0 {
-		return DefaultHalfCloseTimeout
+func (cfg Relayer) silence() silence {
+	s := silence{limit: cfg.HalfCloseTimeout, every: cfg.HalfCloseProbe}
+	if s.limit == 0 {
+		s.limit = DefaultHalfCloseTimeout
 	}
-	return cfg.HalfCloseTimeout
+	if s.every == 0 {
+		s.every = DefaultHalfCloseProbe
+	}
+	return s
 }
 
 // relay is the state of one Relay. It is the stream's sink: payload from the tunnel is written to conn by the goroutine that
 // reads the tunnel, as long as conn takes it at once, and else by drain.
 type relay struct {
-	conn      *net.TCPConn
-	raw       syscall.RawConn
-	s         *h2.Stream
-	counters  *Counters
-	halfClose time.Duration
-	in        source      // of up
-	out       trySink     // of whoever calls TryWrite
-	load      load        // of up
-	unwatch   func() bool // the context
-	done      func(error) // of Start
-	parking   *parking    // of Start; may be nil
+	conn     *net.TCPConn
+	raw      syscall.RawConn
+	s        *h2.Stream
+	counters *Counters
+	in       source      // of up
+	out      trySink     // of whoever calls TryWrite
+	load     load        // of up
+	unwatch  func() bool // the context
+	done     func(error) // of Start
+	parking  *parking    // of Start; may be nil
 
 	stallCheck time.Duration
 
@@ -204,9 +201,8 @@ type relay struct {
 	downDone bool       // the stream has ended, and conn was told
 	over     bool       // whoever set it closes conn
 	err      error
-	timer    *time.Timer // of halfClose
-	probes   probes
-	seen     uint64 // the counters' sum when timer last looked
+	timer    *time.Timer // of silence
+	silence  silence
 }
 
 // run is what Start starts, and again after each time that the relay was parked.
@@ -441,19 +437,20 @@ func (r *relay) ended(direction *bool) {
 // moved is the sum of the counters.
 func (r *relay) moved() uint64 { return r.counters.Sent.Load() + r.counters.Received.Load() }
 
-// checkHalfClosed ends a half-closed relay in which nothing has moved since it last looked.
+// checkHalfClosed ends a half-closed relay that has been silent for too long.
 func (r *relay) checkHalfClosed() {
 	r.mu.Lock()
-	first := r.probes.begin(r.conn)
-	moved := r.moved()
-	idle := moved == r.seen && !r.over && !first
-	r.seen = moved
-	if !idle && !r.over && r.halfClose > 0 {
-		r.timer.Reset(r.halfClose)
+	if r.over {
+		r.mu.Unlock()
+		return
+	}
+	next, err := r.silence.look(r.moved(), r.conn)
+	if err == nil && next > 0 {
+		r.timer.Reset(next)
 	}
 	r.mu.Unlock()
-	if idle {
-		r.abort(ErrHalfCloseTimeout)
+	if err != nil {
+		r.abort(err)
 	}
 }
 

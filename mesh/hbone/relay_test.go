@@ -525,6 +525,29 @@ func TestRelayTCPReset(t *testing.T) {
 	}
 }
 
+// TestRelayTCPResetAfterTheEnd resets a connection that has ended before, on which nothing is read or written any more.
+func TestRelayTCPResetAfterTheEnd(t *testing.T) {
+	client, server, _, done := newTCPChain(t, context.Background(), Relayer{})
+	exchangeBetween(t, client, server, "hello")
+	_ = client.CloseWrite()
+	if _, err := server.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("server reads: %v, want the client's end", err)
+	}
+	_ = client.SetLinger(0)
+	_ = client.Close()
+	select {
+	case err := <-done:
+		if !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("relay: %v, want connection reset", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the relay goes on, for a client that has gone")
+	}
+	if _, err := server.Write([]byte("late")); err == nil {
+		await(t, "the server is told", func() bool { _, err := server.Write([]byte("late")); return err != nil })
+	}
+}
+
 func TestRelayTCPTimeoutAndContext(t *testing.T) {
 	client, server, _, done := newTCPChain(t, context.Background(), Relayer{HalfCloseTimeout: 30 * time.Millisecond})
 	_ = client.CloseWrite()

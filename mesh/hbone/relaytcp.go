@@ -16,9 +16,8 @@ func (cfg Relayer) RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Co
 	if counters == nil {
 		counters = new(Counters)
 	}
-	r := &tcpRelay{counters: counters, halfClose: cfg.halfClose(), a: a, b: b}
+	r := &tcpRelay{counters: counters, a: a, b: b, silence: cfg.silence()}
 	r.load = load{cfg.Budget, cfg.Party, 0}
-	r.probes.every = cfg.halfCloseProbe()
 	defer context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })()
 	var wg sync.WaitGroup
 	wg.Go(func() { r.copy(a, b, false) })
@@ -30,21 +29,20 @@ func (cfg Relayer) RelayTCP(ctx context.Context, a, b *net.TCPConn, counters *Co
 
 // tcpRelay is the state of one RelayTCP.
 type tcpRelay struct {
-	a, b      *net.TCPConn
-	counters  *Counters
-	halfClose time.Duration
-	load      load // copied by each direction
+	a, b     *net.TCPConn
+	counters *Counters
+	load     load // copied by each direction
 
-	mu     sync.Mutex // guards what follows
-	ended  int        // directions that have ended cleanly
-	over   bool       // both are closed
-	err    error
-	timer  *time.Timer
-	probes probes
-	seen   uint64
+	mu      sync.Mutex // guards what follows
+	ended   int        // directions that have ended cleanly
+	over    bool       // both are closed
+	err     error
+	timer   *time.Timer // of silence
+	silence silence
 }
 
-// copy copies from src to dst until src ends, and then ends dst. sent says which direction it is.
+// copy copies from src to dst until src ends, and then ends dst, and waits until src is reset or the other direction has
+// ended, too. sent says which direction it is.
 func (r *tcpRelay) copy(dst, src *net.TCPConn, sent bool) {
 	raw, err := src.SyscallConn()
 	if err != nil {
@@ -62,6 +60,9 @@ func (r *tcpRelay) copy(dst, src *net.TCPConn, sent bool) {
 				return
 			}
 			r.halfClosed()
+			if err := in.waitReset(); err != nil {
+				r.abort(err)
+			}
 			return
 		}
 		if err != nil {
@@ -86,31 +87,35 @@ func (r *tcpRelay) copy(dst, src *net.TCPConn, sent bool) {
 	}
 }
 
-// halfClosed notes the clean end of one direction.
+// halfClosed notes the clean end of one direction. With the second one both connections are closed.
 func (r *tcpRelay) halfClosed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended++
-	if r.ended == 1 && !r.over {
+	switch {
+	case r.over:
+	case r.ended == 2:
+		r.closeLocked(nil, false)
+	default:
 		r.timer = time.AfterFunc(probeGrace, r.checkHalfClosed)
 	}
 }
 
 func (r *tcpRelay) moved() uint64 { return r.counters.Sent.Load() + r.counters.Received.Load() }
 
-// checkHalfClosed ends a half-closed relay in which nothing has moved since it last looked.
+// checkHalfClosed ends a half-closed relay that has been silent for too long.
 func (r *tcpRelay) checkHalfClosed() {
 	r.mu.Lock()
-	first := r.probes.begin(r.a, r.b)
-	moved := r.moved()
-	idle := moved == r.seen && !r.over && !first
-	r.seen = moved
-	if !idle && !r.over && r.halfClose > 0 {
-		r.timer.Reset(r.halfClose)
+	defer r.mu.Unlock()
+	if r.over {
+		return
 	}
-	r.mu.Unlock()
-	if idle {
-		r.abort(ErrHalfCloseTimeout)
+	next, err := r.silence.look(r.moved(), r.a, r.b)
+	switch {
+	case err != nil:
+		r.closeLocked(err, true)
+	case next > 0:
+		r.timer.Reset(next)
 	}
 }
 
@@ -121,6 +126,10 @@ func (r *tcpRelay) abort(err error) { r.close(err, true) }
 func (r *tcpRelay) close(err error, reset bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.closeLocked(err, reset)
+}
+
+func (r *tcpRelay) closeLocked(err error, reset bool) {
 	if r.over {
 		return
 	}
