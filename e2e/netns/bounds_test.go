@@ -50,6 +50,47 @@ func TestBoundOfConnections(t *testing.T) {
 	})
 }
 
+// TestBoundOfTunnels lets a pod have two tunnels to peers. A third one is refused with its reason, until one of them is not used.
+func TestBoundOfTunnels(t *testing.T) {
+	const most = 2
+	w := newWorld(t)
+	n1, n2 := w.node("node1", fmt.Sprintf("AMBIT_POD_MAX_TUNNELS=%d", most)), w.node("node2")
+	greedy, neighbour := w.captured(n1, "greedy"), w.captured(n1, "neighbour")
+	var servers []*lab.Pod
+	for i := range most + 1 {
+		s := w.captured(n2, fmt.Sprintf("server%d", i))
+		w.listen(s, ":8080", echo)
+		servers = append(servers, s)
+	}
+	w.settle()
+	var holds []*held
+	for _, s := range servers[:most] {
+		holds = append(holds, w.hold(greedy, addr(s, false, 8080)))
+	}
+	third := addr(servers[most], false, 8080)
+	w.refused(greedy, third)
+	p := w.proxies[0]
+	w.logged(p, "AMBIT_POD_MAX_TUNNELS", "response_flags=POD_LIMIT")
+	if n := w.metric(p, "ambit_connections_refused_total", `bound="tunnels"`); n == 0 {
+		t.Error("no refused tunnel was counted")
+	}
+	w.expect(greedy, addr(servers[0], false, 8080), greedy.IPv4) // in a tunnel that there is
+	w.expect(neighbour, third, neighbour.IPv4)
+	for i, c := range holds {
+		if err := c.works(); err != nil {
+			t.Errorf("connection %d: %v", i, err)
+		}
+	}
+	holds[0].Close()
+	w.eventually("a tunnel that is not used makes place", func() error {
+		_, err := call(greedy, third, "hello")
+		return err
+	})
+	if err := holds[1].works(); err != nil {
+		t.Errorf("the connection in the other tunnel: %v", err)
+	}
+}
+
 // TestOutOfDescriptors takes a proxy's descriptors away. New connections wait, without the proxy being busy with that, and are
 // served once there are descriptors again.
 func TestOutOfDescriptors(t *testing.T) {

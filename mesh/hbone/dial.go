@@ -35,6 +35,8 @@ func (p *Pool) dial(pe *peer) {
 		err = ErrPoolClosed
 	}
 	if err != nil {
+		p.places--
+		p.size.Add(-1)
 		p.failLocked(pe, err)
 		p.dialLocked(pe)
 		p.forgetLocked(pe)
@@ -145,6 +147,10 @@ func (p *Pool) run(pc *poolConn) {
 	pe := pc.peer
 	pe.conns = slices.DeleteFunc(pe.conns, func(c *poolConn) bool { return c == pc })
 	delete(p.conns, pc)
+	if !pc.leaving {
+		p.places--
+	}
+	p.size.Add(-1)
 	if !settled {
 		unsettled := unsettledError(&pe.target, err)
 		p.cfg.Counts.failed(unsettled)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
@@ -39,11 +40,13 @@ type Pool struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // dials and connections
 	slots  chan struct{}  // of dials
+	size   atomic.Int64   // conns, and dials under way
 
 	mu     sync.Mutex // guards what follows and all peers; never held across I/O
 	closed bool
 	peers  map[peerKey]*peer
 	conns  map[*poolConn]struct{} // all that have not ended
+	places int                    // dials, and those of conns that have not made place for another
 	empty  chan struct{}          // closed when closed is set and conns has become empty
 }
 
@@ -80,6 +83,7 @@ type poolConn struct {
 	idleTimer *time.Timer
 	idleSince time.Time
 	settled   bool // its SETTINGS have come, so that the number of its streams is known
+	leaving   bool // it has made place for another
 }
 
 // NewPool returns a pool without connections. The caller must Close it.
@@ -270,7 +274,8 @@ func (p *Pool) serveLocked(pe *peer) {
 	p.dialLocked(pe)
 }
 
-// dialLocked starts as many dials as those who wait need, beyond what is under way.
+// dialLocked starts as many dials as those who wait need, beyond what is under way. If there may be none, and none is, it
+// fails those who wait.
 func (p *Pool) dialLocked(pe *peer) {
 	coming := pe.dials
 	for _, pc := range pe.conns {
@@ -279,11 +284,52 @@ func (p *Pool) dialLocked(pe *peer) {
 		}
 	}
 	for !p.closed && (len(pe.waiters) > coming*p.cfg.MaxStreams || pe.stuck(coming)) {
+		if !p.placeLocked() {
+			if coming == 0 {
+				p.refuseLocked(pe)
+			}
+			return
+		}
 		pe.dials++
 		coming++
+		p.size.Add(1)
 		p.wg.Go(func() { p.dial(pe) })
 	}
 }
+
+// placeLocked takes a place for one more connection, if need be that of one without streams, and tells whether there was one.
+func (p *Pool) placeLocked() bool {
+	most := p.cfg.MaxConnections
+	if most <= 0 || p.places < most {
+		p.places++
+		return true
+	}
+	looks := 0
+	for pc := range p.conns {
+		if looks++; looks > placeLooks {
+			break
+		}
+		if !pc.leaving && pc.settled && pc.h2.Idle() {
+			pc.leaving = true // and its place is the other's
+			pc.peer.conns = slices.DeleteFunc(pc.peer.conns, func(c *poolConn) bool { return c == pc })
+			p.wg.Go(pc.h2.Shutdown)
+			return true
+		}
+	}
+	return false
+}
+
+// refuseLocked fails those who wait for a target, for which nothing may be dialled.
+func (p *Pool) refuseLocked(pe *peer) {
+	for _, w := range pe.waiters {
+		w.ready <- grant{err: &DialError{StageConnect, pe.target, ErrTooManyConnections}}
+	}
+	pe.waiters = nil
+	p.forgetLocked(pe)
+}
+
+// Size returns how many connections there are, dials under way included. It takes no lock.
+func (p *Pool) Size() int { return int(p.size.Load()) }
 
 // stuck tells whether somebody waits who does not want the only connections that are coming.
 func (pe *peer) stuck(coming int) bool {

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,6 +38,17 @@ const (
 	maxAcceptPause = time.Second
 )
 
+// ErrTooManyConnections is why a tunnel was not opened, or not taken: there are as many connections as the settings allow.
+var ErrTooManyConnections = errors.New("hbone: as many tunnel connections as are allowed")
+
+// Of looking for a connection that makes place for another one.
+const (
+	// placeLooks is how many connections are looked at: whoever is at its bound must not make each attempt costly.
+	placeLooks = 64
+	// placeAge is how old a connection is at least: the first stream of a new one is on its way.
+	placeAge = time.Second
+)
+
 // ErrServerClosed is what Serve returns after Shutdown or Close.
 var ErrServerClosed = errors.New("hbone: server closed")
 
@@ -53,6 +65,11 @@ type ServerConfig struct {
 	// MaxHandshakes bounds the handshakes under way. Once it is reached, the oldest that has lasted over a second makes place,
 	// or else new connections wait. Zero means 256.
 	MaxHandshakes int
+	// MaxConnections bounds the connections, handshakes included. Once it is reached, one that has had no stream for a second
+	// makes place (by GOAWAY), or else new ones are reset. Zero means no bound.
+	MaxConnections int
+	// Full, if set, is told of each connection that was reset because of MaxConnections. It must not block.
+	Full func()
 	// MaxStreams is how many streams a client may have open on one connection. Zero means 200.
 	MaxStreams int
 	// H2 are the settings of the HTTP/2 connections. MaxStreams above holds over its own; OnChange must be nil.
@@ -84,6 +101,7 @@ type Server struct {
 	cancel context.CancelFunc
 	slots  chan struct{} // of handshakes
 	wg     sync.WaitGroup
+	size   atomic.Int64        // conns and shaking
 	idle   map[*h2.Conn]uint32 // of EndIdle: connections that were idle, and their latest streams
 
 	mu        sync.Mutex // guards what follows; never held across I/O
@@ -91,6 +109,7 @@ type Server struct {
 	closed    bool
 	listeners map[net.Listener]struct{}
 	shaking   []*handshake
+	leaving   int // of conns: those that were told to make place
 	conns     map[*h2.Conn]*connState
 	changed   sync.Cond // shaking or conns have changed
 }
@@ -154,6 +173,10 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		switch {
 		case err == nil:
 			pause = minAcceptPause
+			if s.full() {
+				s.refuse(nc)
+				continue
+			}
 			// Here, so that what comes meanwhile stays in the queue: it takes no place and does not grow old.
 			s.cfg.Party.Asks(workPerHandshake)
 			if !s.start(ctx, nc) {
@@ -201,6 +224,7 @@ func (s *Server) start(ctx context.Context, nc net.Conn) bool {
 			}
 			h := &handshake{nc, time.Now()}
 			s.shaking = append(s.shaking, h)
+			s.size.Add(1)
 			s.wg.Go(func() { s.serve(ctx, h, false) })
 			return true
 		default:
@@ -217,6 +241,54 @@ func (s *Server) start(ctx context.Context, nc net.Conn) bool {
 		timer.Stop()
 	}
 }
+
+// full tells whether there may be no further connection. It has one make place that is not used.
+func (s *Server) full() bool {
+	most := s.cfg.MaxConnections
+	if most <= 0 {
+		return false
+	}
+	s.mu.Lock()
+	if len(s.conns)+len(s.shaking)-s.leaving < most {
+		s.mu.Unlock()
+		return false
+	}
+	// Those that make place do not do so at once, and a hostile client takes its time, so they may not become many.
+	var unused *h2.Conn
+	if s.leaving <= most/8 {
+		looks := 0
+		for c, cs := range s.conns {
+			if looks++; looks > placeLooks {
+				break
+			}
+			if !cs.leaving && time.Since(cs.since) >= placeAge && c.Idle() {
+				unused, cs.leaving = c, true
+				s.leaving++
+				break
+			}
+		}
+	}
+	s.mu.Unlock()
+	if unused == nil {
+		return true
+	}
+	unused.Shutdown()
+	return false
+}
+
+// refuse resets a connection for which there is no place.
+func (s *Server) refuse(nc net.Conn) {
+	if s.cfg.Full != nil {
+		s.cfg.Full()
+	}
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = nc.Close()
+}
+
+// Size returns how many connections there are, handshakes included. It takes no lock.
+func (s *Server) Size() int { return int(s.size.Load()) }
 
 // evictHandshake ends the oldest handshake if it is slow, and returns how long until there is something to do.
 func (s *Server) evictHandshake() time.Duration {
@@ -240,8 +312,12 @@ func (s *Server) evictHandshake() time.Duration {
 }
 
 // ServeConn serves one connection, which it owns and closes, and returns when it has ended and its handlers have returned.
-// The end of the context cuts it.
+// The end of the context cuts it. It returns ErrTooManyConnections if there is no place for it.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
+	if s.full() {
+		s.refuse(nc)
+		return ErrTooManyConnections
+	}
 	s.mu.Lock()
 	if s.closed || s.draining {
 		s.mu.Unlock()
@@ -250,6 +326,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	}
 	h := &handshake{nc: nc}
 	s.shaking = append(s.shaking, h)
+	s.size.Add(1)
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
@@ -266,6 +343,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 // serve does the handshake, for which it has a slot, and serves the connection. The end of the context cuts the connection
 // if cut is set, and the handshake in any case.
 func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
+	defer s.size.Add(-1)
 	c, cs, err := s.accept(ctx, h)
 	<-s.slots
 	s.mu.Lock()
@@ -304,6 +382,9 @@ func (s *Server) serve(ctx context.Context, h *handshake, cut bool) error {
 	}
 	s.mu.Lock()
 	delete(s.conns, c)
+	if cs.leaving {
+		s.leaving--
+	}
 	s.changed.Broadcast()
 	s.mu.Unlock()
 	return err
@@ -325,7 +406,7 @@ func (s *Server) accept(ctx context.Context, h *handshake) (*h2.Conn, *connState
 		return nil, nil, fmt.Errorf("tls handshake: %w", err)
 	}
 	state := w.ConnectionState()
-	cs := &connState{local: addrPort(w.LocalAddr()), remote: addrPort(w.RemoteAddr())}
+	cs := &connState{local: addrPort(w.LocalAddr()), remote: addrPort(w.RemoteAddr()), since: time.Now()}
 	switch {
 	case state.NegotiatedProtocol != alpn:
 		err = fmt.Errorf("the client speaks protocol %q, not %q", state.NegotiatedProtocol, alpn)
@@ -369,6 +450,8 @@ type connState struct {
 	certs         []*x509.Certificate // the client's, leaf first
 	peer          identity.Identity   // in the leaf
 	local, remote netip.AddrPort
+	since         time.Time // its handshake was done
+	leaving       bool      // it was told to make place; guarded by the server's lock
 }
 
 // Shutdown closes the listeners, tells every client to open no more streams on its connection (GOAWAY in two steps: streams

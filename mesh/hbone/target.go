@@ -66,6 +66,9 @@ type PoolConfig struct {
 	// MaxHandshakes bounds the dials under way, which end with the TLS handshake. More of them wait, as long as Handshake says.
 	// Zero means 256.
 	MaxHandshakes int
+	// MaxConnections bounds the connections, dials under way included. Once it is reached, one without streams makes place for
+	// a new one, or else Open returns a *DialError with ErrTooManyConnections. Zero means no bound.
+	MaxConnections int
 	// Violated, if set, is told why a server lost its connection. It must not block.
 	Violated func(h2.Cause)
 	// Party, if set, does the work, and slows connections down that make much of it.

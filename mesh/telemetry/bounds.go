@@ -26,7 +26,7 @@ func NewBounds(reg prometheus.Registerer) *Bounds {
 	}
 }
 
-// Refused counts a connection beyond a bound: "connections" or "descriptors".
+// Refused counts a connection beyond a bound: "connections", "descriptors" or "tunnels".
 func (b *Bounds) Refused(bound string) {
 	if b != nil {
 		b.refused.WithLabelValues(bound).Inc()

@@ -59,13 +59,15 @@ const (
 	FlagRevoked
 	// FlagUnregistered: the mesh does not know the destination, and its settings say REGISTRY_ONLY.
 	FlagUnregistered
+	// FlagLimit: the pod has as many tunnel connections as it may have.
+	FlagLimit
 )
 
 // flags are the values of the response_flags label.
 var flags = [...]string{
 	FlagNone: "-", FlagDenied: "DENY", FlagConnect: "CONNECT", FlagTLS: "TLS_FAILURE", FlagH2: "H2_HANDSHAKE_FAILURE",
 	FlagNetworkPolicy: "NETWORK_POLICY", FlagIdentity: "IDENTITY_ERROR", FlagRevoked: "CERT_REVOKED",
-	FlagUnregistered: "REGISTRY_ONLY",
+	FlagUnregistered: "REGISTRY_ONLY", FlagLimit: "POD_LIMIT",
 }
 
 // String is the value of the response_flags label.

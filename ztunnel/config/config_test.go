@@ -47,7 +47,7 @@ func TestDefaults(t *testing.T) {
 		PoolIdle:       5 * time.Minute,
 		H2:             h2.Config{StreamWindow: 4194304, ConnWindow: 16777216, MaxFrameSize: 1048576},
 		KeepAlive:      net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9},
-		Limits:         Limits{Connections: 65536, Handshakes: 256, Buffered: 134217728, Share: 0.1},
+		Limits:         Limits{Connections: 65536, Tunnels: 16384, Handshakes: 256, Buffered: 134217728, Share: 0.1},
 		Timeouts: Timeouts{
 			Connect: 10 * time.Second, Handshake: 10 * time.Second, Settings: 10 * time.Second, Response: 20 * time.Second,
 			HalfClose: time.Hour, HalfCloseProbe: 15 * time.Second, TunnelIdle: 15 * time.Minute,

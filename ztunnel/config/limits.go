@@ -13,6 +13,8 @@ import (
 type Limits struct {
 	// Connections is how many connections a pod may have, in both directions together, tunnelled or not.
 	Connections int
+	// Tunnels is how many tunnel connections a pod may have, in each direction: one carries many connections.
+	Tunnels int
 	// Handshakes is how many TLS handshakes of a pod may be under way, in each direction.
 	Handshakes int
 	// Buffered is how many bytes of payload may wait for a pod's applications and peers.
@@ -39,7 +41,9 @@ type Timeouts struct {
 // Defaults of Limits and Timeouts where no other room has one.
 const (
 	DefaultConnections = 1 << 16
-	DefaultBuffered    = 128 << 20
+	// DefaultTunnels is one to each pod of a large mesh, and their memory is bearable.
+	DefaultTunnels  = 1 << 14
+	DefaultBuffered = 128 << 20
 	// DefaultTunnelIdle is above the time for which clients keep their unused connections.
 	DefaultTunnelIdle = 15 * time.Minute
 )
@@ -47,6 +51,7 @@ const (
 func (e *env) limits() Limits {
 	return Limits{
 		Connections: e.integer("AMBIT_POD_MAX_CONNECTIONS", DefaultConnections, 0, math.MaxInt32),
+		Tunnels:     e.integer("AMBIT_POD_MAX_TUNNELS", DefaultTunnels, 0, math.MaxInt32),
 		Handshakes:  e.integer("AMBIT_POD_MAX_HANDSHAKES", hbone.DefaultMaxHandshakes, 1, math.MaxInt32),
 		Buffered:    int64(e.integer("AMBIT_POD_MAX_BUFFERED", DefaultBuffered, 0, math.MaxInt)),
 		Share:       float64(e.integer("AMBIT_POD_MIN_SHARE_PERCENT", int(share.DefaultLeast*100), 1, 100)) / 100,

@@ -105,6 +105,9 @@ func flagOf(err error) telemetry.Flag {
 	if isRevoked(err) {
 		return telemetry.FlagRevoked
 	}
+	if errors.Is(err, hbone.ErrTooManyConnections) {
+		return telemetry.FlagLimit
+	}
 	var dial *hbone.DialError
 	if errors.As(err, &dial) {
 		switch dial.Stage {

@@ -20,6 +20,7 @@ const workPerConnection share.Work = 100 * time.Microsecond
 const (
 	boundConnections = "connections"
 	boundDescriptors = "descriptors"
+	boundTunnels     = "tunnels"
 )
 
 // takeShare makes what bounds the pod's part of the node's proxy.
@@ -58,6 +59,7 @@ func (p *Pod) full() bool {
 	t.mu.Lock()
 	connections, files := len(t.conns), t.files
 	t.mu.Unlock()
+	files += p.tunnelFiles()
 	switch n := p.node; {
 	case n.Limits.Connections > 0 && connections >= n.Limits.Connections:
 		p.refused(boundConnections, n.Limits.Connections)
@@ -69,6 +71,9 @@ func (p *Pod) full() bool {
 	return true
 }
 
+// tunnelFiles is how many descriptors the pod's tunnel connections have.
+func (p *Pod) tunnelFiles() int { return p.pool.Size() + p.server.Size() }
+
 // fullLogPeriod is how often it is said, in seconds, that a pod has too much.
 const fullLogPeriod = 10
 
@@ -77,7 +82,7 @@ func (p *Pod) refused(bound string, limit int) {
 	p.node.Bounds.Refused(bound)
 	now := time.Now().Unix()
 	if last := p.fullLogged.Load(); now-last >= fullLogPeriod && p.fullLogged.CompareAndSwap(last, now) {
-		p.logger.Error("the pod has as many connections or descriptors as one pod may have; new connections are refused",
+		p.logger.Error("the pod has as many of what is bounded as one pod may have; new connections are refused (docs/limits.md)",
 			"bound", bound, "limit", limit)
 	}
 }

@@ -13,7 +13,7 @@ import (
 type collector struct {
 	node *Node
 
-	connections, descriptors, held                        *prometheus.Desc // by pod
+	connections, tunnels, descriptors, held               *prometheus.Desc // by pod
 	poolConnections, poolStreams, poolWaiting, handshakes *prometheus.Desc // by pod
 	poolHits, poolWaits, poolDials, poolFailures          *prometheus.Desc
 	work, delay                                           *prometheus.Desc // by pod
@@ -31,7 +31,8 @@ func (n *Node) Collector() prometheus.Collector {
 	return &collector{
 		node:            n,
 		connections:     pod("ambit_pod_connections", "Connections of a pod that are open or being opened.", "direction"),
-		descriptors:     pod("ambit_pod_descriptors", "File descriptors of a pod's connections."),
+		tunnels:         pod("ambit_pod_tunnels", "Tunnel connections of peers to a pod, handshakes included."),
+		descriptors:     pod("ambit_pod_descriptors", "File descriptors of a pod's connections, tunnels included."),
 		held:            pod("ambit_pod_buffered_bytes", "Bytes of payload that wait in buffers for a pod or for its peers."),
 		work:            pod("ambit_pod_work_seconds_total", "Processor time that the proxy has spent for a pod, estimated from its bytes and connections."),
 		delay:           pod("ambit_pod_delay_seconds_total", "How long work for a pod was put off since the pod had had its share of a busy proxy."),
@@ -50,7 +51,7 @@ func (n *Node) Collector() prometheus.Collector {
 
 func (c *collector) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
-		c.connections, c.descriptors, c.held, c.work, c.delay, c.poolConnections, c.poolStreams, c.poolWaiting, c.handshakes,
+		c.connections, c.tunnels, c.descriptors, c.held, c.work, c.delay, c.poolConnections, c.poolStreams, c.poolWaiting, c.handshakes,
 		c.poolHits, c.poolWaits, c.poolDials, c.poolFailures, c.parked, c.buffered,
 	}
 }
@@ -76,6 +77,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for name, h := range c.node.holdings() {
 		gauge(c.connections, float64(h.inbound), name.namespace, name.pod, "inbound")
 		gauge(c.connections, float64(h.outbound), name.namespace, name.pod, "outbound")
+		gauge(c.tunnels, float64(h.tunnels), name.namespace, name.pod)
 		gauge(c.descriptors, float64(h.files), name.namespace, name.pod)
 		seconds(c.work, h.work, name)
 		seconds(c.delay, h.delay, name)
@@ -103,6 +105,7 @@ type podName struct{ namespace, pod string }
 type holding struct {
 	load
 	pool       hbone.PoolStats
+	tunnels    int
 	handshakes int
 	held       int64 // bytes
 
@@ -116,7 +119,8 @@ func (n *Node) holdings() map[podName]holding {
 		h, l, pool := all[name], p.conns.load(), p.pool.Stats()
 		h.inbound += l.inbound
 		h.outbound += l.outbound
-		h.files += l.files
+		h.files += l.files + p.tunnelFiles()
+		h.tunnels += p.server.Size()
 		h.pool.Connections += pool.Connections
 		h.pool.Streams += pool.Streams
 		h.pool.Waiting += pool.Waiting

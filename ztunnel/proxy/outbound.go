@@ -118,6 +118,9 @@ func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d
 		Traceparent: newTraceparent(),
 	})
 	if err != nil {
+		if errors.Is(err, hbone.ErrTooManyConnections) {
+			p.refused(boundTunnels, p.node.Limits.Tunnels)
+		}
 		return upstream{}, explain(err)
 	}
 	c.update(func(c *conn) { c.certs = s.PeerCertificates() })
@@ -130,6 +133,9 @@ func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d
 
 // explain adds what to do to errors that have one usual cause.
 func explain(err error) error {
+	if errors.Is(err, hbone.ErrTooManyConnections) {
+		return fmt.Errorf("%w for one pod (AMBIT_POD_MAX_TUNNELS of the node proxy), and all are in use", err)
+	}
 	var dial *hbone.DialError
 	if errors.As(err, &dial) && dial.Stage == hbone.StageConnect && isTimeout(err) {
 		return fmt.Errorf("%w (does a NetworkPolicy or firewall block port %d?)", err, dial.Target.Addr.Port())

@@ -141,8 +141,9 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		Party:       p.party,
 		Counts:      &n.poolCounts,
 
-		MaxHandshakes: n.Limits.Handshakes,
-		Logger:        p.logger,
+		MaxHandshakes:  n.Limits.Handshakes,
+		MaxConnections: n.Limits.Tunnels,
+		Logger:         p.logger,
 	})
 	p.server = hbone.NewServer(hbone.ServerConfig{
 		TLS:     p.serverTLS,
@@ -153,6 +154,8 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 
 		HandshakeTimeout: orNever(n.Timeouts.Handshake),
 		MaxHandshakes:    n.Limits.Handshakes,
+		MaxConnections:   n.Limits.Tunnels,
+		Full:             func() { p.refused(boundTunnels, n.Limits.Tunnels) },
 		Violated:         p.violated,
 		Party:            p.party,
 		Logger:           p.logger,

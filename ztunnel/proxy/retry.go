@@ -127,7 +127,7 @@ func worthAnother(err error) bool {
 	if errors.As(err, &status) {
 		return status.Status == statusUnavailable
 	}
-	return !isAny(err, errNoCertificate, hbone.ErrPoolClosed, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM)
+	return !isAny(err, errNoCertificate, hbone.ErrPoolClosed, hbone.ErrTooManyConnections, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM)
 }
 
 // endpointFault tells whether that was the endpoint's fault: not if the pod has no way to its address, as one has not whose

@@ -44,6 +44,7 @@ func TestEndpointFault(t *testing.T) {
 		{dial(hbone.StageTLS, fmt.Errorf("get certificate: %w", errNoCertificate)), false, false},
 		{dial(hbone.StageConnect, connect(syscall.EMFILE)), false, false},
 		{hbone.ErrPoolClosed, false, false},
+		{&hbone.DialError{Stage: hbone.StageConnect, Err: hbone.ErrTooManyConnections}, false, false},
 	} {
 		if got := worthAnother(tt.err); got != tt.another {
 			t.Errorf("%v: worth another: %v, want %v", tt.err, got, tt.another)
