@@ -14,6 +14,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
@@ -63,6 +64,8 @@ type Config struct {
 	Settings Settings
 	// Sockets makes sockets in the pod's network namespace.
 	Sockets Sockets
+	// Party is the pod's share of the proxy's work; nil: nothing is held back.
+	Party *share.Party
 	// Source tells the pod's canonical service and revision, for the metrics.
 	Source func() (service, revision string)
 	// Families tells which address families the pod has, as far as that is known: of another one it gets no address, which it
@@ -81,8 +84,10 @@ type Server struct {
 
 	ctx      context.Context // of queries that are sent on
 	cancel   context.CancelFunc
-	forwards chan struct{} // a token each
-	servers  []*dns.Server
+	forwards chan struct{}    // a token each
+	queries  chan struct{}    // a token each that came by UDP
+	packets  []net.PacketConn // read by servePackets, which closes them
+	servers  []*dns.Server    // of TCP
 	serving  sync.WaitGroup
 	last     atomic.Int64 // when the last query came, in Unix nanoseconds
 	pending  atomic.Int64 // queries that are not answered yet
@@ -92,7 +97,8 @@ type Server struct {
 
 // Serve answers what comes on the sockets, which it owns from now on, until Close.
 func (n *Node) Serve(c Config, packets []net.PacketConn, listeners []net.Listener) *Server {
-	s := &Server{node: n, cfg: c, settings: c.Settings, forwards: make(chan struct{}, podForwards), logger: n.Logger.With("namespace", c.Namespace)}
+	s := &Server{node: n, cfg: c, settings: c.Settings, packets: packets, logger: n.Logger.With("namespace", c.Namespace),
+		forwards: make(chan struct{}, podForwards), queries: make(chan struct{}, podQueries+len(packets))} // each socket's reader holds one
 	if s.settings.Equal(Settings{}) {
 		s.settings = clusterSettings(c.Namespace, n.ClusterDomain)
 	}
@@ -100,11 +106,12 @@ func (n *Node) Serve(c Config, packets []net.PacketConn, listeners []net.Listene
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.source.Store(n.Metrics.Source(c.Source()))
 	for _, p := range packets {
-		s.servers = append(s.servers, &dns.Server{PacketConn: p, Handler: s.handler("udp"), UDPSize: maxUDP})
+		s.serving.Go(func() { s.servePackets(p) })
 	}
+	conns := make(chan struct{}, maxConns)
 	for _, l := range listeners {
 		s.servers = append(s.servers, &dns.Server{
-			Listener: &limitedListener{Listener: l, free: make(chan struct{}, maxConns)}, Handler: s.handler("tcp"),
+			Listener: &limitedListener{Listener: l, conns: conns, party: c.Party}, Handler: dns.HandlerFunc(s.serveStream),
 			ReadTimeout: connIdle, WriteTimeout: connIdle, IdleTimeout: func() time.Duration { return connIdle }, MaxTCPQueries: connQueries,
 		})
 	}
@@ -144,6 +151,11 @@ func (s *Server) Linger(ctx context.Context, elsewhere bool) {
 // Close closes the sockets, gives up queries that wait for resolvers, and returns when all is over.
 func (s *Server) Close() {
 	s.cancel()
+	for _, p := range s.packets {
+		if err := p.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			s.logger.Debug("end a DNS server", "error", err) // it had failed before
+		}
+	}
 	for _, server := range s.servers {
 		if err := server.Shutdown(); err != nil {
 			s.logger.Debug("end a DNS server", "error", err) // it had failed before
@@ -170,17 +182,22 @@ func (s *Server) counters() *telemetry.DNSSource {
 	return c
 }
 
-func (s *Server) handler(network string) dns.Handler {
-	return dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		s.pending.Add(1)
-		defer s.pending.Add(-1)
-		s.last.Store(time.Now().UnixNano())
-		m := s.answer(network, q, addrPort(w.RemoteAddr()), addrPort(w.LocalAddr()))
-		fit(m, q, network)
-		if err := w.WriteMsg(m); err != nil && s.ctx.Err() == nil {
-			s.logger.Debug("answer a query", "error", err)
-		}
-	})
+// begin notes that a query has come.
+func (s *Server) begin() {
+	s.pending.Add(1)
+	s.last.Store(time.Now().UnixNano())
+}
+
+// serveStream answers a query that came by TCP. Those of one connection come one after the other.
+func (s *Server) serveStream(w dns.ResponseWriter, q *dns.Msg) {
+	s.begin()
+	defer s.pending.Add(-1)
+	s.cfg.Party.Asks(workPerQuery)
+	m := s.answer("tcp", q, addrPort(w.RemoteAddr()), addrPort(w.LocalAddr()))
+	fit(m, q, "tcp")
+	if err := w.WriteMsg(m); err != nil && s.ctx.Err() == nil {
+		s.logger.Debug("answer a query", "error", err)
+	}
 }
 
 // answer answers one query.
@@ -300,6 +317,7 @@ func (s *Server) forward(q *dns.Msg, servers []netip.AddrPort) (*dns.Msg, error)
 			return nil, errBusy
 		}
 	}
+	s.cfg.Party.Did(workPerForward)
 	return forward(s.ctx, s.cfg.Sockets, q, servers)
 }
 
@@ -399,7 +417,8 @@ func addrPort(a net.Addr) netip.AddrPort {
 // limitedListener closes connections beyond a number.
 type limitedListener struct {
 	net.Listener
-	free chan struct{}
+	conns chan struct{} // a token each, of all listeners of the pod
+	party *share.Party
 }
 
 func (l *limitedListener) Accept() (net.Conn, error) {
@@ -408,9 +427,10 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		l.party.Asks(workPerConn)
 		select {
-		case l.free <- struct{}{}:
-			return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.free })}, nil
+		case l.conns <- struct{}{}:
+			return &limitedConn{Conn: c, release: sync.OnceFunc(func() { <-l.conns })}, nil
 		default:
 			c.Close()
 		}

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -113,14 +114,20 @@ func newProxy(t *testing.T, s Sockets, settings Settings) *proxy {
 // newProxyOf makes one of another mesh.
 func newProxyOf(t *testing.T, d Directory, s Sockets, settings Settings) *proxy {
 	t.Helper()
+	return serve(t, d, Config{Namespace: "shop", Settings: settings, Sockets: s, Source: func() (string, string) { return "client", "v1" }})
+}
+
+func serve(t *testing.T, d Directory, c Config) *proxy {
+	t.Helper()
 	p := &proxy{registry: prometheus.NewRegistry()}
 	n := NewNode(NodeConfig{Directory: d, ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
 		Metrics: telemetry.NewDNS(p.registry), Logger: slog.New(slog.DiscardHandler)})
 	pc, ln := listen(t)
 	p.addr = ln.Addr().String()
-	p.Server = n.Serve(Config{Namespace: "shop", Settings: settings, Sockets: s,
-		Source:   func() (string, string) { return "client", "v1" },
-		Families: func() (bool, bool) { return p.without.Load() != 4, p.without.Load() != 6 }}, []net.PacketConn{pc}, []net.Listener{ln})
+	if c.Families == nil {
+		c.Families = func() (bool, bool) { return p.without.Load() != 4, p.without.Load() != 6 }
+	}
+	p.Server = n.Serve(c, []net.PacketConn{pc}, []net.Listener{ln})
 	t.Cleanup(p.Close)
 	return p
 }
@@ -406,7 +413,7 @@ type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, errors.New("fails") }
 
-// FuzzAnswer: whatever bytes come, the answer, if the query can be read, is one that can be sent and belongs to it.
+// FuzzAnswer: whatever bytes come, what goes back, if anything, belongs to them, is an answer, and fits.
 func FuzzAnswer(f *testing.F) {
 	for _, name := range []string{"web.shop.svc.cluster.local.", "web.", "a.wild.example.com.", `a\.b.example.com.`, "."} {
 		b, err := new(dns.Msg).SetQuestion(name, dns.TypeA).SetEdns0(512, true).Pack()
@@ -415,23 +422,31 @@ func FuzzAnswer(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	n := NewNode(NodeConfig{Directory: mesh(f), ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
+	n := NewNode(NodeConfig{Directory: ports(f), ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
 		Metrics: telemetry.NewDNS(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)})
 	s := n.Serve(Config{Namespace: "shop", Sockets: &hostSockets{}, Source: func() (string, string) { return "", "" },
 		Families: func() (bool, bool) { return true, true }}, nil, nil)
+	f.Cleanup(s.Close)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var q dns.Msg
-		if q.Unpack(b) != nil {
-			return
-		}
-		m := s.answer("udp", &q, netip.AddrPort{}, netip.AddrPort{})
-		fit(m, &q, "udp")
-		if m.Id != q.Id || !m.Response {
-			t.Fatalf("answer %v to %v", m, q)
-		}
-		wire, err := m.Pack()
-		if err == nil && len(wire) > maxUDP {
-			t.Fatalf("%d bytes", len(wire))
+		q, m := parse(b)
+		for _, network := range []string{"udp", "tcp"} {
+			if q != nil {
+				m = s.answer(network, q, netip.AddrPort{}, netip.AddrPort{})
+				fit(m, q, network)
+			}
+			if m == nil {
+				continue
+			}
+			wire, err := m.Pack()
+			if err != nil {
+				continue // the question is one that cannot be repeated
+			}
+			if !m.Response || binary.BigEndian.Uint16(wire) != binary.BigEndian.Uint16(b) {
+				t.Fatalf("answer %v to %v", m, q)
+			}
+			if network == "udp" && len(wire) > maxUDP {
+				t.Fatalf("%d bytes", len(wire))
+			}
 		}
 	})
 }

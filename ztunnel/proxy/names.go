@@ -32,7 +32,9 @@ func (p *Pod) serveNames(claim *sockets.Claim) {
 		p.logger.Warn("cannot look into the pod's connection tracking; queries are sent on to the resolvers that the pod is configured with", "error", err)
 	}
 	r := p.pod.Resolver
-	config := dns.Config{Namespace: p.pod.Namespace, Sockets: podSockets{p}, Source: p.canonicalService, Families: p.families}
+	config := dns.Config{
+		Namespace: p.pod.Namespace, Sockets: podSockets{p}, Party: p.party, Source: p.canonicalService, Families: p.families,
+	}
 	if r != (inpod.Resolver{}) {
 		config.Settings = dns.NewSettings(strings.Fields(r.Servers), strings.Fields(r.Search), r.NDots)
 	}
