@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/api/zds"
 	"github.com/ambit-mesh/ambit/cni/conntrack"
@@ -142,6 +144,8 @@ func (a *asker) ask(name string, qtype uint16, patience time.Duration) (string, 
 				out = append(out, rr.A.String())
 			case *dns.AAAA:
 				out = append(out, rr.AAAA.String())
+			case *dns.SRV:
+				out = append(out, fmt.Sprintf("%s:%d", rr.Target, rr.Port))
 			}
 		}
 		slices.Sort(out[1:])
@@ -154,8 +158,17 @@ func (w *world) entry(host, addr string) {
 	w.t.Helper()
 	w.Control.SetAddresses(&workload.Address{Type: &workload.Address_Service{Service: &workload.Service{
 		Name: host, Namespace: "default", Hostname: host, Ports: []*workload.Port{{ServicePort: 80, TargetPort: 80}},
-		Addresses: []*workload.NetworkAddress{{Address: netip.MustParseAddr(addr).AsSlice()}},
+		Addresses:  []*workload.NetworkAddress{{Address: netip.MustParseAddr(addr).AsSlice()}},
+		Extensions: w.portNames(map[uint32]string{80: "http"}),
 	}}})
+}
+
+// portNames are what the control plane tells beside a service.
+func (w *world) portNames(names map[uint32]string) []*workload.Extension {
+	w.t.Helper()
+	body, err := anypb.New(&extension.ServiceOptions{PortNames: names})
+	w.must(err)
+	return []*workload.Extension{{Name: extension.ServiceOptionsName, Config: body}}
 }
 
 // TestNames: a pod with resolvers and a search list of its own (dnsPolicy None) asks for names of the mesh and of others, by
@@ -171,7 +184,9 @@ func TestNames(t *testing.T) {
 	db := server.Workload(true)
 	db.Services = map[string]*workload.PortList{"default/db.default.svc.cluster.local": {}, "default/web.default.svc.cluster.local": {}}
 	w.Control.SetAddresses(&workload.Address{Type: &workload.Address_Workload{Workload: db}},
-		&workload.Address{Type: &workload.Address_Service{Service: &workload.Service{Name: "db", Namespace: "default", Hostname: "db.default.svc.cluster.local"}}})
+		&workload.Address{Type: &workload.Address_Service{Service: &workload.Service{
+			Name: "db", Namespace: "default", Hostname: "db.default.svc.cluster.local",
+			Ports: []*workload.Port{{ServicePort: 3306, TargetPort: 13306}}, Extensions: w.portNames(map[uint32]string{3306: "mysql"})}}})
 	client, err := n.AddPod("client")
 	w.must(err)
 	client.Resolver = &zds.Resolver{Servers: []string{r.IPv4.String()}, Search: []string{"own.example"}, Ndots: 2}
@@ -194,6 +209,10 @@ func TestNames(t *testing.T) {
 				{"some.wild.example", dns.TypeA, "NOERROR 240.240.0.2"},
 				{"db.default.svc.cluster.local", dns.TypeA, "NOERROR " + server.IPv4.String()},
 				{"web-0.db.default.svc.cluster.local", dns.TypeAAAA, "NOERROR " + server.IPv6.String()},
+				{"_mysql._tcp.db.default.svc.cluster.local", dns.TypeSRV, "NOERROR web-0.db.default.svc.cluster.local.:13306"},
+				{"_http._tcp.api.own.example", dns.TypeSRV, "NOERROR api.own.example.:80"},
+				// web's ports are told no names: its own resolver knows the name, if not this.
+				{"_http._tcp.web.default.svc.cluster.local", dns.TypeSRV, "NXDOMAIN"},
 				// The pod's search list is not the cluster's.
 				{"web", dns.TypeA, "NXDOMAIN"},
 				{"a.upstream.example", dns.TypeA, "NOERROR " + upstreamAddr},
