@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -66,10 +67,10 @@ type Control struct {
 	issued    map[string]int // certificates by identity
 }
 
-func newControl(space *Namespace, dir string, logger *slog.Logger) (*Control, error) {
+func newControl(space *Namespace, at netip.Addr, dir string, logger *slog.Logger) (*Control, error) {
 	c := &Control{
 		RootFile: filepath.Join(dir, "root.pem"), TokenFile: filepath.Join(dir, "token"),
-		Addr:   net.JoinHostPort(Gateway4.String(), "15012"),
+		Addr:   netip.AddrPortFrom(at, 15012).String(),
 		logger: logger, served: make(chan struct{}),
 		resources: map[string]map[string]*discovery.Resource{AddressType: {}, AuthorizationType: {}, extension.Type: {}},
 		changed:   make(chan struct{}), issued: map[string]int{},

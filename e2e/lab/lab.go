@@ -1,5 +1,5 @@
-// Package lab builds a small data centre out of network namespaces: pods on one bridge, dual stack, nodes that run real
-// ztunnel binaries, the agent's own ZDS server and redirect rules before them, and a control plane that says what it is
+// Package lab builds a small data centre out of network namespaces: pods on one bridge, of one address family or of both, nodes
+// that run real ztunnel binaries, the agent's own ZDS server and redirect rules before them, and a control plane that says what it is
 // told. Tests and benchmarks use it to drive any proxy that speaks the same wires. It is for root on Linux, uses no
 // address of the machine, and everything that it makes is named ambit-t-… and goes with Close; Clear removes what a run
 // left that was cut off.
@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -37,8 +38,27 @@ const (
 	mtuLink = 1500
 )
 
+// Family says which address families a lab, or a host in it, has. The zero value is Dual.
+type Family int
+
+// The families. Where IPv6 is not among them, it is turned off in the network namespace; where IPv4 is not, there is no address
+// of it but loopback's.
+const (
+	Dual Family = iota
+	IPv4
+	IPv6
+)
+
+// Has tells whether addresses of a's family are among the host's.
+func (f Family) Has(a netip.Addr) bool { return f == Dual || (f == IPv4) == a.Is4() }
+
+// String is the family's name.
+func (f Family) String() string { return [...]string{"dual stack", "IPv4 only", "IPv6 only"}[f] }
+
 // Config configures a Lab.
 type Config struct {
+	// Family is that of every host, but of those that AddHostOf makes otherwise.
+	Family Family
 	// Dir is a directory for sockets, tokens and logs. The caller removes it.
 	Dir string
 	// Logger hears of what the lab's own parts do; nil: nobody does.
@@ -53,6 +73,7 @@ type Lab struct {
 	Kernel *rules.Kernel
 
 	dir    string
+	family Family
 	logger *slog.Logger
 	net    *Namespace
 
@@ -69,7 +90,7 @@ func New(ctx context.Context, c Config) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("make a lab: needs root, for network namespaces")
 	}
-	l := &Lab{dir: c.Dir, logger: c.Logger, next: 9}
+	l := &Lab{dir: c.Dir, family: c.Family, logger: c.Logger, next: 9}
 	if err := l.build(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("make a lab: %w", err), l.Close())
 	}
@@ -78,7 +99,7 @@ func New(ctx context.Context, c Config) (*Lab, error) {
 
 func (l *Lab) build(ctx context.Context) error {
 	var err error
-	if l.net, err = newNamespace(); err != nil {
+	if l.net, err = newNamespace(l.family); err != nil {
 		return err
 	}
 	l.OnClose(l.net.close)
@@ -90,12 +111,12 @@ func (l *Lab) build(ctx context.Context) error {
 		if err := netlink.LinkAdd(br); err != nil {
 			return fmt.Errorf("add bridge: %w", err)
 		}
-		return configure(br, netip.PrefixFrom(Gateway4, bits4), netip.PrefixFrom(Gateway6, bits6))
+		return configure(br, of(l.family, Gateway4, Gateway6))
 	})
 	if err != nil {
 		return err
 	}
-	if l.Control, err = newControl(l.net, l.dir, l.logger); err != nil {
+	if l.Control, err = newControl(l.net, of(l.family, Gateway4, Gateway6)[0], l.dir, l.logger); err != nil {
 		return err
 	}
 	l.OnClose(l.Control.close)
@@ -122,34 +143,56 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
+// Router is the namespace of the bridge, by whose addresses hosts leave the lab: what a node is to its pods.
+func (l *Lab) Router() *Namespace { return l.net }
+
 // Host is a namespace with an interface on the bridge: a pod's, or that in which a node's proxy runs.
 type Host struct {
 	*Namespace
 	Name string
+	// IPv4 and IPv6 are its addresses; the zero Addr where its family has none.
 	IPv4 netip.Addr
 	IPv6 netip.Addr
 }
 
+// Addrs are the host's addresses, IPv4 first.
+func (h *Host) Addrs() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{h.IPv4, h.IPv6}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
 // AddHost makes a host with the next free addresses.
-func (l *Lab) AddHost(name string) (*Host, error) {
+func (l *Lab) AddHost(name string) (*Host, error) { return l.AddHostOf(l.family, name) }
+
+// AddHostOf is AddHost for a host of one family in a lab that has both.
+func (l *Lab) AddHostOf(f Family, name string) (*Host, error) {
 	l.mu.Lock()
 	l.next++
 	n := l.next
 	l.mu.Unlock()
-	space, err := newNamespace()
+	space, err := newNamespace(f)
 	if err != nil {
 		return nil, err
 	}
 	l.OnClose(space.close)
-	h := &Host{
-		Namespace: space, Name: name,
-		IPv4: netip.AddrFrom4([4]byte{10, 77, byte(n >> 8), byte(n)}),
-		IPv6: netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x77, 14: byte(n >> 8), 15: byte(n)}),
+	h := &Host{Namespace: space, Name: name}
+	for _, a := range of(f,
+		netip.AddrFrom4([4]byte{10, 77, byte(n >> 8), byte(n)}),
+		netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x77, 14: byte(n >> 8), 15: byte(n)})) {
+		if a.Is4() {
+			h.IPv4 = a
+		} else {
+			h.IPv6 = a
+		}
 	}
 	if err := l.link(h, n); err != nil {
 		return nil, fmt.Errorf("link host %s: %w", name, err)
 	}
 	return h, nil
+}
+
+// of returns those addresses that the family has.
+func of(f Family, addrs ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !f.Has(a) })
 }
 
 // End removes the namespace, unless somebody else holds it open, before Close would. It must not be used any more.
@@ -165,7 +208,7 @@ func (l *Lab) link(h *Host, n int) error {
 		if err := netlink.LinkAdd(veth); err != nil {
 			return err
 		}
-		return configure(veth, netip.PrefixFrom(h.IPv4, bits4), netip.PrefixFrom(h.IPv6, bits6))
+		return configure(veth, h.Addrs())
 	})
 	if err != nil {
 		return err
@@ -189,6 +232,9 @@ func (l *Lab) link(h *Host, n int) error {
 	}
 	return h.Do(func() error {
 		for _, gw := range []netip.Addr{Gateway4, Gateway6} {
+			if gw.Is4() && !h.IPv4.IsValid() || gw.Is6() && !h.IPv6.IsValid() {
+				continue
+			}
 			if err := netlink.RouteReplace(&netlink.Route{Gw: net.IP(gw.AsSlice())}); err != nil {
 				return fmt.Errorf("default route by %s: %w", gw, err)
 			}
@@ -198,7 +244,7 @@ func (l *Lab) link(h *Host, n int) error {
 }
 
 // configure gives a link of the current namespace its addresses, usable at once, and brings it up.
-func configure(link netlink.Link, prefixes ...netip.Prefix) error {
+func configure(link netlink.Link, addrs []netip.Addr) error {
 	name := link.Attrs().Name
 	// Absent where the kernel has no IPv6.
 	_ = os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "accept_dad"), []byte("0"), 0o644)
@@ -206,13 +252,14 @@ func configure(link netlink.Link, prefixes ...netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range prefixes {
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IP(p.Addr().AsSlice()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
-		if p.Addr().Is6() {
-			addr.Flags = ifaNoDAD
+	for _, a := range addrs {
+		bits, flags := bits4, 0
+		if a.Is6() {
+			bits, flags = bits6, ifaNoDAD
 		}
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IP(a.AsSlice()), Mask: net.CIDRMask(bits, a.BitLen())}, Flags: flags}
 		if err := netlink.AddrAdd(live, addr); err != nil {
-			return fmt.Errorf("address %s on %s: %w", p, name, err)
+			return fmt.Errorf("address %s on %s: %w", a, name, err)
 		}
 	}
 	return netlink.LinkSetUp(live)

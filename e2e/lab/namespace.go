@@ -32,7 +32,7 @@ type Namespace struct {
 	handle ns.NetNS
 }
 
-func newNamespace() (*Namespace, error) {
+func newNamespace(f Family) (*Namespace, error) {
 	if err := os.MkdirAll(namespaces, 0o755); err != nil {
 		return nil, fmt.Errorf("make network namespace: %w", err)
 	}
@@ -63,6 +63,11 @@ func newNamespace() (*Namespace, error) {
 	}
 	if err == nil {
 		err = n.Do(func() error {
+			if f == IPv4 {
+				if err := withoutIPv6(); err != nil {
+					return err
+				}
+			}
 			lo, err := netlink.LinkByName("lo")
 			if err != nil {
 				return err
@@ -74,6 +79,17 @@ func newNamespace() (*Namespace, error) {
 		return nil, errors.Join(fmt.Errorf("make network namespace: %w", err), n.close())
 	}
 	return n, nil
+}
+
+// withoutIPv6 turns IPv6 off in the current namespace, for links that come later too.
+func withoutIPv6() error {
+	for _, which := range []string{"all", "default"} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/disable_ipv6", []byte("1"), 0o644)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without it
+			return fmt.Errorf("turn IPv6 off: %w", err)
+		}
+	}
+	return nil
 }
 
 func (n *Namespace) close() error {

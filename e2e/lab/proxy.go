@@ -134,8 +134,11 @@ type Pod struct {
 
 // AddPod makes a pod in Kubernetes namespace "default", whose service account has the pod's name. The control plane
 // does not know it and no proxy serves it yet.
-func (n *Node) AddPod(name string) (*Pod, error) {
-	h, err := n.lab.AddHost(name)
+func (n *Node) AddPod(name string) (*Pod, error) { return n.AddPodOf(n.lab.family, name) }
+
+// AddPodOf is AddPod for a pod of one family in a lab that has both.
+func (n *Node) AddPodOf(f Family, name string) (*Pod, error) {
+	h, err := n.lab.AddHostOf(f, name)
 	if err != nil {
 		return nil, err
 	}
@@ -151,9 +154,11 @@ func (p *Pod) Identity() string {
 func (p *Pod) Workload(captured bool) *workload.Workload {
 	w := &workload.Workload{
 		Uid: "Kubernetes//Pod/" + p.Namespace + "/" + p.Name, Name: p.Name, Namespace: p.Namespace,
-		Addresses:      [][]byte{p.IPv4.AsSlice(), p.IPv6.AsSlice()},
 		ServiceAccount: p.ServiceAccount, Node: p.Node.Name, CanonicalName: p.Name, WorkloadName: p.Name,
 		WorkloadType: workload.WorkloadType_DEPLOYMENT, CanonicalRevision: "latest", ClusterId: "Kubernetes",
+	}
+	for _, a := range p.Addrs() {
+		w.Addresses = append(w.Addresses, a.AsSlice())
 	}
 	if captured {
 		w.TunnelProtocol = workload.TunnelProtocol_HBONE
@@ -221,7 +226,7 @@ func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
 		"XDS_ROOT_CA=" + control.RootFile, "CA_ROOT_CA=" + control.RootFile, "AUTH_TOKEN=" + control.TokenFile,
 		"AMBIT_TRUST_BUNDLE=" + control.RootFile,
 		"INPOD_UDS=" + n.Socket, "NODE_NAME=" + n.Name, "POD_NAME=ztunnel-" + n.Name, "POD_NAMESPACE=istio-system",
-		"INSTANCE_IP=" + n.IPv4.String(), "SERVICE_ACCOUNT=ztunnel", "CLUSTER_ID=Kubernetes",
+		"INSTANCE_IP=" + n.Addrs()[0].String(), "SERVICE_ACCOUNT=ztunnel", "CLUSTER_ID=Kubernetes",
 		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_CAPTURE=false",
 	}, env...)
 	if err := n.Start(p.cmd); err != nil {

@@ -7,12 +7,15 @@ import (
 )
 
 // TestPaths calls along every path between captured and other pods, by pod address and by service, in both families.
-func TestPaths(t *testing.T) {
-	w := newWorld(t)
+func TestPaths(t *testing.T) { testPaths(newWorld(t)) }
+
+func testPaths(w *world) {
 	n1, n2 := w.node("node1"), w.node("node2")
 	client, near, far := w.captured(n1, "client"), w.captured(n1, "near"), w.captured(n2, "far")
 	plain := w.pod(n2, "plain")
-	for _, p := range []*lab.Pod{client, near, far, plain} {
+	stranger, err := n2.AddPod("stranger") // which discovery does not know
+	w.must(err)
+	for _, p := range []*lab.Pod{client, near, far, plain, stranger} {
 		w.listen(p, ":8080", echo)
 	}
 	services := map[*lab.Pod]*service{
@@ -22,16 +25,15 @@ func TestPaths(t *testing.T) {
 		plain:  w.serve("plain", 4, false, plain),
 	}
 	w.settle()
-	families(t, func(t *testing.T, v6 bool) {
+	w.families(func(t *testing.T, v6 bool) {
 		for _, path := range []struct {
 			name     string
 			from, to *lab.Pod
-			tunnel   bool
 		}{
-			{"captured to captured, other node", client, far, true},
-			{"captured to captured, same node", client, near, true},
-			{"captured to itself", client, client, true},
-			{"captured to plain", client, plain, false},
+			{"captured to captured, other node", client, far},
+			{"captured to captured, same node", client, near},
+			{"captured to itself", client, client},
+			{"captured to plain", client, plain},
 		} {
 			t.Run(path.name, func(t *testing.T) {
 				w := w.in(t)
@@ -42,6 +44,11 @@ func TestPaths(t *testing.T) {
 		t.Run("plain to captured", func(t *testing.T) {
 			w := w.in(t)
 			w.expect(plain, addr(client, v6, 8080), ip(plain, v6))
+		})
+		t.Run("captured to an unknown address and back", func(t *testing.T) {
+			w := w.in(t)
+			w.expect(client, addr(stranger, v6, 8080), ip(client, v6))
+			w.expect(stranger, addr(client, v6, 8080), ip(stranger, v6))
 		})
 	})
 }

@@ -113,60 +113,58 @@ func (w *world) metric(p *lab.Proxy, name string, labels ...string) float64 {
 // fail. A server that is asked to end either listens on until its clients have heard, or closes its port before anybody can
 // have: then its connections are opened elsewhere.
 func TestRollout(t *testing.T) {
+	t.Run("listens on", func(t *testing.T) { testRollout(newWorld(t), false) })
+	t.Run("closes at once", func(t *testing.T) { testRollout(newWorld(t), true) })
+}
+
+func testRollout(w *world, closesAtOnce bool) {
 	const replicas, perSecond = 3, 200
-	for _, tt := range []struct {
-		name         string
-		closesAtOnce bool
-	}{{"listens on", false}, {"closes at once", true}} {
-		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t)
-			n1, n2 := w.node("node1"), w.node("node2")
-			// The one that holds connections is on the other node, so that they do not count as load here.
-			client, holder := w.captured(n1, "client"), w.captured(n2, "holder")
-			var old []*replica
-			var pods []*lab.Pod
-			for i := range replicas {
-				old = append(old, w.replica([]*lab.Node{n2, n1}[i%2], fmt.Sprint("old", i)))
-				pods = append(pods, old[i].Pod)
-			}
-			s := w.serve("web", 1, true, pods...)
-			w.settle()
-			l := startLoad(client, s.at(false, 80), perSecond)
-			defer l.end(t)
-			for i, r := range old {
-				w.more(l, perSecond/4)
-				next := w.replica(r.Node, fmt.Sprint("new", i))
-				w.Control.SetAddresses(s.endpoint(next.Pod, true))
-				w.more(l, perSecond/2)
-				kept := w.hold(holder, addr(r.Pod, false, 8080))
-				if tt.closesAtOnce {
-					r.close()
-					w.more(l, perSecond/2)
-				}
-				w.Control.SetAddresses(unhealthy(s.endpoint(r.Pod, true)))
-				w.more(l, perSecond)
-				if !tt.closesAtOnce {
-					r.close()
-				}
-				w.more(l, perSecond/4)
-				if err := kept.works(); err != nil {
-					t.Errorf("a connection of before to %s: %v", r.Name, err)
-				}
-				kept.Close()
-				w.gone(r.Pod)
-			}
+	t, v6 := w.t, w.family == lab.IPv6
+	n1, n2 := w.node("node1"), w.node("node2")
+	// The one that holds connections is on the other node, so that they do not count as load here.
+	client, holder := w.captured(n1, "client"), w.captured(n2, "holder")
+	var old []*replica
+	var pods []*lab.Pod
+	for i := range replicas {
+		old = append(old, w.replica([]*lab.Node{n2, n1}[i%2], fmt.Sprint("old", i)))
+		pods = append(pods, old[i].Pod)
+	}
+	s := w.serve("web", 1, true, pods...)
+	w.settle()
+	l := startLoad(client, s.at(v6, 80), perSecond)
+	defer l.end(t)
+	for i, r := range old {
+		w.more(l, perSecond/4)
+		next := w.replica(r.Node, fmt.Sprint("new", i))
+		w.Control.SetAddresses(s.endpoint(next.Pod, true))
+		w.more(l, perSecond/2)
+		kept := w.hold(holder, addr(r.Pod, v6, 8080))
+		if closesAtOnce {
+			r.close()
 			w.more(l, perSecond/2)
-			l.end(t)
-			opened := w.metric(w.proxies[0], "ambit_connect_retries_total", `result="opened"`)
-			ejected := w.metric(w.proxies[0], "ambit_endpoint_ejections_total", s.host)
-			t.Logf("%v connections were opened at another endpoint than the first, %v endpoints ejected", opened, ejected)
-			if tt.closesAtOnce && (opened == 0 || ejected == 0) {
-				t.Error("nothing was tried again or ejected: the test proves nothing")
-			}
-			if failed := w.metric(w.proxies[0], "ambit_connect_retries_total", `result="failed"`); failed > 0 {
-				t.Errorf("%v connections found no endpoint", failed)
-			}
-		})
+		}
+		w.Control.SetAddresses(unhealthy(s.endpoint(r.Pod, true)))
+		w.more(l, perSecond)
+		if !closesAtOnce {
+			r.close()
+		}
+		w.more(l, perSecond/4)
+		if err := kept.works(); err != nil {
+			t.Errorf("a connection of before to %s: %v", r.Name, err)
+		}
+		kept.Close()
+		w.gone(r.Pod)
+	}
+	w.more(l, perSecond/2)
+	l.end(t)
+	opened := w.metric(w.proxies[0], "ambit_connect_retries_total", `result="opened"`)
+	ejected := w.metric(w.proxies[0], "ambit_endpoint_ejections_total", s.host)
+	t.Logf("%v connections were opened at another endpoint than the first, %v endpoints ejected", opened, ejected)
+	if closesAtOnce && (opened == 0 || ejected == 0) {
+		t.Error("nothing was tried again or ejected: the test proves nothing")
+	}
+	if failed := w.metric(w.proxies[0], "ambit_connect_retries_total", `result="failed"`); failed > 0 {
+		t.Errorf("%v connections found no endpoint", failed)
 	}
 }
 

@@ -79,10 +79,17 @@ type world struct {
 	ctx     context.Context
 	proxies []*lab.Proxy
 	markers *atomic.Int64
+	family  lab.Family
 }
 
-// newWorld makes a lab that goes with the test.
+// newWorld makes a lab, dual stack, that goes with the test.
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldOf(t, lab.Dual)
+}
+
+// newWorldOf makes a lab of one address family, or of both.
+func newWorldOf(t *testing.T, family lab.Family) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("skipped: network namespaces need root")
@@ -92,9 +99,9 @@ func newWorld(t *testing.T) *world {
 		limit = 3 * time.Hour
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	w := &world{t: t, ctx: ctx, markers: new(atomic.Int64)}
+	w := &world{t: t, ctx: ctx, markers: new(atomic.Int64), family: family}
 	var err error
-	w.Lab, err = lab.New(ctx, lab.Config{Dir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	w.Lab, err = lab.New(ctx, lab.Config{Family: family, Dir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -276,7 +283,7 @@ func (w *world) capture(p *lab.Pod) {
 // service is a Service of the mesh.
 type service struct {
 	host   string
-	v4, v6 netip.Addr
+	v4, v6 netip.Addr // the zero Addr where the world has no such family
 	ports  []*workload.Port
 }
 
@@ -289,10 +296,14 @@ func (s *service) at(v6 bool, port int) string {
 }
 
 func (s *service) resource() *workload.Address {
+	var addrs []*workload.NetworkAddress
+	for _, a := range []netip.Addr{s.v4, s.v6} {
+		if a.IsValid() {
+			addrs = append(addrs, &workload.NetworkAddress{Address: a.AsSlice()})
+		}
+	}
 	return &workload.Address{Type: &workload.Address_Service{Service: &workload.Service{
-		Name: strings.SplitN(s.host, ".", 2)[0], Namespace: "default", Hostname: s.host,
-		Addresses: []*workload.NetworkAddress{{Address: s.v4.AsSlice()}, {Address: s.v6.AsSlice()}},
-		Ports:     s.ports,
+		Name: strings.SplitN(s.host, ".", 2)[0], Namespace: "default", Hostname: s.host, Addresses: addrs, Ports: s.ports,
 	}}}
 }
 
@@ -300,12 +311,14 @@ func (s *service) resource() *workload.Address {
 func (w *world) serve(name string, n byte, captured bool, pods ...*lab.Pod) *service {
 	w.t.Helper()
 	s := &service{
-		host: name + ".default.svc.cluster.local",
-		v4:   netip.AddrFrom4([4]byte{10, 96, 0, n}),
-		v6:   netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x96, 15: n}),
-		ports: []*workload.Port{
-			{ServicePort: 80, TargetPort: 8080},
-		},
+		host:  name + ".default.svc.cluster.local",
+		ports: []*workload.Port{{ServicePort: 80, TargetPort: 8080}},
+	}
+	if w.family != lab.IPv6 {
+		s.v4 = netip.AddrFrom4([4]byte{10, 96, 0, n})
+	}
+	if w.family != lab.IPv4 {
+		s.v6 = netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x96, 15: n})
 	}
 	all := []*workload.Address{s.resource()}
 	for _, p := range pods {
@@ -504,4 +517,16 @@ func ip(p *lab.Pod, v6 bool) netip.Addr {
 func families(t *testing.T, f func(t *testing.T, v6 bool)) {
 	t.Run("IPv4", func(t *testing.T) { f(t, false) })
 	t.Run("IPv6", func(t *testing.T) { f(t, true) })
+}
+
+// families runs a test for each family of the world.
+func (w *world) families(f func(t *testing.T, v6 bool)) {
+	switch w.family {
+	case lab.IPv4:
+		f(w.t, false)
+	case lab.IPv6:
+		f(w.t, true)
+	default:
+		families(w.t, f)
+	}
 }
