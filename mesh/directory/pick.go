@@ -220,10 +220,30 @@ func (w *Workload) Addr(families Families, asked netip.Addr) (netip.Addr, bool) 
 		switch {
 		case a == asked:
 			return a, true
-		case families == FamiliesIPv4 && !a.Is4(), families == FamiliesIPv6 && a.Is4():
+		case !families.allow(a):
 		case !found.IsValid(), asked.IsValid() && a.Is4() == asked.Is4() && found.Is4() != asked.Is4():
 			found = a
 		}
 	}
 	return found, found.IsValid()
+}
+
+// allow tells whether a is of the families.
+func (f Families) allow(a netip.Addr) bool { return f == FamiliesAny || (f == FamiliesIPv4) == a.Is4() }
+
+// families are those in which w can connect: FamiliesAny unless all of its addresses, if it has any, are of the same one.
+func (w *Workload) families() Families {
+	if len(w.Addrs) == 0 {
+		return FamiliesAny
+	}
+	first := w.Addrs[0].Is4()
+	for _, a := range w.Addrs[1:] {
+		if a.Is4() != first {
+			return FamiliesAny
+		}
+	}
+	if first {
+		return FamiliesIPv4
+	}
+	return FamiliesIPv6
 }

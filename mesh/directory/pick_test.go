@@ -282,6 +282,35 @@ func TestPickWithoutSource(t *testing.T) {
 	}
 }
 
+// TestPickOfClientsFamily: a client is led to endpoints only that have an address of a family that it has, too.
+func TestPickOfClientsFamily(t *testing.T) {
+	d := newDirectory()
+	with := func(addrs ...string) func(*workloadpb.Workload) {
+		return func(w *workloadpb.Workload) {
+			w.Addresses = nil
+			for _, a := range addrs {
+				w.Addresses = append(w.Addresses, netip.MustParseAddr(a).AsSlice())
+			}
+		}
+	}
+	apply(t, d, service("web"),
+		pod("p4", "", with("10.0.0.1"), serves("web")), pod("p6", "", with("fd00::1"), serves("web")),
+		pod("both", "", with("10.0.0.2", "fd00::2"), serves("web")), pod("named", "", with(), serves("web"), func(w *workloadpb.Workload) { w.Hostname = "db.example.com" }),
+		pod("client4", "", with("10.0.0.9")), pod("client6", "", with("fd00::9")), pod("client", "", with("10.0.0.8", "fd00::8")))
+	for client, want := range map[string]string{"client4": "both named p4", "client6": "both named p6", "client": "both named p4 p6"} {
+		r := directory.PickRequest{Service: web(d), Port: 80, Source: workload(d, client)}
+		if got := names(picks(t, d, r, 200)); got != want {
+			t.Errorf("%s is led to %s, want %s", client, got, want)
+		}
+	}
+	// An endpoint that gets the other family, too, is there for all at once.
+	apply(t, d, pod("p6", "", with("10.0.0.3", "fd00::1"), serves("web")))
+	r := directory.PickRequest{Service: web(d), Port: 80, Source: workload(d, "client4")}
+	if got, want := names(picks(t, d, r, 200)), "both named p4 p6"; got != want {
+		t.Errorf("afterwards client4 is led to %s, want %s", got, want)
+	}
+}
+
 func TestPickAddress(t *testing.T) {
 	v4, v6 := "10.0.0.1", "fd00::1"
 	dual := func(w *workloadpb.Workload) {
@@ -321,7 +350,9 @@ func TestPickAddress(t *testing.T) {
 	}
 	for _, tt := range tests {
 		d := newDirectory()
-		apply(t, d, service("web", tt.service), pod("a", v4, append(tt.workload, serves("web"))...), pod("client", "10.0.0.9"))
+		apply(t, d, service("web", tt.service), pod("a", v4, append(tt.workload, serves("web"))...), pod("client", "10.0.0.9", func(w *workloadpb.Workload) {
+			w.Addresses = append(w.Addresses, netip.MustParseAddr("fd00::9").AsSlice())
+		}))
 		r := directory.PickRequest{Service: web(d), Port: 80, Source: workload(d, "client")}
 		if tt.asked != "" {
 			r.Addr = netip.MustParseAddr(tt.asked)

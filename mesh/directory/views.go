@@ -11,6 +11,8 @@ import (
 type viewKey struct {
 	locality               Locality
 	node, cluster, network string
+	// families are those in which the client can connect.
+	families Families
 	// port is the service port, if not every endpoint has it.
 	port uint16
 }
@@ -194,7 +196,7 @@ func rankOf(s *Service, key viewKey, w *Workload) (int, bool) {
 	return len(preference) + 1 + missing, true
 }
 
-// reachable tells whether w has the port and, in their network, an address for clients with key.
+// reachable tells whether w has the port and, in their network, an address for clients with key, which they can connect to.
 func (s *Service) reachable(key viewKey, w *Workload) bool {
 	if key.port != 0 {
 		if _, ok := s.TargetPort(w, key.port); !ok {
@@ -204,8 +206,8 @@ func (s *Service) reachable(key viewKey, w *Workload) bool {
 	if w.Network != key.network {
 		return false // nor through its gateway: no data plane of ours goes through one
 	}
-	_, ok := w.Addr(s.Families, netip.Addr{})
-	return ok || len(w.Addrs) == 0 && w.Hostname != ""
+	has := slices.ContainsFunc(w.Addrs, func(a netip.Addr) bool { return s.Families.allow(a) && key.families.allow(a) })
+	return has || len(w.Addrs) == 0 && w.Hostname != ""
 }
 
 func (k viewKey) shares(s Scope, w *Workload) bool {
@@ -233,7 +235,11 @@ func keyFor(b Balancing, port PortMapping, source *Workload, network string) vie
 	if port.Target == 0 {
 		k.port = port.Service
 	}
-	if source == nil || b.Mode != ModeStrict && b.Mode != ModeFailover {
+	if source == nil {
+		return k
+	}
+	k.families = source.families()
+	if b.Mode != ModeStrict && b.Mode != ModeFailover {
 		return k
 	}
 	for _, s := range b.Preference {
