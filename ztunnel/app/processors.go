@@ -1,0 +1,72 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// processorsTick is how often the processors in use are looked at.
+	processorsTick = 50 * time.Millisecond
+	// muchUsed is the share of the processors in use from which on they are doubled.
+	muchUsed = 0.7
+	// littleUsed is the share below which they are halved once it has lasted for littleFor.
+	littleUsed = 0.3
+	littleFor  = time.Second
+)
+
+// processors says how many processors Go's scheduler is to use: as few as the work needs. With more it wakes another thread
+// for each message, in vain: of one connection's cost that is a quarter.
+type processors struct {
+	most, now int
+	little    time.Duration // for how long little was used
+}
+
+// next takes the processor time that was used in the span since the last call, and returns how many processors to use.
+func (p *processors) next(used, span time.Duration) int {
+	switch share := float64(used) / float64(span) / float64(p.now); {
+	case share > muchUsed:
+		p.now, p.little = min(2*p.now, p.most), 0
+	case share >= littleUsed:
+		p.little = 0
+	default:
+		if p.little += span; p.little >= littleFor {
+			p.now, p.little = max(p.now/2, 1), 0
+		}
+	}
+	return p.now
+}
+
+// runProcessors has the number of processors in use follow the work until the context ends. Only one may run in a process.
+func runProcessors(ctx context.Context) error {
+	most := runtime.GOMAXPROCS(0)
+	if most == 1 {
+		return nil
+	}
+	defer runtime.GOMAXPROCS(most)
+	p := processors{most: most, now: most}
+	tick := time.NewTicker(processorsTick)
+	defer tick.Stop()
+	before, at := time.Duration(0), time.Now()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		var usage unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+			return fmt.Errorf("read processor time: %w", err)
+		}
+		used, now := time.Duration(usage.Utime.Nano()+usage.Stime.Nano()), time.Now()
+		old := p.now
+		if n := p.next(used-before, now.Sub(at)); n != old {
+			runtime.GOMAXPROCS(n)
+		}
+		before, at = used, now
+	}
+}
