@@ -278,6 +278,7 @@ type tidier struct {
 	last    int // connections at the last look
 	learnt  int // what discovery had changed at the last look
 	burst   bool
+	most    int // connections at any look since it was last done
 	pending int // how often it is to be done yet
 	start   time.Time
 	pause   time.Time // not before
@@ -296,11 +297,13 @@ func (t *tidier) due(connections, learnt int, now time.Time) bool {
 	t.learnt = learnt
 	rest := abs(connections-t.last) <= connections/20+tidyLeast/10
 	t.last = connections
-	if abs(connections-t.tidied) >= max(tidyLeast, t.tidied/5) {
+	t.most = max(t.most, connections)
+	// A burst that is over leaves as many as before, and its memory.
+	if max(abs(connections-t.tidied), t.most-connections) >= max(tidyLeast, t.tidied/5) {
 		if !rest {
 			return false
 		}
-		t.tidied, t.pending = connections, tidyTimes
+		t.tidied, t.most, t.pending = connections, connections, tidyTimes
 	}
 	if t.pending == 0 || now.Before(t.pause) {
 		return false

@@ -51,4 +51,11 @@ func TestTidier(t *testing.T) {
 	}
 	learnt += 1
 	look(0, false, "after those")
+	// A burst that never rests.
+	look(8000, false, "in a burst")
+	look(0, false, "as it ends")
+	for range tidyTimes {
+		look(0, true, "after a burst")
+	}
+	look(0, false, "long after it")
 }
