@@ -12,6 +12,9 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -205,16 +208,57 @@ func testBundle() (string, error) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), nil
 }
 
-// TestUnreachable: a cluster that does not answer has an exit code of its own.
+// TestUnreachable: a cluster that does not answer has an exit code of its own, and the message says which one it is and how
+// to mean another.
 func TestUnreachable(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "kubeconfig")
-	if err := os.WriteFile(path, fmt.Appendf(nil, kubeconfig, "http://127.0.0.1:1"), 0o600); err != nil {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
 		t.Fatal(err)
 	}
-	var out, errOut bytes.Buffer
-	code := Run(t.Context(), []string{"check", "--kubeconfig", path}, strings.NewReader(""), &out, &errOut)
-	if code != console.ExitUnreachable || out.Len() > 0 || !strings.Contains(errOut.String(), "reach the cluster at http://127.0.0.1:1") {
-		t.Errorf("code %d, stdout %q, stderr %q", code, out.String(), errOut.String())
+	defer silent.Close()
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) }))
+	defer refusing.Close()
+	t.Setenv("KUBECONFIG", "")
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	for _, test := range []struct {
+		name, server string
+		args         []string
+		want         string
+	}{
+		{"nobody listens", "http://127.0.0.1:1", nil,
+			"reach the cluster at http://127.0.0.1:1 (context test): dial tcp 127.0.0.1:1: connect: connection refused; is it up, and the one you mean?"},
+		{"no answer", "http://" + silent.Addr().String(), nil, "context canceled; is it up"},
+		{"no credentials", refusing.URL, nil, "does not know your credentials: "},
+		{"no such context", refusing.URL, []string{"--context", "other"}, `find the cluster: context "other" does not exist`},
+		{"no such file", refusing.URL, []string{"--kubeconfig", "/nowhere"}, "find the cluster: stat /nowhere"},
+		{"no file", "", nil, "find the cluster: there is no kubeconfig: name one by --kubeconfig or $KUBECONFIG"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			args := []string{"check"}
+			t.Setenv("HOME", t.TempDir())
+			if test.server != "" {
+				path := filepath.Join(t.TempDir(), "kubeconfig")
+				if err := os.WriteFile(path, fmt.Appendf(nil, kubeconfig, test.server), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				args = append(args, "--kubeconfig", path)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if strings.Contains(test.want, "canceled") {
+				go func() { // as Ctrl-C, once the command waits for an answer
+					if c, err := silent.Accept(); err == nil {
+						defer c.Close()
+						cancel()
+						<-t.Context().Done()
+					}
+				}()
+			}
+			var out, errOut bytes.Buffer
+			code := Run(ctx, append(args, test.args...), strings.NewReader(""), &out, &errOut)
+			if code != console.ExitUnreachable || out.Len() > 0 || !strings.Contains(errOut.String(), test.want) {
+				t.Errorf("code %d, stdout %q, stderr %q, want %q", code, out.String(), errOut.String(), test.want)
+			}
+		})
 	}
 }

@@ -181,8 +181,8 @@ func (f *fakeAPI) nodeProxy(req *http.Request, r request) (code int, body string
 	switch level := query.Get("level"); {
 	case req.Method != http.MethodPost:
 		return http.StatusMethodNotAllowed, "Invalid HTTP method"
-	case level == "loud":
-		return http.StatusBadRequest, "level loud is invalid"
+	case strings.HasPrefix(level, "nobody="):
+		return http.StatusBadRequest, "there is no target nobody"
 	case level != "":
 		f.levels[node] = level
 	case query.Has("reset"):

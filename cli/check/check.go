@@ -63,7 +63,7 @@ type checker struct {
 }
 
 func run(ctx context.Context, env *command.Env, o options) error {
-	cluster, version, err := env.Connect()
+	cluster, version, err := env.Connect(ctx)
 	if err != nil {
 		return err
 	}

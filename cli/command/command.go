@@ -41,12 +41,12 @@ func (e *Env) InstallNamespace() string {
 }
 
 // Connect connects to the cluster and asks for its version, so that a cluster out of reach is told at once.
-func (e *Env) Connect() (*kube.Cluster, string, error) {
+func (e *Env) Connect(ctx context.Context) (*kube.Cluster, string, error) {
 	cluster, err := e.Kube.Connect(e.InstallNamespace())
 	if err != nil {
 		return nil, "", err
 	}
-	version, err := cluster.Version()
+	version, err := cluster.Version(ctx)
 	if err != nil {
 		return nil, "", err
 	}
@@ -68,6 +68,18 @@ func (e *Env) FindMesh(ctx context.Context, cluster *kube.Cluster) (string, []su
 	default:
 		return "", nil, console.Usagef("there is more than one mesh, in namespaces %s: say which with -i", strings.Join(found, ", "))
 	}
+}
+
+// Commands refuses what is no command below this one, and suggests those of like names.
+func Commands(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	cmd.SuggestionsMinimumDistance = 2 // letters that differ
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		return console.Usagef("unknown command %q: do you mean %s?", args[0], strings.Join(like, " or "))
+	}
+	return console.Usagef("unknown command %q", args[0])
 }
 
 // NoArgs refuses arguments, as an error of the command line.

@@ -108,7 +108,7 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	if o.dryRun {
 		return printYAML(env, namespace, manifest, o)
 	}
-	cluster, version, err := env.Connect()
+	cluster, version, err := env.Connect(ctx)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (c *Cluster) Do(ctx context.Context, method, namespace, pod string, port in
 	defer stop()
 	body, err := send(ctx, conn, method, port, path)
 	if err != nil && ctx.Err() != nil {
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s http://%s/%s:%d%s: %w", strings.ToLower(method), namespace, pod, port, path, err)

@@ -2,10 +2,17 @@
 package kube
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/url"
+	"os"
+	"time"
 
 	"github.com/spf13/pflag"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -19,6 +26,9 @@ const (
 	requestRate  = 50
 	requestBurst = 100
 )
+
+// answerTimeout bounds the first request of a command, so that it does not hang on a cluster that is away.
+const answerTimeout = 15 * time.Second
 
 // Flags are the global flags that say which cluster. The zero value means what kubectl means without flags.
 type Flags struct {
@@ -41,6 +51,8 @@ type Cluster struct {
 	Config     *rest.Config
 	Kubernetes kubernetes.Interface
 	Dynamic    dynamic.Interface
+
+	context string // of the kubeconfig; empty in a pod
 }
 
 // Connect makes the clients. Namespace is where namespaced requests of Getter's clients go by default. It does not talk
@@ -61,9 +73,16 @@ func (f *Flags) Connect(namespace string) (*Cluster, error) {
 		getter.Context = &f.Context
 	}
 	getter.Namespace = &namespace
-	config, err := getter.ToRESTConfig()
+	raw, err := getter.ToRawKubeConfigLoader().RawConfig()
+	if err == nil && len(raw.Clusters) == 0 && os.Getenv("KUBERNETES_SERVICE_HOST") == "" {
+		err = errors.New("there is no kubeconfig: name one by --kubeconfig or $KUBECONFIG")
+	}
 	if err != nil {
 		return nil, console.Unreachable(fmt.Errorf("find the cluster: %w", err))
+	}
+	config, err := getter.ToRESTConfig()
+	if err != nil {
+		return nil, console.Unreachable(fmt.Errorf("find the cluster: %w (kubectl config get-contexts lists what there is)", err))
 	}
 	clients, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -73,15 +92,41 @@ func (f *Flags) Connect(namespace string) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a client: %w", err)
 	}
-	return &Cluster{Getter: getter, Config: config, Kubernetes: clients, Dynamic: dyn}, nil
+	cluster := &Cluster{Getter: getter, Config: config, Kubernetes: clients, Dynamic: dyn, context: raw.CurrentContext}
+	if f.Context != "" {
+		cluster.context = f.Context
+	}
+	return cluster, nil
 }
 
 // Version asks the API server for its version. It is the first request of a command, so that a cluster that cannot be
-// reached is told as such.
-func (c *Cluster) Version() (string, error) {
-	v, err := c.Kubernetes.Discovery().ServerVersion()
+// reached is told as such, within answerTimeout.
+func (c *Cluster) Version(ctx context.Context) (string, error) {
+	late := fmt.Errorf("no answer in %v", answerTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, late)
+	defer cancel()
+	v, err := discovery.ToServerVersionInterfaceWithContext(c.Kubernetes.Discovery()).ServerVersionWithContext(ctx)
 	if err != nil {
-		return "", console.Unreachable(fmt.Errorf("reach the cluster at %s: %w", c.Config.Host, err))
+		if errors.Is(context.Cause(ctx), late) {
+			err = late
+		}
+		return "", console.Unreachable(c.explain(err))
 	}
 	return v.GitVersion, nil
+}
+
+// explain says which cluster it was that did not give an answer, and how to mean another one.
+func (c *Cluster) explain(err error) error {
+	var inURL *url.Error // which repeats the address
+	if errors.As(err, &inURL) {
+		err = inURL.Err
+	}
+	where := c.Config.Host
+	if c.context != "" {
+		where += fmt.Sprintf(" (context %s)", c.context)
+	}
+	if apierrors.IsUnauthorized(err) {
+		return fmt.Errorf("the cluster at %s does not know your credentials: %w; log in again, or name another context by --context", where, err)
+	}
+	return fmt.Errorf("reach the cluster at %s: %w; is it up, and the one you mean? --kubeconfig and --context name another", where, err)
 }

@@ -39,7 +39,11 @@ type Values struct {
 // Merge reads and merges the values.
 func (v Values) Merge() (map[string]any, error) {
 	options := values.Options{ValueFiles: v.Files, Values: v.Set, StringValues: v.SetString}
-	return options.MergeValues(getter.Providers{})
+	merged, err := options.MergeValues(getter.Providers{})
+	if err != nil {
+		return nil, fmt.Errorf("read the values (-f, --set): %w", err)
+	}
+	return merged, nil
 }
 
 // Chart is the embedded chart of a version of the client.

@@ -22,7 +22,7 @@ type Installed struct {
 
 // Find connects to the cluster and looks for the mesh that the command line means.
 func Find(ctx context.Context, env *command.Env) (*Installed, error) {
-	cluster, _, err := env.Connect()
+	cluster, _, err := env.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}

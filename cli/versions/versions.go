@@ -86,7 +86,7 @@ func run(ctx context.Context, env *command.Env, format string, clientOnly bool) 
 }
 
 func ask(ctx context.Context, env *command.Env, answer *Answer) error {
-	cluster, _, err := env.Connect()
+	cluster, _, err := env.Connect(ctx)
 	if err != nil {
 		return err
 	}

@@ -16,11 +16,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cli/command"
 	"github.com/ambit-mesh/ambit/cli/console"
 	"github.com/ambit-mesh/ambit/cli/kube"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
 // New makes the command.
@@ -33,12 +35,7 @@ func New(env *command.Env) *cobra.Command {
 
 Which proxy: the one that POD names, or on whose node POD runs; that of --node; or a saved dump (--file). Without any of
 them, any one for what is the same in all, and every one for certificates, connections and log levels.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return console.Usagef("unknown command %q", args[0])
-			}
-			return nil
-		},
+		Args: command.Commands,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(workloadCommand(env), serviceCommand(env), policyCommand(env), certificateCommand(env),
@@ -145,8 +142,9 @@ func (o *options) fetch(ctx context.Context, everywhere bool, f *filter, args []
 	if err != nil {
 		return nil, false, err
 	}
-	for _, t := range targets {
-		one, err := o.ask(ctx, cluster, t)
+	dumps, errs := each(targets, func(t *target) (*dump, error) { return o.ask(ctx, cluster, t) })
+	for i, t := range targets {
+		one, err := dumps[i], errs[i]
 		switch {
 		case err != nil && len(targets) == 1:
 			return nil, false, err
@@ -214,7 +212,7 @@ func (o *options) read() (*dump, error) {
 
 // find says which proxies are meant.
 func (o *options) find(ctx context.Context, everywhere bool, args []string) (*kube.Cluster, []target, error) {
-	cluster, _, err := o.env.Connect()
+	cluster, _, err := o.env.Connect(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -253,15 +251,45 @@ func (o *options) find(ctx context.Context, everywhere bool, args []string) (*ku
 	return cluster, targets[i : i+1], nil
 }
 
+// Limits of what proxies are asked.
+const (
+	// askAtOnce is how many proxies are asked at the same time: with a large mesh each answer is some tens of MB.
+	askAtOnce = 4
+	// askTimeout bounds one answer.
+	askTimeout = time.Minute
+)
+
+// each asks proxies, some at a time, and returns their answers in order.
+func each[T any](targets []target, ask func(*target) (T, error)) ([]T, []error) {
+	answers, errs := make([]T, len(targets)), make([]error, len(targets))
+	var asking errgroup.Group
+	asking.SetLimit(askAtOnce)
+	for i := range targets {
+		asking.Go(func() error {
+			answers[i], errs[i] = ask(&targets[i])
+			return nil
+		})
+	}
+	_ = asking.Wait() // errors are in errs
+	return answers, errs
+}
+
+// request asks a proxy's admin endpoint.
+func (o *options) request(ctx context.Context, cluster *kube.Cluster, t *target, method, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("no answer in %v", askTimeout))
+	defer cancel()
+	return cluster.Do(ctx, method, t.proxy.Namespace, t.proxy.Name, o.port, path)
+}
+
 // ask gets a proxy's dump.
-func (o *options) ask(ctx context.Context, cluster *kube.Cluster, t target) (*dump, error) {
-	text, err := cluster.Get(ctx, t.proxy.Namespace, t.proxy.Name, o.port, "/config_dump")
+func (o *options) ask(ctx context.Context, cluster *kube.Cluster, t *target) (*dump, error) {
+	text, err := o.request(ctx, cluster, t, http.MethodGet, "/config_dump")
 	if err != nil {
-		return nil, fmt.Errorf("ztunnel %s gave no dump: %w", &t, err)
+		return nil, fmt.Errorf("ztunnel %s gave no dump: %w", t, err)
 	}
 	d, err := decode(text)
 	if err != nil {
-		return nil, fmt.Errorf("dump of ztunnel %s: %w", &t, err)
+		return nil, fmt.Errorf("dump of ztunnel %s: %w", t, err)
 	}
 	return d, nil
 }
@@ -390,6 +418,9 @@ func logCommand(env *command.Env) *cobra.Command {
 			if reset && level != "" {
 				return console.Usagef("give one of --level and --reset")
 			}
+			if _, err := telemetry.ParseFilter(level); err != nil {
+				return console.Usagef("--level %s: %w", level, err)
+			}
 			query := ""
 			switch {
 			case reset:
@@ -426,9 +457,11 @@ func (o *options) log(ctx context.Context, query string, args []string) error {
 	}
 	answers := []levels{}
 	failed := false
-	for _, t := range targets {
-		text, err := cluster.Do(ctx, http.MethodPost, t.proxy.Namespace, t.proxy.Name, o.port, "/logging"+query)
-		if err != nil {
+	texts, errs := each(targets, func(t *target) ([]byte, error) {
+		return o.request(ctx, cluster, t, http.MethodPost, "/logging"+query)
+	})
+	for i, t := range targets {
+		if err := errs[i]; err != nil {
 			err = fmt.Errorf("ztunnel %s: %w", &t, err)
 			if len(targets) == 1 {
 				return err
@@ -436,7 +469,7 @@ func (o *options) log(ctx context.Context, query string, args []string) error {
 			failed = o.told(t, err) || failed
 			continue
 		}
-		level := strings.TrimPrefix(strings.TrimSpace(string(text)), "current log level is ")
+		level := strings.TrimPrefix(strings.TrimSpace(string(texts[i])), "current log level is ")
 		answers = append(answers, levels{t.proxy.Namespace + "/" + t.proxy.Name, t.proxy.Spec.NodeName, level})
 	}
 	if o.format != "" {
