@@ -57,7 +57,6 @@ const (
 // Run writes until ctx ends. It may be called again after it returned.
 func (w *Writer) Run(ctx context.Context) {
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](retryFirst, retryMost))
-	defer context.AfterFunc(ctx, queue.ShutDown)()
 	namespaces := informer(w.Client, w.Client.CoreV1().Namespaces(), "", &corev1.Namespace{}, trimNamespace)
 	maps := informer(w.Client, w.Client.CoreV1().ConfigMaps(metav1.NamespaceAll),
 		fields.OneTermEqualSelector(metav1.ObjectNameField, w.Name).String(), &corev1.ConfigMap{}, w.trim)
@@ -67,6 +66,7 @@ func (w *Writer) Run(ctx context.Context) {
 	done := make(chan struct{}, 3)
 	go func() {
 		defer func() { done <- struct{}{} }()
+		defer queue.ShutDown() // here, since Run waits for it: also when it ends before it works
 		for {
 			select {
 			case <-w.changed:
