@@ -134,5 +134,5 @@ func (s *endpointSet) isEjected(uid string) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.outliers.ejected(uid)
+	return s.outliers.isOut(uid)
 }

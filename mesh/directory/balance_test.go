@@ -203,6 +203,42 @@ func TestEjection(t *testing.T) {
 	})
 }
 
+// TestEjectionBound: how many may be out follows what balancing sends to.
+func TestEjectionBound(t *testing.T) {
+	d := newDirectory()
+	endpoints(t, d, 6) // before their service is known
+	apply(t, d, service("web"))
+	mayEject := func(want int) {
+		t.Helper()
+		for i := range 6 {
+			for range 5 {
+				d.Failed(web(d).ServiceKey, uid(fmt.Sprint("p", i)))
+			}
+		}
+		if got := d.Ejected(); got != want {
+			t.Errorf("%d are out, want %d", got, want)
+		}
+		if err := d.CheckEndpoints(); err != nil {
+			t.Error(err)
+		}
+		for i := range 6 { // another pod of the name is not the one that failed
+			apply(t, d, pod(fmt.Sprint("p", i), "10.0.8.1", serves("web")))
+			apply(t, d, pod(fmt.Sprint("p", i), fmt.Sprint("10.0.0.", i+1), serves("web")))
+		}
+	}
+	mayEject(3)
+	apply(t, d, pod("p4", "10.0.0.5", serves("web"), unhealthy), pod("p5", "10.0.0.6", serves("web"), unhealthy))
+	mayEject(2)
+	apply(t, d, pod("p4", "10.0.0.5", serves("web"), unhealthy), pod("p5", "10.0.0.6", serves("web"), unhealthy),
+		service("web", func(s *workloadpb.Service) {
+			s.LoadBalancing = &workloadpb.LoadBalancing{HealthPolicy: workloadpb.LoadBalancing_ALLOW_ALL}
+		}))
+	mayEject(3)
+	remove(t, d, "shop/web")
+	apply(t, d, service("web"))
+	mayEject(3)
+}
+
 // TestEjectionEnds with a new pod of the name, with the health that the control plane tells, and with the endpoint.
 func TestEjectionEnds(t *testing.T) {
 	for _, tt := range []struct {

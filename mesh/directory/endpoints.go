@@ -16,6 +16,7 @@ type endpointSet struct {
 	mu       sync.Mutex // held while anything is changed; readers do not take it
 	service  *Service   // nil while only endpoints are known
 	all      members
+	balanced int // how many of all balancing sends anything to
 	made     map[viewKey]*view
 	outliers outliers
 
@@ -34,6 +35,7 @@ func (s *endpointSet) put(w *Workload) {
 	defer s.mu.Unlock()
 	old := s.all.put(w)
 	s.publishLocked()
+	s.countLocked(old, w)
 	if old != nil && renewed(old, w) {
 		s.outliers.forget(w.UID)
 	}
@@ -54,6 +56,7 @@ func (s *endpointSet) remove(uid string) (empty bool) {
 	defer s.mu.Unlock()
 	if old := s.all.remove(uid); old != nil {
 		s.publishLocked()
+		s.countLocked(old, nil)
 		s.outliers.forget(uid)
 		for _, v := range s.made {
 			v.change(s, old, nil)
@@ -70,8 +73,29 @@ func (s *endpointSet) setService(svc *Service) (empty bool) {
 		s.made = nil
 		s.views.Store(nil)
 	}
+	recount := svc != nil && (s.service == nil || s.service.Balancing.AllowUnhealthy != svc.Balancing.AllowUnhealthy)
 	s.service = svc
+	if recount {
+		s.balanced = 0
+		for i := range s.all.list.n {
+			s.countLocked(nil, s.all.list.at(i))
+		}
+	}
 	return svc == nil && s.all.list.n == 0
+}
+
+// countLocked has balanced follow a change of one endpoint; either may be nil. While the service is not known there is
+// nothing to count by.
+func (s *endpointSet) countLocked(old, w *Workload) {
+	if s.service == nil {
+		return
+	}
+	if old != nil && s.service.Balancing.balanced(old) {
+		s.balanced--
+	}
+	if w != nil && s.service.Balancing.balanced(w) {
+		s.balanced++
+	}
 }
 
 // ranksAlike tells whether the views of s are those of o.

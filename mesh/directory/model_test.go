@@ -261,6 +261,9 @@ func TestAgainstModel(t *testing.T) {
 		for range 60 {
 			m.step(t, r, d)
 			m.check(t, d)
+			if err := d.CheckEndpoints(); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
 		}
 		var all []string
 		for uid := range m.workloads {
@@ -336,6 +339,9 @@ func TestConcurrentReaders(t *testing.T) {
 	}
 	close(stop)
 	readers.Wait()
+	if err := d.CheckEndpoints(); err != nil {
+		t.Error(err)
+	}
 	var all []string
 	for uid := range m.workloads {
 		all = append(all, uid)

@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"container/heap"
 	"sync/atomic"
 	"time"
 )
@@ -25,13 +26,16 @@ const (
 // but what is atomic.
 type outliers struct {
 	byUID   map[string]*outlier
+	ejected ejections    // of byUID
 	watched atomic.Int32 // len(byUID)
-	out     atomic.Int32 // how many are ejected
+	out     atomic.Int32 // len(ejected)
 	back    atomic.Int64 // when the first of them comes back, as Directory.now; 0 if none is out
 }
 
 // outlier is one endpoint's record.
 type outlier struct {
+	uid      string
+	at       int           // in ejections, if it is ejected
 	failures int           // in a row
 	last     time.Duration // when the last one was
 	times    int           // how often it was ejected in a row
@@ -95,8 +99,7 @@ func (s *endpointSet) failed(uid string, now time.Duration) time.Duration {
 	o.term = min(ejectFirst<<min(o.times, 16), ejectMost)
 	o.times++
 	o.until = now + o.term
-	s.outliers.out.Add(1)
-	s.outliers.schedule()
+	s.outliers.eject(o)
 	w := s.all.list.at(i)
 	for _, v := range s.made {
 		v.change(s, w, w)
@@ -104,15 +107,9 @@ func (s *endpointSet) failed(uid string, now time.Duration) time.Duration {
 	return o.term
 }
 
-// mayEjectLocked tells whether one more may be out. It counts, since it is asked seldom.
+// mayEjectLocked tells whether one more may be out.
 func (s *endpointSet) mayEjectLocked() bool {
-	n := 0
-	for i := range s.all.list.n {
-		if s.service.Balancing.balanced(s.all.list.at(i)) {
-			n++
-		}
-	}
-	return (int(s.outliers.out.Load())+1)*ejectShare <= n
+	return (len(s.outliers.ejected)+1)*ejectShare <= s.balanced
 }
 
 func (s *endpointSet) succeeded(uid string, now time.Duration) {
@@ -142,20 +139,17 @@ func (s *endpointSet) readmit(now func() time.Duration) {
 func (s *endpointSet) readmitAll(now time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for uid, o := range s.outliers.byUID {
-		if o.until == 0 || o.until > now {
-			continue
-		}
-		o.until, o.returned, o.failures, o.unproven = 0, now, 0, true
-		s.outliers.out.Add(-1)
-		if i, ok := s.all.find(uid); ok {
+	for len(s.outliers.ejected) > 0 && s.outliers.ejected[0].until <= now {
+		o := s.outliers.ejected[0]
+		s.outliers.readmit(o)
+		o.returned, o.failures, o.unproven = now, 0, true
+		if i, ok := s.all.find(o.uid); ok {
 			w := s.all.list.at(i)
 			for _, v := range s.made {
 				v.change(s, w, w)
 			}
 		}
 	}
-	s.outliers.schedule()
 }
 
 func (o *outliers) record(uid string) *outlier {
@@ -163,7 +157,7 @@ func (o *outliers) record(uid string) *outlier {
 		if o.byUID == nil {
 			o.byUID = map[string]*outlier{}
 		}
-		o.byUID[uid] = &outlier{}
+		o.byUID[uid] = &outlier{uid: uid}
 		o.watched.Add(1)
 	}
 	return o.byUID[uid]
@@ -178,23 +172,60 @@ func (o *outliers) forget(uid string) {
 	delete(o.byUID, uid)
 	o.watched.Add(-1)
 	if record.until != 0 {
-		o.out.Add(-1)
-		o.schedule()
+		o.readmit(record)
 	}
 }
 
-func (o *outliers) ejected(uid string) bool {
+// isOut tells whether an endpoint is ejected.
+func (o *outliers) isOut(uid string) bool {
 	record := o.byUID[uid]
 	return record != nil && record.until != 0
 }
 
-// schedule sets back.
+// eject puts out an endpoint that is not; until is set.
+func (o *outliers) eject(record *outlier) {
+	heap.Push(&o.ejected, record)
+	o.schedule()
+}
+
+// readmit brings back an endpoint that is out.
+func (o *outliers) readmit(record *outlier) {
+	heap.Remove(&o.ejected, record.at)
+	record.until = 0
+	o.schedule()
+}
+
+// schedule sets what readers see of ejected.
 func (o *outliers) schedule() {
+	o.out.Store(int32(len(o.ejected)))
 	var first time.Duration
-	for _, record := range o.byUID {
-		if record.until != 0 && (first == 0 || record.until < first) {
-			first = record.until
-		}
+	if len(o.ejected) > 0 {
+		first = o.ejected[0].until
 	}
 	o.back.Store(int64(first))
+}
+
+// ejections is a heap of those who are out: on top is who comes back first.
+type ejections []*outlier
+
+func (e ejections) Len() int           { return len(e) }
+func (e ejections) Less(i, j int) bool { return e[i].until < e[j].until }
+
+func (e ejections) Swap(i, j int) {
+	e[i], e[j] = e[j], e[i]
+	e[i].at, e[j].at = i, j
+}
+
+func (e *ejections) Push(x any) {
+	record := x.(*outlier)
+	record.at = len(*e)
+	*e = append(*e, record)
+}
+
+func (e *ejections) Pop() any {
+	last := len(*e) - 1
+	record := (*e)[last]
+	(*e)[last] = nil
+	*e = (*e)[:last]
+	return record
 }

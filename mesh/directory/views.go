@@ -101,7 +101,7 @@ func (v *view) change(s *endpointSet, old, w *Workload) {
 // place returns the rank of an endpoint in the view, and whether it is in it.
 func (v *view) place(s *endpointSet, w *Workload) (int, bool) {
 	r, ok := rankOf(s.service, v.key, w)
-	if ok && s.outliers.ejected(w.UID) {
+	if ok && s.outliers.isOut(w.UID) {
 		r += len(v.classes) / 2
 	}
 	return r, ok
@@ -146,20 +146,10 @@ func (v *view) snapshot(r int) rank {
 // rankCount is the number of ranks that rankOf gives.
 func rankCount(b Balancing) int {
 	if b.Mode != ModeFailover {
-		if b.Mode == ModeStrict && networkFirst(b) {
-			return 2
-		}
 		return 1
-	}
-	if networkFirst(b) {
-		return 2 * len(b.Preference)
 	}
 	return len(b.Preference) + 1
 }
-
-// networkFirst: a network in the first place is preferred to all that follows, but even ModeStrict does not require it,
-// since a gateway leads to the other ones.
-func networkFirst(b Balancing) bool { return len(b.Preference) > 0 && b.Preference[0] == ScopeNetwork }
 
 // balanced tells whether balancing sends anything to w, from wherever.
 func (b Balancing) balanced(w *Workload) bool {
@@ -175,25 +165,12 @@ func rankOf(s *Service, key viewKey, w *Workload) (int, bool) {
 	if b.Mode != ModeStrict && b.Mode != ModeFailover {
 		return 0, true
 	}
-	preference, sameNetwork := b.Preference, true
-	if networkFirst(b) {
-		preference, sameNetwork = preference[1:], key.network == w.Network
-	}
 	shared := 0
-	for shared < len(preference) && key.shares(preference[shared], w) {
+	for shared < len(b.Preference) && key.shares(b.Preference[shared], w) {
 		shared++
 	}
-	missing := len(preference) - shared
-	if b.Mode == ModeStrict && missing > 0 {
-		return 0, false
-	}
-	switch {
-	case sameNetwork:
-		return missing, true
-	case b.Mode == ModeStrict:
-		return 1, true
-	}
-	return len(preference) + 1 + missing, true
+	missing := len(b.Preference) - shared
+	return missing, b.Mode == ModeFailover || missing == 0
 }
 
 // reachable tells whether w has the port and, in their network, an address for clients with key, which they can connect to.

@@ -19,13 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/ambit-mesh/ambit/mesh/buffer"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what must happen.
 const patience = 30 * time.Second
