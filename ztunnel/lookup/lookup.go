@@ -1,7 +1,7 @@
 // Package lookup finds the addresses of host names that stand for workloads outside the mesh, when the first connection needs
 // them. It asks the node proxy's own resolvers, as Istio's does, keeps answers as long as they say, within bounds, and lets
-// connections that need the same name wait for one query. While resolvers do not answer, what they said last is used for a
-// while longer. No lock is held while anything is asked.
+// connections that need the same name wait for one query. While resolvers do not answer in time, what they said last is used
+// for a while longer, and no connection waits for them. No lock is held while anything is asked.
 package lookup
 
 import (
@@ -33,11 +33,19 @@ const (
 	minTTL      = time.Second
 	maxTTL      = 10 * time.Minute
 	maxNegative = 30 * time.Second
-	// maxStale is how much longer an answer is used while no resolver answers.
-	maxStale = 10 * time.Minute
-	// maxNames bounds the names that are remembered (Istio's bound), and maxFlights the queries that run at the same time.
+	// maxStale is how much longer an answer is used while no resolver answers, stalePatience how long a new one is waited for
+	// before that (RFC 8767, section 5, with shorter times: a connection waits, not a person), and retryAfter when it is
+	// asked again after no resolver answered.
+	maxStale      = 10 * time.Minute
+	stalePatience = 200 * time.Millisecond
+	retryAfter    = 5 * time.Second
+	// maxNames bounds the names that are remembered (Istio's bound), maxAddrs the addresses of each in each family, and
+	// maxFlights the queries that run at the same time.
 	maxNames   = 4096
+	maxAddrs   = 64
 	maxFlights = 256
+	// maxAliases bounds how often a name may be an alias of another one, which may be one of it: resolvers end earlier.
+	maxAliases = 16
 	// maxPayload is the largest answer that is taken by UDP: more is fragmented, and fragments are dropped by many.
 	maxPayload = 1232
 )
@@ -52,8 +60,11 @@ var (
 	ErrClosed = errors.New("look-ups have ended")
 )
 
-// errNoServer is why nobody could be asked.
-var errNoServer = errors.New("no resolver is configured")
+// Errors of queries.
+var (
+	errNoServer = errors.New("no resolver is configured")
+	errAliases  = fmt.Errorf("the name is an alias of an alias, more than %d times or in a circle", maxAliases)
+)
 
 // Config configures a Resolver.
 type Config struct {
@@ -83,10 +94,17 @@ type Resolver struct {
 type answer struct {
 	addrs []netip.Addr // none: the name has no address
 	until time.Time
+	again time.Time // when to ask again, no resolver having answered since it ran out; zero: nobody was asked since
+}
+
+// stale tells whether the answer, which has run out, may be used until there is a new one.
+func (a *answer) stale(now time.Time) bool {
+	return a != nil && len(a.addrs) > 0 && now.Before(a.until.Add(maxStale))
 }
 
 // flight is a query that runs.
 type flight struct {
+	began  time.Time
 	done   chan struct{} // closed when result is set
 	result atomic.Pointer[outcome]
 }
@@ -117,23 +135,43 @@ func (r *Resolver) Close() error {
 }
 
 // Lookup returns the addresses of a fully qualified name, both families, at least one. The result must not be changed. It
-// asks nobody while a former answer holds.
+// asks nobody while a former answer holds. With one that has run out, it waits for a new one for a moment only.
 func (r *Resolver) Lookup(ctx context.Context, host string) ([]netip.Addr, error) {
 	host = strings.ToLower(host)
-	if a := r.known(host); a != nil {
-		return a.result(host)
+	now := r.now()
+	old, _ := r.names.Load(host)
+	if old != nil && now.Before(old.until) {
+		return old.result(host)
+	}
+	stale := old.stale(now)
+	if stale && now.Before(old.again) {
+		return old.addrs, nil
 	}
 	f, a, err := r.join(host)
 	switch {
-	case err != nil:
-		return nil, fmt.Errorf("look up %s: %w", host, err)
 	case a != nil:
 		return a.result(host)
+	case stale && errors.Is(err, ErrBusy):
+		return old.addrs, nil
+	case err != nil:
+		return nil, fmt.Errorf("look up %s: %w", host, err)
+	}
+	var late <-chan time.Time // nil: there is nothing else than to wait
+	if stale {
+		patience := time.Until(f.began.Add(stalePatience))
+		if patience <= 0 || !old.again.IsZero() { // resolvers are late, or were the last time
+			return old.addrs, nil
+		}
+		t := time.NewTimer(patience)
+		defer t.Stop()
+		late = t.C
 	}
 	select {
 	case <-f.done:
 		o := f.result.Load()
 		return o.addrs, o.err
+	case <-late:
+		return old.addrs, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("look up %s: %w", host, context.Cause(ctx))
 	}
@@ -170,7 +208,7 @@ func (r *Resolver) join(host string) (*flight, *answer, error) {
 	if len(r.flights) >= maxFlights {
 		return nil, nil, ErrBusy
 	}
-	f := &flight{done: make(chan struct{})}
+	f := &flight{began: time.Now(), done: make(chan struct{})}
 	r.flights[host] = f
 	r.running.Go(func() {
 		addrs, err := r.resolve(host)
@@ -192,7 +230,8 @@ func (r *Resolver) resolve(host string) ([]netip.Addr, error) {
 		r.remember(host, a)
 		return a.result(host)
 	}
-	if old, ok := r.names.Load(host); ok && len(old.addrs) > 0 && r.now().Before(old.until.Add(maxStale)) {
+	if old, _ := r.names.Load(host); old.stale(r.now()) {
+		r.remember(host, &answer{addrs: old.addrs, until: old.until, again: r.now().Add(retryAfter)})
 		return old.addrs, nil
 	}
 	return nil, fmt.Errorf("look up %s: %w", host, err)
@@ -200,7 +239,7 @@ func (r *Resolver) resolve(host string) ([]netip.Addr, error) {
 
 // remember keeps an answer, in the place of one that has run out if there are many.
 func (r *Resolver) remember(host string, a *answer) {
-	if r.names.Size() >= maxNames {
+	if _, known := r.names.Load(host); !known && r.names.Size() >= maxNames {
 		now, spare := r.now(), maxNames/8
 		r.names.Range(func(name string, old *answer) bool {
 			if now.After(old.until) || r.names.Size() >= maxNames {
@@ -263,41 +302,53 @@ func (r *Resolver) askAny(ctx context.Context, servers []netip.AddrPort, host st
 				err = fmt.Errorf("ask resolver %s: %w", server, err)
 				continue
 			}
-			return r.read(m, qtype), nil
+			return r.read(m, qtype)
 		}
 	}
 	return nil, err
 }
 
-// exchange asks one resolver by UDP, and by TCP if the answer does not fit.
+// exchange asks one resolver: by UDP, and by TCP if the answer does not fit; once more without EDNS if it does not understand
+// that (RFC 6891, section 7).
 func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
-	for _, network := range []string{"udp", "tcp"} {
-		q := q.Copy()
-		q.Id = dns.Id()
-		conn, err := r.cfg.Dial(ctx, network, server.String())
-		if err != nil {
-			return nil, err
-		}
-		client := &dns.Client{Net: network, UDPSize: maxPayload, Timeout: attempt}
-		stop := context.AfterFunc(ctx, func() { conn.Close() })
-		m, _, err := client.ExchangeWithConnContext(ctx, q, &dns.Conn{Conn: conn, UDPSize: maxPayload})
-		stop()
-		conn.Close()
+	network := "udp"
+	for {
+		m, err := r.send(ctx, network, server, q)
 		switch {
 		case err != nil:
 			return nil, err
 		case !answers(m, q):
 			return nil, errors.New("the answer is to another question")
+		case q.IsEdns0() != nil && (m.Rcode == dns.RcodeFormatError || m.Rcode == dns.RcodeNotImplemented):
+			q = q.Copy()
+			q.Extra = nil
 		case m.Truncated && network == "udp":
-			continue
+			network = "tcp"
+		case m.Truncated:
+			return nil, errors.New("truncated answer by TCP")
 		case m.Rcode == dns.RcodeSuccess, m.Rcode == dns.RcodeNameError:
 			return m, nil
+		default:
+			return nil, fmt.Errorf("answer is %s", dns.RcodeToString[m.Rcode])
 		}
-		return nil, fmt.Errorf("answer is %s", dns.RcodeToString[m.Rcode])
 	}
-	return nil, errors.New("truncated answer") // by TCP too
+}
+
+// send sends a query, under an ID of its own, and waits for the answer to it.
+func (r *Resolver) send(ctx context.Context, network string, server netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
+	q = q.Copy()
+	q.Id = dns.Id()
+	conn, err := r.cfg.Dial(ctx, network, server.String())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	client := &dns.Client{Net: network, UDPSize: maxPayload, Timeout: attempt}
+	m, _, err := client.ExchangeWithConnContext(ctx, q, &dns.Conn{Conn: conn, UDPSize: maxPayload})
+	return m, err
 }
 
 // answers tells whether m, which has q's ID, is an answer to its question. A resolver may refuse without repeating it.
@@ -313,16 +364,20 @@ func answers(m, q *dns.Msg) bool {
 func isHost(a netip.Addr) bool { return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() }
 
 // read takes the addresses of the name that was asked for, or that it is an alias of, and how long they hold.
-func (r *Resolver) read(m *dns.Msg, qtype uint16) *answer {
+func (r *Resolver) read(m *dns.Msg, qtype uint16) (*answer, error) {
 	ttl := maxTTL
 	lower := func(seconds uint32) { ttl = min(ttl, time.Duration(seconds)*time.Second) }
 	name := m.Question[0].Name
-	for range len(m.Answer) { // aliases come in any order
+	for hops := 0; ; hops++ { // aliases come in any order
 		i := slices.IndexFunc(m.Answer, func(rr dns.RR) bool {
-			return rr.Header().Rrtype == dns.TypeCNAME && strings.EqualFold(rr.Header().Name, name)
+			_, ok := rr.(*dns.CNAME)
+			return ok && strings.EqualFold(rr.Header().Name, name)
 		})
 		if i < 0 {
 			break
+		}
+		if hops == maxAliases {
+			return nil, errAliases
 		}
 		lower(m.Answer[i].Header().Ttl)
 		name = m.Answer[i].(*dns.CNAME).Target
@@ -340,7 +395,7 @@ func (r *Resolver) read(m *dns.Msg, qtype uint16) *answer {
 			ip = rr.AAAA
 		}
 		addr, ok := netip.AddrFromSlice(ip)
-		if addr = addr.Unmap(); ok && isHost(addr) && !slices.Contains(out.addrs, addr) {
+		if addr = addr.Unmap(); ok && isHost(addr) && len(out.addrs) < maxAddrs && !slices.Contains(out.addrs, addr) {
 			lower(rr.Header().Ttl)
 			out.addrs = append(out.addrs, addr)
 		}
@@ -354,5 +409,5 @@ func (r *Resolver) read(m *dns.Msg, qtype uint16) *answer {
 		}
 	}
 	out.until = r.now().Add(max(ttl, minTTL))
-	return out
+	return out, nil
 }

@@ -32,6 +32,8 @@ type server struct {
 	hold    chan struct{} // if not nil, answers wait for it to be closed
 	// cut truncates answers by UDP.
 	cut bool
+	// old is a server that does not understand EDNS.
+	old bool
 	// bend, if not nil, changes answers before they are sent.
 	bend func(*dns.Msg)
 }
@@ -86,6 +88,9 @@ func (s *server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	s.asked.Add(1)
 	s.mu.Lock()
 	records, rcode, silent, hold, cut, bend := s.records[strings.ToLower(q.Question[0].Name)], s.rcode, s.silent, s.hold, s.cut, s.bend
+	if s.old && q.IsEdns0() != nil {
+		rcode, records = dns.RcodeFormatError, nil
+	}
 	s.mu.Unlock()
 	if hold != nil {
 		<-hold
@@ -141,7 +146,9 @@ func newResolver(t *testing.T, servers ...*server) (*Resolver, *clock) {
 
 func expect(t *testing.T, r *Resolver, host string, want ...string) {
 	t.Helper()
-	got, err := r.Lookup(t.Context(), host)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	got, err := r.Lookup(ctx, host)
 	if err != nil {
 		t.Errorf("%v", err)
 		return
@@ -179,7 +186,21 @@ func TestLookup(t *testing.T) {
 		t.Errorf("%d queries for an answer that holds", n-asked)
 	}
 	clock.advance(2 * time.Second)
-	expect(t, r, "a.example", "192.0.2.7")
+	expectSoon(t, r, "a.example", "192.0.2.7")
+}
+
+// expectSoon is expect for a name of which an older answer is used while the new one is late.
+func expectSoon(t *testing.T, r *Resolver, host, want string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		got, err := r.Lookup(t.Context(), host)
+		if err == nil && len(got) == 1 && got[0].String() == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v, %v; want %s", got, err, want)
+		}
+	}
 }
 
 func TestTruncatedAnswerIsAskedForByTCP(t *testing.T) {
@@ -228,6 +249,109 @@ func TestStaleAnswer(t *testing.T) {
 	clock.advance(2 * time.Minute)
 	if _, err := r.Lookup(t.Context(), "a.example"); err == nil {
 		t.Error("an answer is used long after it ran out")
+	}
+}
+
+// TestStaleAnswerAtOnce: no connection waits for resolvers that do not answer while there is an answer of before. They are
+// asked again, but not for each connection, and when they answer that holds.
+func TestStaleAnswerAtOnce(t *testing.T) {
+	s := newServer(t)
+	s.set(func(s *server) { s.records["a.example."] = []string{"a.example. 60 A 192.0.2.1"} })
+	r, clock := newResolver(t, s)
+	var gate atomic.Pointer[chan struct{}] // queries wait for it to be closed, and fail
+	var dialed atomic.Int32
+	r.cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		dialed.Add(1)
+		if g := gate.Load(); g != nil {
+			<-*g
+			return nil, errors.New("no way to the resolver")
+		}
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}
+	landed := func() {
+		t.Helper()
+		r.mu.Lock()
+		f := r.flights["a.example"]
+		r.mu.Unlock()
+		if f != nil {
+			<-f.done
+		}
+	}
+	expect(t, r, "a.example", "192.0.2.1")
+	s.set(func(s *server) { s.records["a.example."] = []string{"a.example. 60 A 192.0.2.2"} })
+	clock.advance(61 * time.Second)
+	for range 2 {
+		before := dialed.Load()
+		shut := make(chan struct{})
+		gate.Store(&shut)
+		for range 3 { // it would wait for ever for what is asked
+			expect(t, r, "a.example", "192.0.2.1")
+		}
+		close(shut)
+		landed()
+		if n := dialed.Load(); n == before {
+			t.Error("nobody was asked again")
+		}
+		asked := dialed.Load()
+		clock.advance(retryAfter - time.Second)
+		expect(t, r, "a.example", "192.0.2.1")
+		if n := dialed.Load(); n != asked {
+			t.Errorf("%d more attempts at once", n-asked)
+		}
+		clock.advance(time.Second)
+	}
+	gate.Store(nil)
+	expectSoon(t, r, "a.example", "192.0.2.2")
+}
+
+// TestOldResolver: one that does not understand EDNS is asked without.
+func TestOldResolver(t *testing.T) {
+	s := newServer(t)
+	s.set(func(s *server) { s.old, s.records["a.example."] = true, []string{"a.example. 60 A 192.0.2.1"} })
+	r, _ := newResolver(t, s)
+	expect(t, r, "a.example", "192.0.2.1")
+	s.set(func(s *server) { s.rcode = dns.RcodeFormatError })
+	if _, err := r.Lookup(t.Context(), "b.example"); err == nil || !strings.Contains(err.Error(), "FORMERR") {
+		t.Errorf("of a resolver that understands nothing: %v", err)
+	}
+}
+
+// TestBoundsOfAnswers: of many addresses some are kept, and aliases are followed neither far nor in circles.
+func TestBoundsOfAnswers(t *testing.T) {
+	r, _ := newResolver(t)
+	message := func(records ...string) *dns.Msg {
+		m := new(dns.Msg).SetQuestion("n0.example.", dns.TypeA)
+		for _, text := range records {
+			rr, err := dns.NewRR(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Answer = append(m.Answer, rr)
+		}
+		return m
+	}
+	var many []string
+	for i := range 2 * maxAddrs {
+		many = append(many, fmt.Sprintf("n0.example. 60 A 192.0.2.%d", i+1))
+	}
+	if a, err := r.read(message(many...), dns.TypeA); err != nil || len(a.addrs) != maxAddrs {
+		t.Errorf("of %d addresses %v, %v", len(many), a, err)
+	}
+	chain := func(n int) (out []string) {
+		for i := range n {
+			out = append(out, fmt.Sprintf("n%d.example. 60 CNAME n%d.example.", i, i+1))
+		}
+		return append(out, fmt.Sprintf("n%d.example. 60 A 192.0.2.1", n))
+	}
+	if a, err := r.read(message(chain(maxAliases)...), dns.TypeA); err != nil || len(a.addrs) != 1 {
+		t.Errorf("after %d aliases: %v, %v", maxAliases, a, err)
+	}
+	if a, err := r.read(message(chain(maxAliases+1)...), dns.TypeA); !errors.Is(err, errAliases) {
+		t.Errorf("after more: %v, %v", a, err)
+	}
+	circle := message("n0.example. 60 CNAME n1.example.", "n1.example. 60 CNAME n0.example.", "n1.example. 60 A 192.0.2.1")
+	if a, err := r.read(circle, dns.TypeA); !errors.Is(err, errAliases) {
+		t.Errorf("in a circle: %v, %v", a, err)
 	}
 }
 
@@ -308,6 +432,8 @@ func TestBounds(t *testing.T) {
 	if _, err := r.Lookup(ctx, "more.example"); !errors.Is(err, ErrBusy) {
 		t.Errorf("beyond the bound: %v", err)
 	}
+	r.names.Store("old.example", &answer{addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, until: r.now().Add(-time.Minute)})
+	expect(t, r, "old.example", "192.0.2.1")
 }
 
 func TestClose(t *testing.T) {

@@ -55,30 +55,40 @@ const (
 	hostPatience = 3 * time.Second
 )
 
-// openByName looks up the host that d leads to and connects to one of its addresses.
-func (p *Pod) openByName(ctx context.Context, c *conn, self *directory.Workload, d *destination) (upstream, error) {
+// noAddressError is why there was no address to connect to. It is no fault of whom the name stands for.
+type noAddressError struct{ error }
+
+func (e noAddressError) Unwrap() error { return e.error }
+
+// lookUpHost finds the addresses of the host that d leads to. Its errors are noAddressErrors.
+func (p *Pod) lookUpHost(ctx context.Context, c *conn, self *directory.Workload, d *destination) error {
 	if p.node.Hosts == nil {
-		return upstream{}, fmt.Errorf("workload %s has no address but the host name %s, and there is nobody to ask for it", d.workload.UID, d.host)
+		return noAddressError{fmt.Errorf("workload %s has no address but the host name %s, and there is nobody to ask for it", d.workload.UID, d.host)}
 	}
 	p.node.Lookups.Count(self)
 	all, err := p.node.Hosts.Lookup(ctx, d.host)
 	if err != nil {
-		return upstream{}, err
+		return noAddressError{err}
 	}
 	addrs := hostAddrs(all, self, c.original.Addr())
 	if len(addrs) == 0 {
-		return upstream{}, fmt.Errorf("host %s: %w", d.host, errNoFamily)
+		return noAddressError{fmt.Errorf("host %s: %w", d.host, errNoFamily)}
 	}
-	addrs = addrs[:min(len(addrs), maxHostAddrs)]
+	d.hostAddrs = addrs[:min(len(addrs), maxHostAddrs)]
+	return nil
+}
+
+// openHost connects to one of the addresses of the host that d leads to.
+func (p *Pod) openHost(ctx context.Context, c *conn, self *directory.Workload, d *destination) (upstream, error) {
 	var failed error
-	for i, addr := range addrs {
+	for i, addr := range d.hostAddrs {
 		d.addr = netip.AddrPortFrom(addr, d.hostPort)
 		if d.workload.Tunnel == directory.TunnelHBONE {
 			d.openTunnel(self, netip.AddrPortFrom(addr, api.PortHBONE), d.addr)
 		}
 		c.describe(d)
 		limited, cancel := ctx, context.CancelFunc(func() {})
-		if i < len(addrs)-1 {
+		if i < len(d.hostAddrs)-1 {
 			limited, cancel = context.WithTimeout(ctx, hostPatience)
 		}
 		up, err := p.openAddr(limited, c, self, d)

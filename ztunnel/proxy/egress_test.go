@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -15,6 +17,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/ztunnel/lookup"
 )
 
 func registryOnly(t *testing.T, h *settings.Holder, policy extension.Settings_OutboundPolicy) {
@@ -65,6 +68,61 @@ func TestRegistryOnly(t *testing.T) {
 			}
 		}
 	}
+}
+
+// hostsFunc looks names up.
+type hostsFunc func(ctx context.Context, host string) ([]netip.Addr, error)
+
+func (f hostsFunc) Lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	return f(ctx, host)
+}
+
+// TestLookupsEjectNobody: that a host name leads nowhere is tried with another endpoint, but no endpoint is ejected for it.
+func TestLookupsEjectNobody(t *testing.T) {
+	byName := func(host string) *workload.Address {
+		return pod(host, "10.0.0.9", member("db", port(80, 8080)), func(w *workload.Workload) { w.Addresses, w.Hostname = nil, host })
+	}
+	n := newTestNode(t, pod("client", "10.0.0.1"), svc("db", "10.96.0.1"), byName("a.example"), byName("b.example"))
+	self := n.Directory.WorkloadByAddr("", netip.MustParseAddr("10.0.0.1"))
+	p := &Pod{node: n, logger: n.Logger}
+	to := netip.MustParseAddrPort("10.96.0.1:80")
+	for name, answer := range map[string]hostsFunc{
+		"no such host":  func(context.Context, string) ([]netip.Addr, error) { return nil, lookup.ErrNotFound },
+		"too many":      func(context.Context, string) ([]netip.Addr, error) { return nil, lookup.ErrBusy },
+		"other family":  func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{netip.IPv6Unspecified()}, nil },
+		"nobody to ask": nil,
+	} {
+		if n.Hosts = nil; answer != nil {
+			n.Hosts = answer
+		}
+		for range 20 {
+			_, err := p.connect(t.Context(), &conn{original: to, table: &p.conns}, self, to)
+			if noAddress := (noAddressError{}); !errors.As(err, &noAddress) {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		if out := n.Directory.Ejected(); out > 0 {
+			t.Errorf("%s: %d endpoints are ejected", name, out)
+		}
+	}
+	// A look-up that takes as long as an endpoint may, if there is another one, leaves the one that it was for blameless too.
+	synctest.Test(t, func(t *testing.T) {
+		n.Hosts = hostsFunc(func(ctx context.Context, _ string) ([]netip.Addr, error) {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		})
+		for range 20 {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*answerPatience)
+			_, err := p.connect(ctx, &conn{original: to, table: &p.conns}, self, to)
+			cancel()
+			if err == nil {
+				t.Fatal("connected")
+			}
+		}
+		if out := n.Directory.Ejected(); out > 0 {
+			t.Errorf("late: %d endpoints are ejected", out)
+		}
+	})
 }
 
 func TestHostAddrs(t *testing.T) {

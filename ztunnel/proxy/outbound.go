@@ -100,7 +100,7 @@ func (c *conn) describe(d *destination) {
 // open opens one way.
 func (p *Pod) open(ctx context.Context, c *conn, self *directory.Workload, d *destination) (upstream, error) {
 	if d.host != "" {
-		return p.openByName(ctx, c, self, d)
+		return p.openHost(ctx, c, self, d)
 	}
 	return p.openAddr(ctx, c, self, d)
 }

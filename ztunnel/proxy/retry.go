@@ -70,23 +70,19 @@ func firstCause(first, err error) error {
 	return first
 }
 
-// attempt opens a way, counts it as the endpoint's load, and tells balancing what the endpoint did. Unless it is the last
-// one, it does not wait long.
+// attempt opens a way, counts it as the endpoint's load, and tells balancing what the endpoint did.
 func (p *Pod) attempt(ctx context.Context, c *conn, self *directory.Workload, d *destination, last bool) (upstream, error) {
 	d.workload.Hold()
-	limited, cancel := ctx, context.CancelFunc(func() {})
-	if !last {
-		limited, cancel = context.WithTimeoutCause(ctx, answerPatience, errNoAnswer)
+	var up upstream
+	var err error
+	if d.host != "" {
+		limited, cancel := patience(ctx, last)
+		err = p.lookUpHost(limited, c, self, d)
+		cancel()
 	}
-	up, err := p.open(limited, c, self, d)
-	if err != nil && ctx.Err() == nil && limited.Err() != nil {
-		err = fmt.Errorf("endpoint %s: %w", d.workload.UID, errNoAnswer)
-		if d.tunnel && !p.hasCertificate(self.Identity) {
-			// It is not the endpoint that is waited for.
-			up, err = p.open(ctx, c, self, d)
-		}
+	if err == nil {
+		up, err = p.openInTime(ctx, c, self, d, last)
 	}
-	cancel()
 	if err == nil {
 		c.endpoint = d.workload
 	} else {
@@ -96,6 +92,28 @@ func (p *Pod) attempt(ctx context.Context, c *conn, self *directory.Workload, d 
 		p.node.judgeEndpoint(d, err)
 	}
 	return up, err
+}
+
+// openInTime opens a way. Unless it is the last one, it does not wait long.
+func (p *Pod) openInTime(ctx context.Context, c *conn, self *directory.Workload, d *destination, last bool) (upstream, error) {
+	limited, cancel := patience(ctx, last)
+	defer cancel()
+	up, err := p.open(limited, c, self, d)
+	if err == nil || ctx.Err() != nil || limited.Err() == nil {
+		return up, err
+	}
+	if d.tunnel && !p.hasCertificate(self.Identity) {
+		return p.open(ctx, c, self, d) // it is not the endpoint that is waited for
+	}
+	return up, fmt.Errorf("endpoint %s: %w", d.workload.UID, errNoAnswer)
+}
+
+// patience bounds a step of an attempt that is not the last one.
+func patience(ctx context.Context, last bool) (context.Context, context.CancelFunc) {
+	if last {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, answerPatience, errNoAnswer)
 }
 
 // hasCertificate tells whether there is a certificate now.
@@ -131,10 +149,11 @@ func worthAnother(err error) bool {
 }
 
 // endpointFault tells whether that was the endpoint's fault: not if the pod has no way to its address, as one has not whose
-// interface is gone, or which lacks the family; and not if the peer does not take the pod's certificate. Else one pod
-// could have endpoints ejected that serve its neighbours well.
+// interface is gone, or which lacks the family; not if resolvers know no address for it; and not if the peer does not take
+// the pod's certificate. Else one pod, or a resolver, could have endpoints ejected that serve others well.
 func endpointFault(err error) bool {
-	return worthAnother(err) && !certificateRefused(err) &&
+	var unasked noAddressError
+	return worthAnother(err) && !errors.As(err, &unasked) && !certificateRefused(err) &&
 		!isAny(err, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM)
 }
 

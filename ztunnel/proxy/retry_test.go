@@ -14,6 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/ztunnel/lookup"
 )
 
 func TestEndpointFault(t *testing.T) {
@@ -45,6 +46,10 @@ func TestEndpointFault(t *testing.T) {
 		{dial(hbone.StageConnect, connect(syscall.EMFILE)), false, false},
 		{hbone.ErrPoolClosed, false, false},
 		{&hbone.DialError{Stage: hbone.StageConnect, Err: hbone.ErrTooManyConnections}, false, false},
+		{noAddressError{fmt.Errorf("look up db.example: %w", lookup.ErrBusy)}, true, false},
+		{noAddressError{fmt.Errorf("look up db.example: %w", errNoAnswer)}, true, false},
+		{noAddressError{errNoFamily}, true, false},
+		{fmt.Errorf("host db.example: %w", connect(syscall.ECONNREFUSED)), true, true},
 	} {
 		if got := worthAnother(tt.err); got != tt.another {
 			t.Errorf("%v: worth another: %v, want %v", tt.err, got, tt.another)

@@ -33,9 +33,10 @@ type destination struct {
 	target    hbone.Target
 	authority string
 	// host is looked up before connecting, if it is not empty: a workload without addresses. addr is what the client asked
-	// for until then, and hostPort the port to connect to.
-	host     string
-	hostPort uint16
+	// for until then, hostPort the port to connect to, and hostAddrs the addresses to try, once they are known.
+	host      string
+	hostPort  uint16
+	hostAddrs []netip.Addr
 	// waypoint says that workload is a waypoint.
 	waypoint bool
 	// picked is the service of which workload was picked, the waypoint's for a waypoint; nil if there was nothing to
