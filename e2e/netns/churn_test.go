@@ -12,6 +12,10 @@ import (
 // usage is what a proxy holds at one moment.
 type usage struct{ memory, descriptors, goroutines float64 }
 
+func (u usage) String() string {
+	return fmt.Sprintf("%.1f MiB, %.0f descriptors, %.0f goroutines", u.memory/(1<<20), u.descriptors, u.goroutines)
+}
+
 func (w *world) usageOf(p *lab.Proxy) usage {
 	w.t.Helper()
 	metrics := w.get(p, 15020, "/metrics")
@@ -57,13 +61,18 @@ func TestChurn(t *testing.T) {
 
 	var samples [2][]usage
 	var times []time.Duration
-	pods := 0
+	pods, told := 0, time.Duration(0)
 	for start := time.Now(); time.Since(start) < length && !t.Failed(); pods++ {
 		w.churn(n2, fmt.Sprint("pod", pods), client, s, l)
 		for i, p := range w.proxies {
 			samples[i] = append(samples[i], w.usageOf(p))
 		}
-		times = append(times, time.Since(start))
+		now := time.Since(start)
+		times = append(times, now)
+		if now >= told {
+			t.Logf("%v, pod %d: %v, %v", now.Round(time.Second), pods, samples[0][pods], samples[1][pods])
+			told += time.Minute
+		}
 	}
 	t.Logf("%d pods came and went", pods)
 	l.end(t)
@@ -72,8 +81,7 @@ func TestChurn(t *testing.T) {
 		measured := samples[i][min(first, len(samples[i])-1):]
 		part := max(1, len(measured)/4)
 		begin, end := median(measured[:part]), median(measured[len(measured)-part:])
-		t.Logf("%s: %.1f MiB, %.0f descriptors, %.0f goroutines once warm; %.1f MiB, %.0f, %.0f at the end", p.Node.Name,
-			begin.memory/(1<<20), begin.descriptors, begin.goroutines, end.memory/(1<<20), end.descriptors, end.goroutines)
+		t.Logf("%s: once warm %v; at the end %v", p.Node.Name, begin, end)
 		const flat, slack = 1.1, 10
 		if soak() && (end.memory > begin.memory*flat+(2<<20) || end.descriptors > begin.descriptors*flat+slack || end.goroutines > begin.goroutines*flat+slack) {
 			t.Errorf("%s holds more and more", p.Node.Name)
@@ -81,8 +89,7 @@ func TestChurn(t *testing.T) {
 		w.eventually("without load the proxy on "+p.Node.Name+" is back at what it began with", func() error {
 			now := w.usageOf(p)
 			if now.descriptors > before[i].descriptors+slack || now.goroutines > before[i].goroutines+slack {
-				return fmt.Errorf("%.0f descriptors and %.0f goroutines; it began with %.0f and %.0f", now.descriptors, now.goroutines,
-					before[i].descriptors, before[i].goroutines)
+				return fmt.Errorf("%v; it began with %v", now, before[i])
 			}
 			return nil
 		})
