@@ -39,10 +39,10 @@ generate: ## regenerate what is generated
 	@scripts/generate
 check: ## fast checks: format, vet, linter, house rules, generated files
 	@scripts/check
-test: ## all tests (root: also namespaces and a cluster of its own)
-	@scripts/test
-soak: ## what takes longer than `make test` may
-	@scripts/test --soak
+test: ## all tests (root: also namespaces and a cluster of its own), or some LAYERS="unit netns"
+	@scripts/test $(LAYERS)
+soak: ## what takes longer than `make test` may, or some LAYERS="race churn" of it
+	@scripts/test --soak $(LAYERS)
 upgrade-test: ## upgrade from the commit FROM=0726702 to this tree and back, under load, on a cluster of its own (root)
 	@scripts/upgrade-test $(FROM)
 bench: ## measure ztunnel between two pods against bare TCP and PEER=/path/to/ztunnel (root)

@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -42,7 +44,14 @@ func TestMain(m *testing.M) {
 	os.Exit(run(m))
 }
 
-// run builds the binary, unless AMBIT_ZTUNNEL names one, or several with commas between: any that speak the same wires.
+// raceDetector tells whether these tests were built with -race.
+func raceDetector() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// run builds the binary, with the race detector if these tests have it, unless AMBIT_ZTUNNEL names one, or several with commas
+// between: any that speak the same wires.
 func run(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		return m.Run() // each test says why it is skipped
@@ -58,7 +67,11 @@ func run(m *testing.M) int {
 	} else {
 		binary := filepath.Join(dir, "ztunnel")
 		binaries = []string{binary}
-		cmd := exec.Command("go", "build", "-o", binary, "github.com/ambit-mesh/ambit/ztunnel/cmd/ztunnel")
+		args := []string{"build", "-o", binary}
+		if raceDetector() {
+			args = append(args, "-race")
+		}
+		cmd := exec.Command("go", append(args, "github.com/ambit-mesh/ambit/ztunnel/cmd/ztunnel")...)
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		if err := cmd.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, "build ztunnel:", err)
@@ -170,7 +183,8 @@ func (w *world) endProxies() {
 	}
 }
 
-// checkLogs fails the test if a proxy has panicked, or raced (in a binary that was built to tell).
+// checkLogs fails the test if a proxy has panicked, or raced (in a binary that was built to tell: tests that are run with -race
+// build it so).
 func (w *world) checkLogs() {
 	for _, p := range w.proxies {
 		body, err := os.ReadFile(p.Log)
