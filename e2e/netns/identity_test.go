@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ambit-mesh/ambit/api/extension"
+	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
 
@@ -281,5 +283,75 @@ func TestCompliance(t *testing.T) {
 			t.Errorf("%v to %s: %v, want it to work: %v", tc.group, tc.to.Name, err, tc.good)
 		}
 		raw.Close()
+	}
+}
+
+// TestTrustDomainAlias: a pod of an alias of the mesh's trust domain is served, as policies say of it. Once the alias is withdrawn
+// its live connections end and it makes no other.
+func TestTrustDomainAlias(t *testing.T) {
+	const own, old = "cluster.local", "old.example"
+	w := newWorld(t)
+	n1, n2 := w.node("node1"), w.node("node2")
+	server, client, other, spared := w.captured(n1, "server"), w.captured(n2, "client"), w.captured(n2, "other"), w.captured(n2, "spared")
+	for _, p := range []*lab.Pod{client, other} {
+		a := p.Address(true)
+		a.GetWorkload().TrustDomain = old
+		w.Control.SetAddresses(a)
+	}
+	for _, port := range []string{":8080", ":8081"} {
+		w.listen(server, port, func(c *net.TCPConn) {
+			defer c.Close()
+			io.Copy(c, c)
+		})
+	}
+	account := func(domain string, p *lab.Pod) *security.StringMatch {
+		return &security.StringMatch{MatchType: &security.StringMatch_Exact{Exact: domain + "/ns/default/sa/" + p.ServiceAccount}}
+	}
+	// As the control plane sends it while the alias is one. It stays, so that no policy refuses what is refused later.
+	w.Control.SetAuthorizations(&security.Authorization{
+		Name: "some", Namespace: "default", Scope: security.Scope_NAMESPACE, Action: security.Action_ALLOW,
+		Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{{
+			Principals: []*security.StringMatch{account(own, client), account(old, client), account(own, spared), account(old, spared)},
+		}}}}}},
+	}, deny("no-8081", client, 8081)) // under the mesh's own name alone, as one that is on its way
+	w.settle()
+	refused := func(from *lab.Pod, port int, why ...string) {
+		t.Helper()
+		if c, err := ping(from, addr(server, false, port)); err == nil {
+			c.Close()
+			t.Errorf("%s is served on port %d", from.Name, port)
+		}
+		w.logged(w.proxies[0], why...)
+	}
+	served := func(from *lab.Pod) (c *net.TCPConn) {
+		t.Helper()
+		w.eventually(from.Name+" is served", func() (err error) {
+			c, err = ping(from, addr(server, false, 8080))
+			return err
+		})
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	refused(client, 8080, "TLS_FAILURE", "tunnel refused", "spiffe://"+old+"/ns/default/sa/client", "accepted trust domains are "+own)
+
+	w.Control.SetSettings(&extension.Settings{TrustDomain: own, TrustDomainAliases: []string{old}})
+	live, bystander := served(client), served(spared)
+	refused(other, 8080, "DENY", "spiffe://"+old+"/ns/default/sa/other", "no ALLOW policy matches")
+	refused(client, 8081, "DENY", "spiffe://"+old+"/ns/default/sa/client", "default/no-8081")
+
+	begun := time.Now()
+	w.Control.SetSettings(&extension.Settings{TrustDomain: own})
+	live.SetReadDeadline(time.Now().Add(patience))
+	if _, err := live.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection of a pod whose alias is withdrawn: %v, want its end", err)
+	}
+	t.Logf("it ended after %s", time.Since(begun))
+	w.logged(w.proxies[0], "TLS_FAILURE", "connection complete", "spiffe://"+old+"/ns/default/sa/client", "accepted trust domains are "+own)
+	refused(client, 8080)
+	bystander.SetDeadline(time.Now().Add(ioTimeout))
+	if _, err := io.WriteString(bystander, "y"); err != nil {
+		t.Errorf("another pod's connection: %v", err)
+	} else if _, err := io.ReadFull(bystander, make([]byte, 1)); err != nil {
+		t.Errorf("another pod's connection: %v", err)
 	}
 }

@@ -98,7 +98,7 @@ func (p *Pool) connect(t *Target) (*wire.Conn, error) {
 		return fail(StageTLS, fmt.Errorf("the peer speaks protocol %q, not %q", got, alpn))
 	}
 	if p.cfg.Revoked != nil {
-		if err := p.cfg.Revoked(w.ConnectionState().PeerCertificates); err != nil {
+		if err := p.cfg.Revoked(t, w.ConnectionState().PeerCertificates); err != nil {
 			w.Abort()
 			w.Release()
 			return fail(StageTLS, err)

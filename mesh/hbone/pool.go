@@ -386,7 +386,7 @@ func (p *Pool) Evict(uid string) {
 }
 
 func (p *Pool) revoked(pc *poolConn) bool {
-	return p.cfg.Revoked != nil && p.cfg.Revoked(pc.certs) != nil
+	return p.cfg.Revoked != nil && p.cfg.Revoked(&pc.peer.target, pc.certs) != nil
 }
 
 // Recheck ends at once the connections whose peer's certificates are not good any more, and returns how many.

@@ -31,7 +31,14 @@ func TestRecheck(t *testing.T) {
 		t.Run(side, func(t *testing.T) {
 			var server, client revoker
 			w := newWorld(t, echo, func(cfg *ServerConfig) { cfg.Revoked = server.revoked })
-			pool := w.pool(func(cfg *PoolConfig) { cfg.Revoked = client.revoked })
+			pool := w.pool(func(cfg *PoolConfig) {
+				cfg.Revoked = func(to *Target, peer []*x509.Certificate) error {
+					if want := w.target(); to.Addr != want.Addr || len(to.Expect) != 1 || to.Expect[0] != want.Expect[0] {
+						t.Errorf("asked about a peer of target %v, want %v", to, want)
+					}
+					return client.revoked(peer)
+				}
+			})
 			s := w.mustOpen(pool)
 			defer s.Close()
 			if got := s.PeerCertificates(); len(got) == 0 || got[0].URIs[0].String() != serverID.String() {

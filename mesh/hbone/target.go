@@ -75,9 +75,9 @@ type PoolConfig struct {
 	Party *share.Party
 	// Counts, if set, counts what the pool does. Pools may share it.
 	Counts *PoolCounts
-	// Revoked, if set, says why a peer's certificates (leaf first) are not good any more; nil if they are. It is asked after
-	// each handshake and by Recheck.
-	Revoked func(peer []*x509.Certificate) error
+	// Revoked, if set, says why a peer's certificates (leaf first) are not good any more for a target; nil if they are. It is
+	// asked after each handshake and by Recheck.
+	Revoked func(t *Target, peer []*x509.Certificate) error
 	// Logger gets one line for each connection that ends in an error while no stream could tell. If nil, nothing is logged.
 	Logger *slog.Logger
 }

@@ -114,12 +114,17 @@ func verifyServer(chain []*x509.Certificate, trusted *trusted, expect []Identity
 	if err := verifyPeer(chain, trusted, x509.ExtKeyUsageServerAuth); err != nil {
 		return err
 	}
-	for _, u := range chain[0].URIs {
-		if id, err := Parse(u.String()); err == nil && trusted.domains.containsSame(expect, id) {
+	return trusted.expects(chain[0], expect)
+}
+
+// expects returns a *VerifyError unless a certificate has one of the identities.
+func (t *trusted) expects(leaf *x509.Certificate, expect []Identity) error {
+	for _, u := range leaf.URIs {
+		if id, err := Parse(u.String()); err == nil && t.domains.containsSame(expect, id) {
 			return nil
 		}
 	}
-	id, err := FromCertificate(chain[0])
+	id, err := FromCertificate(leaf)
 	if err != nil {
 		return &VerifyError{Reason: ReasonNoIdentity, Err: err}
 	}
@@ -130,15 +135,20 @@ func verifyClient(chain []*x509.Certificate, trusted *trusted, trustDomains []st
 	if err := verifyPeer(chain, trusted, x509.ExtKeyUsageClientAuth); err != nil {
 		return err
 	}
-	id, err := FromCertificate(chain[0])
+	return trusted.accepts(chain[0], trustDomains)
+}
+
+// accepts returns a *VerifyError unless the identity of a certificate is of one of the trust domains.
+func (t *trusted) accepts(leaf *x509.Certificate, trustDomains []string) error {
+	id, err := FromCertificate(leaf)
 	if err != nil {
 		return &VerifyError{Reason: ReasonNoIdentity, Err: err}
 	}
-	if slices.ContainsFunc(trustDomains, func(d string) bool { return trusted.domains.Same(d, id.TrustDomain) }) {
+	if slices.ContainsFunc(trustDomains, func(d string) bool { return t.domains.Same(d, id.TrustDomain) }) {
 		return nil
 	}
 	return &VerifyError{Reason: ReasonTrustDomain, Peer: id, Err: fmt.Errorf("peer claims to be %s, accepted trust domains are %s", id,
-		strings.Join(trusted.domains.withAliases(trustDomains), ", "))}
+		strings.Join(t.domains.withAliases(trustDomains), ", "))}
 }
 
 func verifyPeer(chain []*x509.Certificate, trusted *trusted, usage x509.ExtKeyUsage) error {

@@ -194,6 +194,27 @@ func (t *Trust) Revoked(peer []*x509.Certificate) error {
 	return s.crl.checkUnverified(peer, s.all)
 }
 
+// StillClient returns a *VerifyError if a client that a handshake under ServerTLS has verified would be refused by now for what
+// has changed since: a certificate of it is revoked (see Revoked), or its trust domain is no name of the server's any more. It costs
+// little for a client of that very trust domain.
+func (t *Trust) StillClient(peer []*x509.Certificate, trustDomain string) error {
+	if err := t.Revoked(peer); err != nil {
+		return err
+	}
+	if len(peer[0].URIs) == 1 && peer[0].URIs[0].Host == trustDomain {
+		return nil
+	}
+	return t.load().accepts(peer[0], []string{trustDomain})
+}
+
+// StillServer is StillClient for a server that a handshake under ClientTLS has verified to be one of the identities in expect.
+func (t *Trust) StillServer(peer []*x509.Certificate, expect []Identity) error {
+	if err := t.Revoked(peer); err != nil {
+		return err
+	}
+	return t.load().expects(peer[0], expect)
+}
+
 // groups are key exchanges in order of preference: the post-quantum hybrid first, then what every peer has, and the NIST
 // curves for FIPS mode.
 func (t *Trust) groups() []tls.CurveID {

@@ -3,6 +3,7 @@ package identity_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"os"
@@ -196,6 +197,35 @@ func TestAliases(t *testing.T) {
 	late.SetDomains(domains)
 	if err := meets(t, client, server); err != nil {
 		t.Errorf("once it is an alias: %v", err)
+	}
+	// Whom a handshake has accepted is not accepted any more once its name is withdrawn; whoever needed no alias is.
+	chain := func(s *identity.SVID) (out []*x509.Certificate) {
+		for _, raw := range s.TLS.Certificate {
+			c, err := x509.ParseCertificate(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, c)
+		}
+		return out
+	}
+	for _, tc := range []struct {
+		domains *identity.Domains
+		reason  identity.VerifyReason
+	}{{domains, ""}, {identity.NewDomains(alice.TrustDomain, []string{"older.org"}), identity.ReasonTrustDomain}, {nil, identity.ReasonTrustDomain}} {
+		late.SetDomains(tc.domains)
+		for _, got := range []error{
+			late.StillClient(chain(client), bob.TrustDomain), late.StillServer(chain(client), []identity.Identity{alice}),
+		} {
+			verify, refused := errors.AsType[*identity.VerifyError](got)
+			if refused != (tc.reason != "") || refused && verify.Peer != of(alice, "old.org") {
+				t.Errorf("with domains %v: %v, want a refusal: %v", tc.domains.Names(), got, tc.reason != "")
+			}
+		}
+		if err := errors.Join(late.StillClient(chain(client), "old.org"), late.StillClient(chain(server), bob.TrustDomain),
+			late.StillServer(chain(server), []identity.Identity{alice, bob})); err != nil {
+			t.Errorf("with domains %v, without an alias: %v", tc.domains.Names(), err)
+		}
 	}
 }
 

@@ -28,7 +28,10 @@ func (p *parts) makeIdentity(registry prometheus.Registerer) error {
 	cfg := p.cfg
 	p.trust = &identity.Trust{PostQuantumOnly: cfg.PostQuantumOnly, Linger: rootLinger}
 	p.setDomains(p.settings.Current())
-	p.settings.Subscribe(p.setDomains)
+	p.settings.Subscribe(func(s *settings.Settings) {
+		p.setDomains(s)
+		p.node.DomainsChanged()
+	})
 	ca, err := identity.NewChannel(cfg.CA)
 	if err != nil {
 		return fmt.Errorf("CA_ADDRESS: %w", err)

@@ -3,7 +3,6 @@ package proxy
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
@@ -55,7 +54,7 @@ type conn struct {
 
 	// Set by the goroutine that serves the connection, under the table's lock; read by it without, by others under it.
 	record   telemetry.Connection // Start is immutable
-	certs    []*x509.Certificate  // the tunnel's peer's, leaf first
+	proof    proof                // of the tunnel's peer
 	original netip.AddrPort       // where the client wanted to go
 	judged   policy.Connection    // what policy decided on; zero for outbound
 	files    int                  // descriptors of its own: streams share theirs

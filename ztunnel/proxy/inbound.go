@@ -54,7 +54,7 @@ func (p *Pod) openInboundTunnel(ctx context.Context, in *hbone.Incoming) *conn {
 	}
 	p.party.Asks(workPerConnection)
 	c := p.conns.open(ctx, func(c *conn) {
-		c.original, c.appFirst, c.certs = in.LocalAddr(), true, in.PeerCertificates()
+		c.original, c.appFirst, c.proof = in.LocalAddr(), true, proof{certs: in.PeerCertificates()}
 		c.record.Reporter = telemetry.ReporterDestination
 		c.record.Source, c.record.SourceIdentity, c.record.MutualTLS = p.sourceOf(in), in.Peer(), true
 		c.record.SourceAddr, c.record.DestinationAddr, c.record.HBONEAddr = in.RemoteAddr(), in.LocalAddr(), in.Authority()
@@ -84,7 +84,7 @@ func (p *Pod) openInboundTunnel(ctx context.Context, in *hbone.Incoming) *conn {
 
 // sourceOf finds the workload that a tunnel comes from, for telemetry: that of the address, if it is who it proved to be.
 func (p *Pod) sourceOf(in *hbone.Incoming) *directory.Workload {
-	if w := p.node.workloadAt(in.RemoteAddr().Addr()); w != nil && w.Identity == in.Peer() {
+	if w := p.node.workloadAt(in.RemoteAddr().Addr()); w != nil && p.node.sameIdentity(w.Identity, in.Peer()) {
 		return w
 	}
 	return nil
@@ -92,9 +92,9 @@ func (p *Pod) sourceOf(in *hbone.Incoming) *directory.Workload {
 
 // admitTunnel checks a request and connects to the application.
 func (p *Pod) admitTunnel(ctx context.Context, c *conn, in *hbone.Incoming) (*net.TCPConn, *refusal) {
-	// Its handshake may be older than the revocation.
-	if err := p.node.revoked(in.PeerCertificates()); err != nil {
-		return nil, refuse(statusDenied, telemetry.FlagRevoked, "%w", err)
+	// Its handshake may be older than what refuses it.
+	if err := p.disproved(&c.proof); err != nil {
+		return nil, refuse(statusDenied, endFlag(err), "%w", err)
 	}
 	self, err := p.self(ctx)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
@@ -33,6 +34,12 @@ type judging struct {
 	until time.Time
 	was   *directory.Workload
 	held  *policy.Set
+}
+
+// judged is by what all connections to a pod were judged at some time.
+type judged struct {
+	set     *policy.Set
+	domains *identity.Domains
 }
 
 // judging returns by what connections are judged now. Discovery must have known the pod.
@@ -74,14 +81,31 @@ func (j *judging) hold(d *directory.Directory, last policy.Set) {
 // names, those that it named before decide for a while; if it was not known, the connection waits. After that it is refused.
 func (p *Pod) decide(ctx context.Context, c policy.Connection) (policy.Decision, error) {
 	j := p.judging()
-	d := j.set.Evaluate(c)
+	d := p.node.evaluate(&j.set, c)
 	if d.Verdict != policy.Undecided {
 		return d, nil
 	}
 	if j.held != nil && time.Now().Before(j.until) {
-		return j.held.Evaluate(c), nil
+		return p.node.evaluate(j.held, c), nil
 	}
 	return p.decideLater(ctx, c)
+}
+
+// evaluate asks policies. A peer under another name of the mesh's trust domain must be allowed under the mesh's own too: the control
+// plane names aliases in policies, but tells of those and of the aliases themselves one after the other, and while one of
+// them is late that must let nobody through.
+func (n *Node) evaluate(set *policy.Set, c policy.Connection) policy.Decision {
+	d := set.Evaluate(c)
+	own := n.Trust.Domains().Canonical(c.Peer)
+	if own == c.Peer || d.Verdict == policy.Denied {
+		return d
+	}
+	c.Peer = own
+	if o := set.Evaluate(c); o.Verdict == policy.Denied || d.Verdict == policy.Allowed {
+		o.DryRun = d.DryRun
+		return o
+	}
+	return d
 }
 
 // decideLater waits for policies that the workload names and that are not there.
@@ -89,7 +113,7 @@ func (p *Pod) decideLater(ctx context.Context, c policy.Connection) (policy.Deci
 	for {
 		changed := p.node.nextChange()
 		j := p.judging() // the workload may name other policies now
-		d := j.set.Evaluate(c)
+		d := p.node.evaluate(&j.set, c)
 		if d.Verdict != policy.Undecided {
 			return d, nil
 		}
@@ -145,13 +169,13 @@ func (p *Pod) judgeAgain() {
 	if p.lookUp() == nil {
 		return // then there is no connection that was judged
 	}
-	j := p.judging()
-	if p.judgedAll != nil && p.judgedAll.Equal(j.set) {
+	j, domains := p.judging(), p.node.Trust.Domains()
+	if by := p.judgedAll; by != nil && by.domains == domains && by.set.Equal(j.set) {
 		return
 	}
-	p.judgedAll = &j.set
+	p.judgedAll = &judged{&j.set, domains}
 	for _, c := range p.conns.judged() {
-		if d := j.set.Evaluate(c.judged); d.Verdict == policy.Denied {
+		if d := p.node.evaluate(&j.set, c.judged); d.Verdict == policy.Denied {
 			p.node.Policies.Closed(d)
 			c.conn.cut(fmt.Errorf("%w: %s", errPolicyChanged, d.Reason))
 		}
@@ -161,9 +185,12 @@ func (p *Pod) judgeAgain() {
 // judgeAll judges the connections of all pods again, as far as something has changed for them. Only the loop of Run calls it.
 func (n *Node) judgeAll() {
 	n.mu.Lock()
-	moved := n.displaced
-	n.displaced = map[netip.Addr]bool{}
+	moved, renamed := n.displaced, n.renamed
+	n.displaced, n.renamed = map[netip.Addr]bool{}, false
 	n.mu.Unlock()
+	if renamed {
+		n.Recheck()
+	}
 	pods := n.snapshot()
 	for _, p := range pods {
 		p.judgeAgain()

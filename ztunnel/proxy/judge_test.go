@@ -35,7 +35,7 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	d := directory.New(directory.Config{Logger: slog.New(slog.DiscardHandler), Node: "node1"})
 	reg := prometheus.NewRegistry()
-	n := NewNode(NodeConfig{Directory: d, Certificates: noCertificates{}, Policies: telemetry.NewPolicies(reg, d.HasPolicy), Logger: slog.New(slog.DiscardHandler)})
+	n := NewNode(NodeConfig{Directory: d, Certificates: noCertificates{}, Trust: &identity.Trust{}, Policies: telemetry.NewPolicies(reg, d.HasPolicy), Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(d.Subscribe(n.onChange))
 	p := &Pod{node: n, pod: inpod.Pod{UID: "u", Name: "web", Namespace: "ns", ServiceAccount: "web"}, logger: n.Logger, conns: table{conns: map[*conn]bool{}}}
 	p.id.Store(&identity.Identity{})
@@ -260,6 +260,73 @@ func TestJudgeAgain(t *testing.T) {
 	}
 	if got := b.value("ambit_policy_connections_closed_total", "ns/p"); got != 2 {
 		t.Errorf("%v connections are counted as closed", got)
+	}
+}
+
+// TestAliasPolicies: whatever comes first, policies or the names of the trust domain, a peer under an alias gets no more than it may
+// have under the mesh's own name; and what the names change is judged again.
+func TestAliasPolicies(t *testing.T) {
+	b := newBench(t)
+	b.know()
+	name := func(domain string) string { return domain + "/ns/ns/sa/peer" }
+	tell := func(action security.Action, principals ...string) {
+		t.Helper()
+		m := &security.Match{}
+		for _, p := range principals {
+			m.Principals = append(m.Principals, &security.StringMatch{MatchType: &security.StringMatch_Exact{Exact: name(p)}})
+		}
+		a := &security.Authorization{Name: "p", Namespace: "ns", Scope: security.Scope_NAMESPACE, Action: action,
+			Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{m}}}}}}
+		if rejected := b.node.Directory.HandleAuthorizations([]*discoveryv3.Resource{pack(t, "ns/p", xds.TypeAuthorization, a)}, nil); len(rejected) > 0 {
+			t.Fatal(rejected)
+		}
+	}
+	open := func() (*conn, *refusal) {
+		c := b.conns.open(context.Background(), func(*conn) {})
+		what := to(80)
+		what.Peer = identity.Identity{TrustDomain: "old", Namespace: "ns", ServiceAccount: "peer"}
+		return c, b.judge(c.ctx, c, what)
+	}
+	for _, tc := range []struct {
+		name       string
+		action     security.Action
+		principals []string
+		aliases    []string
+		good       bool
+	}{
+		{"allowed under both names", security.Action_ALLOW, []string{"td", "old"}, []string{"old"}, true},
+		{"the policy does not name the alias yet", security.Action_ALLOW, []string{"td"}, []string{"old"}, false},
+		{"the policy names the alias alone", security.Action_ALLOW, []string{"old"}, []string{"old"}, false},
+		{"it is no alias", security.Action_ALLOW, []string{"old"}, nil, true},
+		{"denied under both names", security.Action_DENY, []string{"td", "old"}, []string{"old"}, false},
+		{"the policy does not name the alias any more", security.Action_DENY, []string{"td"}, []string{"old"}, false},
+		{"denied under the alias", security.Action_DENY, []string{"old"}, []string{"old"}, false},
+		{"somebody else is denied", security.Action_DENY, []string{"other"}, []string{"old"}, true},
+	} {
+		b.node.Trust.SetDomains(identity.NewDomains("td", tc.aliases))
+		tell(tc.action, tc.principals...)
+		c, refused := open()
+		c.forget()
+		if (refused == nil) != tc.good {
+			t.Errorf("%s: refused: %v", tc.name, refused)
+		}
+	}
+
+	// The same for connections that live.
+	b.node.Trust.SetDomains(identity.NewDomains("td", nil))
+	tell(security.Action_DENY, "td")
+	c, refused := open()
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	b.node.judgeAll()
+	if cause := context.Cause(c.ctx); cause != nil {
+		t.Errorf("cut by %v before it has an alias", cause)
+	}
+	b.node.Trust.SetDomains(identity.NewDomains("td", []string{"old"}))
+	b.node.judgeAll()
+	if cause := context.Cause(c.ctx); !errors.Is(cause, errPolicyChanged) {
+		t.Errorf("cut by %v, want the policy that denies its other name", cause)
 	}
 }
 

@@ -149,10 +149,11 @@ type Node struct {
 	used map[identity.Identity]int // by how many pods and workloads
 	// warmed are the identities of the node's workloads that discovery tells of, by uid.
 	warmed map[string]identity.Identity
-	next   chan struct{} // closed, and made anew, when policies or workloads change
+	next   chan struct{} // closed, and made anew, when policies, workloads or the trust domain's names change
 	fate   fates         // of workloads, not yet acted upon
 	// displaced are the addresses of workloads that are not whom and where they were, since tunnels were last judged.
 	displaced map[netip.Addr]bool
+	renamed   bool // DomainsChanged was called, and not yet acted upon
 	// missed is when a certificate was last waited for in vain.
 	missed time.Time
 
@@ -230,7 +231,7 @@ func (n *Node) Start(pod inpod.Pod, ns *netns.Namespace) (inpod.Proxy, error) {
 	return n.startPod(pod, ns)
 }
 
-// Run judges connections again when policies or workloads change, evicts tunnels to workloads that are gone, and reports bytes, until
+// Run judges connections again when policies, workloads or the trust domain's names change, evicts tunnels to workloads that are gone, and reports bytes, until
 // the context ends.
 func (n *Node) Run(ctx context.Context) error {
 	defer n.unsubscribe()
@@ -340,9 +341,14 @@ func (n *Node) onChange(c directory.Change) {
 	for _, addr := range moved {
 		n.displaced[addr] = true
 	}
+	n.announceLocked()
+	n.mu.Unlock()
+}
+
+// announceLocked wakes those who wait for nextChange, and Run.
+func (n *Node) announceLocked() {
 	close(n.next)
 	n.next = make(chan struct{})
-	n.mu.Unlock()
 	select {
 	case n.changed <- struct{}{}:
 	default:

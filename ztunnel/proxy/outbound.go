@@ -123,8 +123,8 @@ func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d
 		}
 		return upstream{}, explain(err)
 	}
-	c.update(func(c *conn) { c.certs = s.PeerCertificates() })
-	if err := p.node.revoked(s.PeerCertificates()); err != nil { // since its handshake
+	c.update(func(c *conn) { c.proof = proof{s.PeerCertificates(), d.target.Expect} })
+	if err := p.node.Trust.Revoked(s.PeerCertificates()); err != nil { // since its handshake
 		s.Close()
 		return upstream{}, err
 	}

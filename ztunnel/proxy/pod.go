@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,7 +20,6 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
-	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/share"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
@@ -60,7 +60,7 @@ type Pod struct {
 	described  atomic.Pointer[description]
 	judgedBy   atomic.Pointer[judging]
 	judgeMu    sync.Mutex   // serialises what makes judgedBy
-	judgedAll  *policy.Set  // by what all connections were judged last; Node.Run's
+	judgedAll  *judged      // by what all connections were judged last; Node.Run's
 	fullLogged atomic.Int64 // when it was last said that the pod has too many connections, in Unix seconds
 
 	ctx      context.Context // of the listeners and the tunnel server
@@ -131,8 +131,10 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return p.ns.DialTCP(ctx, n.dialer(), addr)
 		},
-		TLS:         p.clientTLS,
-		Revoked:     n.revoked,
+		TLS: p.clientTLS,
+		Revoked: func(t *hbone.Target, peer []*x509.Certificate) error {
+			return p.disproved(&proof{peer, t.Expect})
+		},
 		MaxStreams:  n.PoolStreams,
 		IdleTimeout: n.PoolIdle,
 		H2:          p.h2,
@@ -147,7 +149,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	})
 	p.server = hbone.NewServer(hbone.ServerConfig{
 		TLS:     p.serverTLS,
-		Revoked: n.revoked,
+		Revoked: func(client []*x509.Certificate) error { return p.disproved(&proof{certs: client}) },
 		Refused: p.handshakeRefused,
 		H2:      p.h2,
 		Handler: p.inboundTunnel,
