@@ -177,9 +177,30 @@ func TestMixedFamilies(t *testing.T) {
 			}
 		})
 	}
+	only6 := w.serve("only6", 2, true, servers[1])
+	w.settle()
+	w.refused(clients[0], only6.at(false, 80))
+	w.logged(w.proxies[0], "default/"+only6.host, "no healthy endpoint with an IPv4 address")
 	for _, result := range []string{`result="opened"`, `result="failed"`} {
 		if n := w.metric(w.proxies[0], "ambit_connect_retries_total", result); n > 0 {
 			t.Errorf("%v connections were led to an endpoint that they cannot reach at first (%s)", n, result)
 		}
 	}
+}
+
+// TestProxyWithoutIPv6: where the proxy is not to serve IPv6, what is captured of it is refused, and never goes in clear.
+func TestProxyWithoutIPv6(t *testing.T) {
+	w := newWorld(t)
+	n := w.node("node1", "IPV6_ENABLED=false", namesOn)
+	client, server := w.captured(n, "client"), w.captured(n, "server")
+	plain := w.pod(n, "plain")
+	w.listen(server, ":8080", echo)
+	w.listen(plain, ":8080", echo)
+	w.settle()
+	for _, to := range []*lab.Pod{server, plain} {
+		w.expect(client, addr(to, false, 8080), client.IPv4)
+		w.refused(client, addr(to, true, 8080))
+	}
+	w.expect(plain, addr(server, false, 8080), plain.IPv4)
+	w.refused(plain, addr(server, true, 8080))
 }

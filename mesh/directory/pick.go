@@ -83,6 +83,10 @@ func (d *Directory) Pick(r PickRequest) (Endpoint, error) {
 		if w != nil {
 			return p.endpoint(w, ranks), nil
 		}
+		if p.otherFamily(set, key) {
+			return Endpoint{}, fmt.Errorf("service %s, port %d: %w with an %s address, the only family of the client's pod",
+				s, r.Port, ErrNoEndpoint, familyWords[key.families])
+		}
 	}
 	return Endpoint{}, fmt.Errorf("service %s, port %d: %w", s, r.Port, ErrNoEndpoint)
 }
@@ -92,6 +96,15 @@ type picker struct {
 	request *PickRequest
 	port    PortMapping
 	network string
+}
+
+// otherFamily tells, where there is no endpoint for the client, whether there would be one if it had both address families.
+func (p *picker) otherFamily(set *endpointSet, key viewKey) bool {
+	if key.families == FamiliesAny || len(p.request.Exclude) > 0 {
+		return false
+	}
+	key.families = FamiliesAny
+	return p.choose(set.ranks(key)) != nil
 }
 
 // choose returns one of the best rank that has any, or nil.

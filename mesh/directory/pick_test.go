@@ -303,10 +303,15 @@ func TestPickOfClientsFamily(t *testing.T) {
 			t.Errorf("%s is led to %s, want %s", client, got, want)
 		}
 	}
+	apply(t, d, pod("p4", "", with("10.0.0.1")), pod("both", "", with("10.0.0.2")), pod("named", "", with()))
+	_, err := d.Pick(directory.PickRequest{Service: web(d), Port: 80, Source: workload(d, "client4")})
+	if !errors.Is(err, directory.ErrNoEndpoint) || !strings.Contains(err.Error(), "IPv4 address, the only family of the client's pod") {
+		t.Errorf("with endpoints of the other family only: %v", err)
+	}
 	// An endpoint that gets the other family, too, is there for all at once.
 	apply(t, d, pod("p6", "", with("10.0.0.3", "fd00::1"), serves("web")))
 	r := directory.PickRequest{Service: web(d), Port: 80, Source: workload(d, "client4")}
-	if got, want := names(picks(t, d, r, 200)), "both named p4 p6"; got != want {
+	if got, want := names(picks(t, d, r, 50)), "p6"; got != want {
 		t.Errorf("afterwards client4 is led to %s, want %s", got, want)
 	}
 }
