@@ -57,7 +57,8 @@ func TestChurn(t *testing.T) {
 	before := []usage{w.usageOf(w.proxies[0]), w.usageOf(w.proxies[1])}
 	l := startLoad(client, s.at(false, 80), perSecond)
 	defer l.end(t)
-	defer startLoad(plain, addr(server, false, 8080), perSecond).end(t)
+	beside := startLoad(plain, addr(server, false, 8080), perSecond)
+	defer beside.end(t)
 
 	var samples [2][]usage
 	var times []time.Duration
@@ -76,6 +77,7 @@ func TestChurn(t *testing.T) {
 	}
 	t.Logf("%d pods came and went", pods)
 	l.end(t)
+	beside.end(t)
 	for i, p := range w.proxies {
 		first, _ := slices.BinarySearch(times, warm)
 		measured := samples[i][min(first, len(samples[i])-1):]

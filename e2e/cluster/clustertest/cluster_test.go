@@ -410,6 +410,12 @@ func TestTwoClones(t *testing.T) {
 	if err := state.Nodes[0].Init.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the killed node is gone", func(context.Context) error { // it ends when the last process in it has
+		if state.Nodes[0].Init.Alive() {
+			return errors.New("it is still there")
+		}
+		return nil
+	})
 	if out := b.must(t, upLimit, "up"); strings.Contains(out, "building") {
 		t.Errorf("a second clone built again:\n%s", out)
 	}
