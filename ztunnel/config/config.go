@@ -147,6 +147,10 @@ func Parse(environ []string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	return e.parse()
+}
+
+func (e *env) parse() (*Config, error) {
 	e.refuseUnsupported()
 	c := &Config{
 		Node: Node{
@@ -205,6 +209,7 @@ func Parse(environ []string) (*Config, error) {
 		e.note("PACKET_MARK=%#x differs from the mark that ambit's rules look for (%#x/%#x): the pods' rules must be "+
 			"another agent's", c.PacketMark, api.MarkProxy, api.MarkProxyMask)
 	}
+	e.noteUnknown()
 	c.Notes = e.notes
 	if len(e.errs) > 0 {
 		return nil, fmt.Errorf("settings: %w", errors.Join(e.errs...))
@@ -229,7 +234,7 @@ func (e *env) refuseUnsupported() {
 		{"LOCAL_XDS", "discovery comes from XDS_ADDRESS only"},
 		{"PREFERED_SERVICE_NAMESPACE", "of services with one host name, a pod gets its own namespace's, else the canonical one"},
 	} {
-		if e.vars[unsupported.name] != "" {
+		if e.get(unsupported.name) != "" {
 			refuse(unsupported.name, unsupported.why)
 		}
 	}
@@ -266,9 +271,9 @@ func (e *env) controlPlane(c *Config) {
 			TokenFile:  token,
 			Headers:    map[string]string{"clusterid": c.ClusterID},
 		}
-		if a, set := e.vars[kind+"_ADDRESS"]; set {
-			ch.Address = a
-			if a == "" {
+		if _, set := e.vars[kind+"_ADDRESS"]; set {
+			ch.Address = e.get(kind + "_ADDRESS")
+			if ch.Address == "" {
 				e.fail(kind+"_ADDRESS", "is empty: there is no other source than the control plane")
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +122,8 @@ func TestSettings(t *testing.T) {
 			func(c *Config) any { return []bool{c.PostQuantumOnly, c.XDS.PostQuantumOnly, c.CA.PostQuantumOnly} }, []bool{true, true, true}},
 		{"DNS", nil, func(c *Config) any { return c.DNS }, true},
 		{"no DNS", []string{"ISTIO_META_DNS_CAPTURE=false"}, func(c *Config) any { return c.DNS }, false},
+		{"what is no setting is noted, but for what Kubernetes makes of a service", []string{"AMBIT_CONECT_TIMEOUT=1s", "AMBIT_WEB_SERVICE_HOST=10.0.0.1", "AMBIT_WEB_PORT_80_TCP=x"},
+			func(c *Config) any { return c.Notes }, []string{"AMBIT_CONECT_TIMEOUT is no setting of this proxy and has no effect"}},
 		{"another mark is noted", []string{"PACKET_MARK=7"}, func(c *Config) any { return len(c.Notes) }, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -180,5 +183,34 @@ func TestRefusals(t *testing.T) {
 	_, err := Parse([]string{"FAKE_CA=true", "LOG_FORMAT=xml"})
 	if err == nil || !strings.Contains(err.Error(), "FAKE_CA") || !strings.Contains(err.Error(), "LOG_FORMAT") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestDocumented: users are told of every setting, and of none that there is not.
+func TestDocumented(t *testing.T) {
+	pages := ""
+	for _, page := range []string{"settings", "limits"} {
+		text, err := os.ReadFile("../../docs/" + page + ".md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages += string(text)
+	}
+	e, err := newEnv([]string{"XDS_ADDRESS=http://a", "CA_ADDRESS=http://a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.parse(); err != nil {
+		t.Fatal(err)
+	}
+	for name := range e.asked {
+		if !strings.Contains(pages, "`"+name+"`") {
+			t.Errorf("neither docs/settings.md nor docs/limits.md mentions %s", name)
+		}
+	}
+	for _, name := range regexp.MustCompile("`(AMBIT_[A-Z_]+)`").FindAllStringSubmatch(pages, -1) {
+		if !e.asked[name[1]] {
+			t.Errorf("the pages tell of %s, which is no setting", name[1])
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 // env reads typed values out of an environment and gathers what is wrong.
 type env struct {
 	vars  map[string]string
+	asked map[string]bool // names that were looked for: the settings that there are
 	file  fileConfig
 	errs  []error
 	notes []string
@@ -32,7 +34,7 @@ type fileConfig struct {
 // newEnv splits the environment and reads the two YAML sources: the mesh file's defaultConfig, and over it PROXY_CONFIG. As
 // in Istio, proxyMetadata stands for environment variables that are not set.
 func newEnv(environ []string) (*env, error) {
-	e := &env{vars: map[string]string{}}
+	e := &env{vars: map[string]string{}, asked: map[string]bool{}}
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
 		e.vars[name] = value
@@ -48,7 +50,7 @@ func newEnv(environ []string) (*env, error) {
 	if err := yaml.Unmarshal(raw, &mesh); err != nil {
 		return nil, fmt.Errorf("settings: %s: %w", path, err)
 	}
-	if err := yaml.Unmarshal([]byte(e.vars["PROXY_CONFIG"]), &e.file); err != nil {
+	if err := yaml.Unmarshal([]byte(e.get("PROXY_CONFIG")), &e.file); err != nil {
 		return nil, fmt.Errorf("settings: PROXY_CONFIG: %w", err)
 	}
 	for name, value := range e.file.ProxyMetadata {
@@ -70,9 +72,25 @@ func (e *env) note(format string, args ...any) {
 	e.notes = append(e.notes, fmt.Sprintf(format, args...))
 }
 
+// get returns a variable as it is.
+func (e *env) get(name string) string {
+	e.asked[name] = true
+	return e.vars[name]
+}
+
+// noteUnknown says which variables look like settings of ours and are none, to be called when all have been read. Those that
+// Kubernetes makes of the names of services are passed over.
+func (e *env) noteUnknown() {
+	for _, name := range slices.Sorted(maps.Keys(e.vars)) {
+		if strings.HasPrefix(name, "AMBIT_") && !e.asked[name] && !strings.Contains(name, "_SERVICE_") && !strings.Contains(name, "_PORT") {
+			e.note("%s is no setting of this proxy and has no effect", name)
+		}
+	}
+}
+
 // text returns a variable; empty is as if it were not set.
 func (e *env) text(name, fallback string) string {
-	if v := e.vars[name]; v != "" {
+	if v := e.get(name); v != "" {
 		return v
 	}
 	return fallback
@@ -87,7 +105,7 @@ func (e *env) path(name, fallback string) string {
 }
 
 func (e *env) flag(name string, fallback bool) bool {
-	switch v := strings.ToLower(e.vars[name]); v {
+	switch v := strings.ToLower(e.get(name)); v {
 	case "":
 		return fallback
 	case "true", "1", "yes", "on":
@@ -110,7 +128,7 @@ func (e *env) choice(name, fallback string, allowed ...string) string {
 }
 
 func (e *env) integer(name string, fallback, lowest, highest int) int {
-	v := e.vars[name]
+	v := e.get(name)
 	if v == "" {
 		return fallback
 	}
@@ -127,7 +145,7 @@ func (e *env) integer(name string, fallback, lowest, highest int) int {
 }
 
 func (e *env) duration(name string, fallback, lowest time.Duration) time.Duration {
-	v := e.vars[name]
+	v := e.get(name)
 	if v == "" {
 		return fallback
 	}
@@ -145,7 +163,7 @@ func (e *env) duration(name string, fallback, lowest time.Duration) time.Duratio
 
 // share reads a number from 0 to 1.
 func (e *env) share(name string, fallback float64) float64 {
-	v := e.vars[name]
+	v := e.get(name)
 	if v == "" {
 		return fallback
 	}
