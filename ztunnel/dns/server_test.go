@@ -2,7 +2,6 @@ package dns
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -412,41 +411,3 @@ func TestParseSettings(t *testing.T) {
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, errors.New("fails") }
-
-// FuzzAnswer: whatever bytes come, what goes back, if anything, belongs to them, is an answer, and fits.
-func FuzzAnswer(f *testing.F) {
-	for _, name := range []string{"web.shop.svc.cluster.local.", "web.", "a.wild.example.com.", `a\.b.example.com.`, "."} {
-		b, err := new(dns.Msg).SetQuestion(name, dns.TypeA).SetEdns0(512, true).Pack()
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-	n := NewNode(NodeConfig{Directory: ports(f), ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
-		Metrics: telemetry.NewDNS(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)})
-	s := n.Serve(Config{Namespace: "shop", Sockets: &hostSockets{}, Source: func() (string, string) { return "", "" },
-		Families: func() (bool, bool) { return true, true }}, nil, nil)
-	f.Cleanup(s.Close)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		q, m := parse(b)
-		for _, network := range []string{"udp", "tcp"} {
-			if q != nil {
-				m = s.answer(network, q, netip.AddrPort{}, netip.AddrPort{})
-				fit(m, q, network)
-			}
-			if m == nil {
-				continue
-			}
-			wire, err := m.Pack()
-			if err != nil {
-				continue // the question is one that cannot be repeated
-			}
-			if !m.Response || binary.BigEndian.Uint16(wire) != binary.BigEndian.Uint16(b) {
-				t.Fatalf("answer %v to %v", m, q)
-			}
-			if network == "udp" && len(wire) > maxUDP {
-				t.Fatalf("%d bytes", len(wire))
-			}
-		}
-	})
-}
