@@ -63,6 +63,8 @@ type Config struct {
 	Dir string
 	// Logger hears of what the lab's own parts do; nil: nobody does.
 	Logger *slog.Logger
+	// MaxLog is how many bytes a proxy may log before it is killed: a run-away one fills a disk in minutes. Zero means 64 MiB.
+	MaxLog int64
 }
 
 // Lab is a running lab. Its methods may be called at once.
@@ -75,6 +77,7 @@ type Lab struct {
 	dir    string
 	family Family
 	logger *slog.Logger
+	maxLog int64
 	net    *Namespace
 
 	mu     sync.Mutex // guards the fields below
@@ -90,7 +93,10 @@ func New(ctx context.Context, c Config) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("make a lab: needs root, for network namespaces")
 	}
-	l := &Lab{dir: c.Dir, family: c.Family, logger: c.Logger, next: 9}
+	if c.MaxLog == 0 {
+		c.MaxLog = 64 << 20
+	}
+	l := &Lab{dir: c.Dir, family: c.Family, logger: c.Logger, maxLog: c.MaxLog, next: 9}
 	if err := l.build(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("make a lab: %w", err), l.Close())
 	}

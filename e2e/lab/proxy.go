@@ -203,10 +203,14 @@ type Proxy struct {
 	Log string
 
 	cmd    *exec.Cmd
+	maxLog int64
 	exited chan struct{}
 	mu     sync.Mutex
 	err    error // guarded by mu; how it ended
 }
+
+// ErrLogTooLong is how a process has ended whose log has grown beyond Config.MaxLog: it was killed.
+var ErrLogTooLong = errors.New("its log has grown beyond all bounds")
 
 // StartProxy runs a ztunnel binary on the node, as its DaemonSet would. Extra environment goes last, as NAME=value.
 func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
@@ -216,7 +220,7 @@ func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
 	}
 	defer log.Close()
 	control := n.lab.Control
-	p := &Proxy{Node: n, Log: log.Name(), exited: make(chan struct{})}
+	p := &Proxy{Node: n, Log: log.Name(), maxLog: n.lab.maxLog, exited: make(chan struct{})}
 	p.cmd = exec.Command(binary, "proxy", "ztunnel")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.Dir = n.lab.dir
@@ -234,13 +238,33 @@ func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
 	}
 	go func() {
 		defer close(p.exited)
-		err := p.cmd.Wait()
+		err := p.watch()
 		p.mu.Lock()
 		p.err = err
 		p.mu.Unlock()
 	}()
 	n.lab.OnClose(func() error { p.Kill(); return nil })
 	return p, nil
+}
+
+// watch waits for the process, returns how it ended, and ends it should its log fill the disk.
+func (p *Proxy) watch() error {
+	ended := make(chan error, 1)
+	go func() { ended <- p.cmd.Wait() }()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-tick.C:
+		}
+		if info, err := os.Stat(p.Log); err != nil || info.Size() <= p.maxLog {
+			continue
+		}
+		_ = p.cmd.Process.Kill() // it may have ended by itself
+		return errors.Join(fmt.Errorf("proxy on %s: %w", p.Node.Name, ErrLogTooLong), <-ended, os.Truncate(p.Log, p.maxLog))
+	}
 }
 
 // PID is the process id.

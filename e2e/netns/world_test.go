@@ -183,10 +183,17 @@ func (w *world) endProxies() {
 	}
 }
 
-// checkLogs fails the test if a proxy has panicked, or raced (in a binary that was built to tell: tests that are run with -race
-// build it so).
+// checkLogs fails the test if a proxy has logged without end, has panicked, or raced (in a binary that was built to tell: tests
+// that are run with -race build it so).
 func (w *world) checkLogs() {
 	for _, p := range w.proxies {
+		select {
+		case <-p.Exited():
+			if err := p.Wait(context.Background()); errors.Is(err, lab.ErrLogTooLong) {
+				w.t.Error(err)
+			}
+		default:
+		}
 		body, err := os.ReadFile(p.Log)
 		if err != nil {
 			w.t.Error(err)
