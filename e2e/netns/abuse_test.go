@@ -96,11 +96,9 @@ func TestTunnelAbuse(t *testing.T) {
 	neighbour := w.captured(server.Node, "neighbour")
 	w.settle()
 	tunnelled := w.hold(neighbour, to)
-	innocent, err := dialPeer(client, server, cert)
-	w.must(err)
-	defer innocent.close()
-	unharmed := func(t *testing.T) {
+	unharmed := func(t *testing.T, innocent *peer) {
 		t.Helper()
+		w := w.in(t)
 		if err := tunnelled.works(); err != nil {
 			t.Errorf("a connection in another's tunnel: %v", err)
 		}
@@ -110,7 +108,16 @@ func TestTunnelAbuse(t *testing.T) {
 		}
 		w.expect(neighbour, to, neighbour.IPv4)
 	}
-	unharmed(t)
+	// other is another connection of the abuser's.
+	other := func(t *testing.T) *peer {
+		t.Helper()
+		w := w.in(t)
+		p, err := dialPeer(client, server, cert)
+		w.must(err)
+		t.Cleanup(p.close)
+		return p
+	}
+	unharmed(t, other(t))
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
 	for _, f := range connectTo(to) {
@@ -119,6 +126,7 @@ func TestTunnelAbuse(t *testing.T) {
 	for _, a := range abuses() {
 		t.Run(a.name, func(t *testing.T) {
 			w := w.in(t)
+			innocent := other(t)
 			cause := `cause="` + a.cause + `"`
 			before := w.metric(w.proxies[0], "ambit_http2_violations_total", cause)
 			var all bytes.Buffer
@@ -145,12 +153,13 @@ func TestTunnelAbuse(t *testing.T) {
 				}
 				return nil
 			})
-			unharmed(t)
+			unharmed(t, innocent)
 		})
 	}
 	t.Run("window stall", func(t *testing.T) {
 		// What it sends to an echo is within the windows, and it opens none for the answers: its stream stands, and nobody else waits.
 		w := w.in(t)
+		innocent := other(t)
 		p, err := dialPeer(client, server, cert)
 		w.must(err)
 		defer p.close()
@@ -160,6 +169,6 @@ func TestTunnelAbuse(t *testing.T) {
 			t.Fatalf("status %s", status)
 		}
 		w.must(times(128, func(uint32) error { return p.framer.WriteData(1, false, make([]byte, 16<<10)) }))
-		unharmed(t)
+		unharmed(t, innocent)
 	})
 }
