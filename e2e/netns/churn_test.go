@@ -39,12 +39,12 @@ func median(all []usage) usage {
 // TestChurn has pods come and go, one after another, as endpoints of a service that is under load, each with connections of its
 // own and a policy about it. No connection fails, and with AMBIT_SOAK=1, where it goes on for half an hour, the proxies hold in
 // the last minutes what they held once they were warm. Metrics of a pod that is gone stay for five minutes, so that they are
-// warm only after that.
+// warm only after that; and pods come at a pace, since what is held for those that are gone follows from how many they were.
 func TestChurn(t *testing.T) {
 	const perSecond = 50
-	length, warm := 20*time.Second, 5*time.Second
+	length, warm, pace := 20*time.Second, 5*time.Second, 500*time.Millisecond
 	if soak() {
-		length, warm = 30*time.Minute, 10*time.Minute
+		length, warm, pace = 30*time.Minute, 10*time.Minute, 3*time.Second
 	}
 	w := newWorld(t)
 	env := []string{"AMBIT_ACCESS_LOG_SAMPLING=0", "POOL_UNUSED_RELEASE_TIMEOUT=1s"}
@@ -63,6 +63,8 @@ func TestChurn(t *testing.T) {
 	var samples [2][]usage
 	var times []time.Duration
 	pods, told := 0, time.Duration(0)
+	next := time.NewTicker(pace)
+	defer next.Stop()
 	for start := time.Now(); time.Since(start) < length && !t.Failed(); pods++ {
 		w.churn(n2, fmt.Sprint("pod", pods), client, s, l)
 		for i, p := range w.proxies {
@@ -74,6 +76,7 @@ func TestChurn(t *testing.T) {
 			t.Logf("%v, pod %d: %v, %v", now.Round(time.Second), pods, samples[0][pods], samples[1][pods])
 			told += time.Minute
 		}
+		<-next.C
 	}
 	t.Logf("%d pods came and went", pods)
 	l.end(t)

@@ -3,7 +3,7 @@ package directory
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/ambit-mesh/ambit/mesh/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }

@@ -9,8 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"github.com/ambit-mesh/ambit/mesh/leaktest"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
 
@@ -58,7 +57,7 @@ func TestReadiness(t *testing.T) {
 }
 
 func TestAdmin(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer leaktest.Check(t)
 	quits := 0
 	var ready Readiness
 	ready.Await("<pods>", func() bool { return false })

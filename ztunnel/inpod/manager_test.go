@@ -13,11 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/zds"
+	"github.com/ambit-mesh/ambit/mesh/leaktest"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
 )
 
@@ -234,7 +234,7 @@ func (n *node) started() int {
 
 func startNode(t *testing.T) *node {
 	t.Helper()
-	t.Cleanup(func() { goleak.VerifyNone(t) })
+	t.Cleanup(func() { leaktest.Check(t) })
 	home, err := netns.OpenHome()
 	if err != nil {
 		t.Fatal(err)

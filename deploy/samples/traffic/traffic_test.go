@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/ambit-mesh/ambit/mesh/leaktest"
 )
 
 // start runs a server on loopback and returns host:port by default port. The server is ended, and must end without an
@@ -36,7 +38,7 @@ func start(t *testing.T) map[int]string {
 		if err := <-done; err != nil {
 			t.Errorf("Serve: %v", err)
 		}
-		goleak.VerifyNone(t, ignore)
+		leaktest.Check(t, ignore)
 	})
 	select {
 	case addrs := <-listening:
