@@ -55,7 +55,7 @@ func Check(t testing.TB, ignored ...goleak.Option) {
 func eventually(try func() error) error {
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := try()
