@@ -30,7 +30,8 @@ var update = flag.Bool("update", false, "rewrite the wanted results")
 // mesh is what goldens are translated for, but for what a file's mesh.yaml sets.
 var mesh = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
 
-// TestGoldens translates in.yaml of each story in testdata, and compares with want.yaml and want.problems.
+// TestGoldens translates in.yaml of each story in testdata, and compares with want.yaml and want.problems. Nothing is among it
+// that Istio's node proxy would refuse.
 func TestGoldens(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -54,7 +55,18 @@ func TestGoldens(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			resources, problems := render(t, translate.All(clustertest.Snapshot(m, objects)))
+			config := translate.All(clustertest.Snapshot(m, objects))
+			for name, a := range config.Authorizations {
+				if fault := peerRefuses(a); fault != "" {
+					t.Errorf("Istio's node proxy refuses %s: %s", name, fault)
+				}
+			}
+			for name, a := range config.Addresses {
+				if fault := peerRefuses(a); fault != "" {
+					t.Errorf("Istio's node proxy refuses %s: %s", name, fault)
+				}
+			}
+			resources, problems := render(t, config)
 			if *update {
 				archive.Files = slices.DeleteFunc(archive.Files, func(f txtar.File) bool { return strings.HasPrefix(f.Name, "want.") })
 				archive.Files = append(archive.Files, txtar.File{Name: "want.yaml", Data: resources})
