@@ -90,13 +90,28 @@ func entryEndpoint(host, at string) *workload.Address {
 	return &workload.Address{Type: &workload.Address_Workload{Workload: wl}}
 }
 
+// abroad has an entry, or an endpoint of one, belong to another namespace.
+func abroad(a *workload.Address, visible workload.Service_Visibility) *workload.Address {
+	if s := a.GetService(); s != nil {
+		s.Namespace, s.Visibility = "elsewhere", visible
+		return a
+	}
+	wl := a.GetWorkload()
+	wl.Uid, wl.Namespace = strings.Replace(wl.Uid, "/default/", "/elsewhere/", 1), "elsewhere"
+	for name, ports := range wl.Services {
+		delete(wl.Services, name)
+		wl.Services[strings.Replace(name, "default/", "elsewhere/", 1)] = ports
+	}
+	return a
+}
+
 // TestEgress leads a captured pod out of the mesh: by host name, by address, by range, and not at all.
 func TestEgress(t *testing.T) {
 	w := newWorld(t)
 	resolverNode, err := w.AddNode("outside")
 	w.must(err)
 	resolver := w.outside(resolverNode, "resolver")
-	far, other := w.outside(resolverNode, "far"), w.outside(resolverNode, "other")
+	far, other, third := w.outside(resolverNode, "far"), w.outside(resolverNode, "other"), w.outside(resolverNode, "third")
 	var known atomic.Pointer[map[string]netip.Addr]
 	var asked atomic.Int32
 	known.Store(&map[string]netip.Addr{"v4.example.com": far.IPv4, "v6.example.com": far.IPv6})
@@ -104,7 +119,7 @@ func TestEgress(t *testing.T) {
 
 	n := w.node("node1", setting)
 	client := w.captured(n, "client")
-	for _, p := range []*lab.Pod{far, other} {
+	for _, p := range []*lab.Pod{far, other, third} {
 		w.listen(p, ":8080", echo)
 		w.listen(p, ":80", echo)
 	}
@@ -114,7 +129,11 @@ func TestEgress(t *testing.T) {
 		entry("v6.example.com", standard, "240.240.0.2/32", "2001:2::2/128"), entryEndpoint("v6.example.com", "v6.example.com"),
 		entry("missing.example.com", standard, "240.240.0.3/32"), entryEndpoint("missing.example.com", "missing.example.com"),
 		entry("static.example.com", standard, "240.240.0.4/32"), entryEndpoint("static.example.com", other.IPv4.String()),
-		entry("range.example.com", passthrough, netip.PrefixFrom(far.IPv4, 32).String()),
+		entry("range.example.com", passthrough, netip.PrefixFrom(far.IPv4, 24).Masked().String()),
+		abroad(entry("shared.example.com", standard, "240.240.0.5/32"), workload.Service_PUBLIC),
+		abroad(entryEndpoint("shared.example.com", third.IPv4.String()), 0),
+		abroad(entry("hidden.example.com", standard, "240.240.0.6/32"), workload.Service_NAMESPACE),
+		abroad(entryEndpoint("hidden.example.com", third.IPv6.String()), 0),
 	)
 	w.settle()
 
@@ -125,7 +144,9 @@ func TestEgress(t *testing.T) {
 		w.expect(client, "[2001:2::2]:80", client.IPv6)
 		w.expect(client, "240.240.0.4:80", client.IPv4)
 		w.expect(client, addr(far, false, 80), client.IPv4)
+		w.expect(client, "240.240.0.5:80", client.IPv4)
 		w.refused(client, "240.240.0.3:80")
+		w.refused(client, "240.240.0.6:80")
 	}
 	t.Run("allow any", func(t *testing.T) {
 		check(t)
@@ -142,7 +163,8 @@ func TestEgress(t *testing.T) {
 			return nil
 		})
 		check(t)
-		w.refused(client, addr(far, false, 8080)) // a port that the range does not have
+		w.refused(client, addr(far, false, 8080))                 // a port that the range does not have
+		w.logged(w.proxies[0], "240.240.0.6:80", "REGISTRY_ONLY") // what its namespace does not see it does not know
 		w.logged(w.proxies[0], addr(other, true, 8080), "REGISTRY_ONLY", "ServiceEntry")
 		w.eventually("a metric with the flag", func() error {
 			_, body, err := w.proxies[0].Get(w.ctx, 15020, "/metrics")
