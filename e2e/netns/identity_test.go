@@ -254,26 +254,34 @@ func TestRevocation(t *testing.T) {
 	counted(w.proxies[0], "CERT_REVOKED", `reporter="source"`)
 }
 
-// TestCompliance: a proxy in Go's FIPS 140-3 mode and one that takes only post-quantum key exchange serve each other, and the
-// latter refuses a client that has only classic ones.
+// TestCompliance: proxies in Go's FIPS 140-3 mode, one of which fails whatever is not approved, and one that takes only post-quantum
+// key exchange serve each other, and the last refuses a client that has only classic ones.
 func TestCompliance(t *testing.T) {
 	w := newWorld(t)
 	n1 := w.node("node1", "GODEBUG=fips140=on", "COMPLIANCE_POLICY=fips-140-3") // which does not start unless the mode is on
 	n2 := w.node("node2", "COMPLIANCE_POLICY=pqc")
-	fips, pqc, plain := w.captured(n1, "fips"), w.captured(n2, "pqc"), w.pod(n2, "plain")
-	for _, p := range []*lab.Pod{fips, pqc} {
+	n3 := w.node("node3", "GODEBUG=fips140=only", "COMPLIANCE_POLICY=fips-140-3")
+	fips, pqc, only, plain := w.captured(n1, "fips"), w.captured(n2, "pqc"), w.captured(n3, "only"), w.pod(n2, "plain")
+	captured := []*lab.Pod{fips, pqc, only}
+	for _, p := range captured {
 		w.listen(p, ":8080", echo)
 	}
 	w.settle()
-	w.expect(fips, addr(pqc, false, 8080), fips.IPv4)
-	w.expect(pqc, addr(fips, false, 8080), pqc.IPv4)
+	for _, from := range captured {
+		for _, to := range captured {
+			if from != to {
+				w.expect(from, addr(to, false, 8080), from.IPv4)
+			}
+		}
+	}
 	cert, _, err := w.Control.SignIdentity(plain.Identity())
 	w.must(err)
 	for _, tc := range []struct {
 		group tls.CurveID
 		to    *lab.Pod
 		good  bool
-	}{{tls.X25519MLKEM768, pqc, true}, {tls.X25519, pqc, false}, {tls.CurveP256, pqc, false}, {tls.CurveP256, fips, true}} {
+	}{{tls.X25519MLKEM768, pqc, true}, {tls.X25519, pqc, false}, {tls.CurveP256, pqc, false}, {tls.CurveP256, fips, true},
+		{tls.CurveP256, only, true}, {tls.X25519, fips, false}, {tls.X25519, only, false}} {
 		raw, err := plain.Dial(addr(tc.to, false, 15008))
 		w.must(err)
 		raw.SetDeadline(time.Now().Add(ioTimeout))

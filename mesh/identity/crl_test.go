@@ -130,7 +130,7 @@ func TestRevokedLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	synctest.Test(t, func(t *testing.T) { // in the year 2000; all certificates are of a later time
+	fakeClock(t, func(t *testing.T) { // in the year 2000; all certificates are of a later time
 		if err := trust.Revoked(state.PeerCertificates); err != nil {
 			t.Errorf("without a list: %v", err)
 		}
@@ -258,7 +258,7 @@ func TestCRLFile(t *testing.T) {
 		synctest.Wait()
 	}
 	next := time.Now().Add(time.Hour)
-	synctest.Test(t, func(t *testing.T) {
+	fakeClock(t, func(t *testing.T) {
 		trust := &identity.Trust{}
 		identity.WithTrust(a, trust)
 		var changes atomic.Int32

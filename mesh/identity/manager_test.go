@@ -82,7 +82,7 @@ func (f *fakeIssuer) times(id identity.Identity) []time.Duration {
 
 // bubble runs f with a running manager and its issuer in virtual time, and ends both.
 func bubble(t *testing.T, cfg identity.ManagerConfig, f func(t *testing.T, m *identity.Manager, issuer *fakeIssuer)) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeClock(t, func(t *testing.T) {
 		issuer := &fakeIssuer{ca: newCA(t)}
 		cfg.Issuer, cfg.Logger = issuer, slog.New(slog.DiscardHandler)
 		m := identity.NewManager(cfg)
@@ -367,7 +367,7 @@ func TestForget(t *testing.T) {
 }
 
 func TestSVIDErrors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	fakeClock(t, func(t *testing.T) {
 		m := identity.NewManager(identity.ManagerConfig{Issuer: &fakeIssuer{ca: newCA(t)}, Logger: slog.New(slog.DiscardHandler)})
 		if _, err := m.SVID(t.Context(), identity.Identity{}); err == nil {
 			t.Error("the zero identity got a certificate")

@@ -100,7 +100,7 @@ func TestBundleFile(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 	}
-	synctest.Test(t, func(t *testing.T) {
+	fakeClock(t, func(t *testing.T) {
 		trust := &identity.Trust{Linger: 10 * time.Minute}
 		var changes atomic.Int32
 		files := &identity.Files{Trust: trust, Bundle: path, OnBundle: func() { changes.Add(1) }, Logger: slog.New(slog.DiscardHandler)}
