@@ -75,6 +75,9 @@ func isDescribed(version string) bool {
 	return true
 }
 
+// buildAnnotation is that of a chart in which templates find the build whose images they install.
+const buildAnnotation = "ambit.io/build"
+
 // Load returns the chart as the client of this version installs it. The custom resource definitions are left out where
 // withCRDs is false: Helm never upgrades them, and they would only swell every stored revision.
 func Load(version string, withCRDs bool) (*Chart, error) {
@@ -104,6 +107,7 @@ func Load(version string, withCRDs bool) (*Chart, error) {
 	if tag := Tag(version); tag != "dev" {
 		c.Metadata.Version, c.Metadata.AppVersion = strings.TrimPrefix(tag, "v"), tag
 	}
+	c.Metadata.Annotations = map[string]string{buildAnnotation: version}
 	return &Chart{chart: c}, nil
 }
 

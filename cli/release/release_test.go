@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
 )
 
 func TestTag(t *testing.T) {
@@ -106,5 +107,68 @@ func TestOverlay(t *testing.T) {
 	}
 	if base["ztunnel"].(map[string]any)["logLevel"] != "info" {
 		t.Error("the base was changed")
+	}
+}
+
+// builds returns, by name, which build the parts' pods say they are of.
+func builds(t *testing.T, c *Chart, vals map[string]any) map[string]string {
+	t.Helper()
+	text, err := c.Render(t.Context(), "mesh", vals)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]string{}
+	for doc := range documents(text) {
+		var object struct {
+			Kind     string
+			Metadata struct{ Name string }
+			Spec     struct {
+				Template struct {
+					Metadata struct{ Annotations map[string]string }
+				}
+			}
+		}
+		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
+			t.Fatal(err)
+		}
+		if object.Kind == "DaemonSet" || object.Kind == "Deployment" {
+			out[object.Metadata.Name] = object.Spec.Template.Metadata.Annotations[buildAnnotation]
+		}
+	}
+	return out
+}
+
+// TestBuild: another build under the same tag changes the pods of every part whose image the chart names; the same one does not.
+func TestBuild(t *testing.T) {
+	load := func(version string) *Chart {
+		c, err := Load(version, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	all := func(build string) map[string]string {
+		return map[string]string{"ztunnel": build, "istiod-lite": build, "ambit-cni": build}
+	}
+	helm := load("dev")
+	helm.chart.Metadata.Annotations = nil // as Helm reads the chart itself
+	helm.chart.Metadata.AppVersion = "v1.2.3"
+	own := all("v1.2.3")
+	own["ztunnel"] = ""
+	for _, tc := range []struct {
+		name  string
+		chart *Chart
+		vals  map[string]any
+		want  map[string]string
+	}{
+		{"release", load("v1.2.3"), nil, all("v1.2.3")},
+		{"release by Helm", helm, nil, all("v1.2.3")},
+		{"build of a commit", load("v1.2.3-4-gabcdef0"), nil, all("v1.2.3-4-gabcdef0")},
+		{"its images under a tag", load("v1.2.3-5-gabcdef1"), map[string]any{"tag": "mine"}, all("v1.2.3-5-gabcdef1")},
+		{"an image by name", load("v1.2.3"), map[string]any{"ztunnel": map[string]any{"image": "example.com/z@sha256:0"}}, own},
+	} {
+		if diff := cmp.Diff(tc.want, builds(t, tc.chart, tc.vals)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, diff)
+		}
 	}
 }

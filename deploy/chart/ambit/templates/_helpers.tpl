@@ -37,6 +37,14 @@ image: {{ default (printf "%s/%s:%s" .root.Values.hub .name $tag) .part.image | 
 imagePullPolicy: {{ default (ternary "Never" "IfNotPresent" (eq $tag "dev")) .root.Values.imagePullPolicy }}
 {{- end }}
 
+{{/* Which build the chart's own images are of: another one under the same tag rolls the part. An image that is named in
+values is what it is. `ambit` notes its build in the chart. Call with (dict "root" $ "part" $.Values.ztunnel). */}}
+{{- define "ambit.build" -}}
+{{- if not .part.image -}}
+ambit.io/build: {{ default .root.Chart.AppVersion (index .root.Chart.Annotations "ambit.io/build") | quote }}
+{{- end }}
+{{- end }}
+
 {{/* The front of a pod spec that all parts share. */}}
 {{- define "ambit.podSpec" -}}
 {{- with .root.Values.imagePullSecrets }}
