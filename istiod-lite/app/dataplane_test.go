@@ -3,7 +3,6 @@ package app
 import (
 	"bytes"
 	"context"
-	"crypto/fips140"
 	"encoding/pem"
 	"log/slog"
 	"net/netip"
@@ -44,9 +43,6 @@ func files(t *testing.T, a *fakeAPI, token string) (root, tokenFile string) {
 // A node proxy's own libraries against the control plane: they learn the mesh, get certificates, and go over to another
 // replica without noticing more than what changed meanwhile.
 func TestNodeProxyLibraries(t *testing.T) {
-	if fips140.Enabled() {
-		t.Log(fipsOn)
-	}
 	a := newAPI(t, namespaceObject(api.DefaultNamespace), namespaceObject("shop"))
 	a.createPod(a.ztunnel("node1"))
 	a.createPod(pod("shop", "web", "web", "node1", "10.0.0.1"))

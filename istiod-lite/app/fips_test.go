@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"crypto/fips140"
 	"os"
 	"os/exec"
 	"strings"
@@ -9,8 +10,14 @@ import (
 	"time"
 )
 
-// fipsOn is what TestNodeProxyLibraries logs in Go's FIPS 140-3 mode.
+// fipsOn is what tests with a control plane log in Go's FIPS 140-3 mode.
 const fipsOn = "FIPS 140-3 mode: true"
+
+func logFIPS(t *testing.T) {
+	if fips140.Enabled() {
+		t.Log(fipsOn)
+	}
+}
 
 // The control plane starts in Go's FIPS 140-3 mode, signs, and serves node proxies. In the mode "only" whatever is not approved
 // fails, or panics.

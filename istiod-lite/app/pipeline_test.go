@@ -91,6 +91,7 @@ type fakeAPI struct {
 }
 
 func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
+	logFIPS(t)
 	scheme := runtime.NewScheme()
 	a := &fakeAPI{
 		T: t, core: fake.NewClientset(objects...), tokens: map[string]authenticationv1.TokenReviewStatus{},
