@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"encoding/hex"
 	"io"
 	"log/slog"
 	"math"
@@ -55,6 +56,8 @@ type Connection struct {
 	Claimed identity.Identity
 	// HBONEAddr is the CONNECT authority; empty for plain connections.
 	HBONEAddr string
+	// Trace is the id by which both proxies of a tunnel log the connection (that of W3C Trace Context); zero: none.
+	Trace [16]byte
 	// Inbound: the connection came to a workload of this node; otherwise it came from one.
 	Inbound bool
 	// Sent is from the client to the server, Received the other way, in bytes. In the log, bytes_sent is what this node's
@@ -139,7 +142,7 @@ func (a *AccessLog) Closed(ctx context.Context, c *Connection) {
 }
 
 // maxAttrs is the most attributes that a line has.
-const maxAttrs = 20
+const maxAttrs = 21
 
 // appendEnds adds what is known of both ends, and leaves out what is not.
 func (c *Connection) appendEnds(attrs []slog.Attr) []slog.Attr {
@@ -178,6 +181,9 @@ func (c *Connection) appendEnds(attrs []slog.Attr) []slog.Attr {
 		text("direction", "inbound")
 	} else {
 		text("direction", "outbound")
+	}
+	if c.Trace != [16]byte{} {
+		text("trace_id", hex.EncodeToString(c.Trace[:]))
 	}
 	return attrs
 }

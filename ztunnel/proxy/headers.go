@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"net/netip"
@@ -89,14 +90,35 @@ func forwardedHost(header string) string {
 	return ""
 }
 
-// newTraceparent begins a trace (W3C Trace Context, version 00), not sampled.
-func newTraceparent() string {
-	var id [24]byte
-	for i := 0; i < len(id); i += 8 {
-		v := rand.Uint64() | 1 // neither id may be all zero
-		for j := range 8 {
-			id[i+j] = byte(v >> (8 * j))
-		}
+// newTrace returns an id for a connection, by which both ends of its tunnel log it.
+func newTrace() (id [16]byte) {
+	binary.NativeEndian.PutUint64(id[:], rand.Uint64()|1) // it must not be all zero
+	binary.NativeEndian.PutUint64(id[8:], rand.Uint64())
+	return id
+}
+
+// The parts of a traceparent: version, trace, span and flags, with dashes between.
+const (
+	traceparentPrefix = "00-"
+	traceparentLength = len(traceparentPrefix) + 32 + 1 + 16 + 1 + 2
+)
+
+// traceparent tells the peer a trace's id (W3C Trace Context, version 00), not sampled, with a new id for this span of it.
+func traceparent(trace [16]byte) string {
+	var span [8]byte
+	binary.NativeEndian.PutUint64(span[:], rand.Uint64()|1)
+	return traceparentPrefix + hex.EncodeToString(trace[:]) + "-" + hex.EncodeToString(span[:]) + "-00"
+}
+
+// traceOf returns the id of the trace in such a header; zero if it is no such header.
+func traceOf(header string) (id [16]byte) {
+	rest, ok := strings.CutPrefix(header, traceparentPrefix)
+	if !ok || len(header) != traceparentLength || rest[32] != '-' {
+		return id
 	}
-	return "00-" + hex.EncodeToString(id[:16]) + "-" + hex.EncodeToString(id[16:]) + "-00"
+	var parsed [16]byte
+	if _, err := hex.Decode(parsed[:], []byte(rest[:32])); err != nil {
+		return id
+	}
+	return parsed
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/ambit-mesh/ambit/mesh/directory"
@@ -47,8 +48,16 @@ func TestForwarded(t *testing.T) {
 
 func TestTraceparent(t *testing.T) {
 	form := regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-00$`)
-	a, b := newTraceparent(), newTraceparent()
-	if !form.MatchString(a) || !form.MatchString(b) || a == b {
-		t.Errorf("got %s and %s", a, b)
+	trace := newTrace()
+	a, b := traceparent(trace), traceparent(trace)
+	if !form.MatchString(a) || !form.MatchString(b) || a == b || trace == newTrace() || traceOf(a) != trace || traceOf(b) != trace {
+		t.Errorf("trace %x: %s and %s", trace, a, b)
+	}
+	for _, header := range []string{
+		"", "00-", a[:54], a + "0", "01" + a[2:], strings.ReplaceAll(a, "-", "0"), "00-" + strings.Repeat("x", 32) + a[35:], "00-" + strings.Repeat("a", 52),
+	} {
+		if got := traceOf(header); got != [16]byte{} {
+			t.Errorf("trace of %q is %x", header, got)
+		}
 	}
 }

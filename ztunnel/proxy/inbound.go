@@ -58,7 +58,7 @@ func (p *Pod) openInboundTunnel(ctx context.Context, in *hbone.Incoming) *conn {
 		c.record.Reporter = telemetry.ReporterDestination
 		c.record.Source, c.record.SourceIdentity, c.record.MutualTLS = p.sourceOf(in), in.Peer(), true
 		c.record.SourceAddr, c.record.DestinationAddr, c.record.HBONEAddr = in.RemoteAddr(), in.LocalAddr(), in.Authority()
-		c.record.Inbound = true
+		c.record.Trace, c.record.Inbound = traceOf(in.Header("traceparent")), true
 	})
 	app, refused := p.admitTunnel(c.ctx, c, in)
 	if refused != nil {

@@ -111,11 +111,15 @@ func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d
 		conn, err := p.dialPlain(ctx, d.addr)
 		return upstream{tcp: conn}, err
 	}
+	if c.record.Trace == [16]byte{} { // else it is another endpoint's turn
+		trace := newTrace()
+		c.update(func(c *conn) { c.record.Trace = trace })
+	}
 	s, err := p.pool.Open(ctx, d.target, hbone.Request{
 		Authority:   d.authority,
 		Baggage:     p.baggage(self),
 		Forwarded:   forwardedFor(c.record.SourceAddr, d.service),
-		Traceparent: newTraceparent(),
+		Traceparent: traceparent(c.record.Trace),
 	})
 	if err != nil {
 		if errors.Is(err, hbone.ErrTooManyConnections) {
