@@ -39,7 +39,7 @@ func connection(inbound bool) *telemetry.Connection {
 	return &telemetry.Connection{
 		Flow:       flow(r, client(1), server(1)),
 		SourceAddr: netip.MustParseAddrPort("10.0.0.1:40000"), DestinationAddr: netip.MustParseAddrPort("10.0.0.2:15008"),
-		HBONEAddr: "10.0.0.2:8080", Inbound: inbound, Sent: 84, Received: 358, Duration: 15*time.Millisecond + 700*time.Microsecond,
+		HBONEAddr: "10.0.0.2:8080", Trace: [16]byte{15: 0xab}, Inbound: inbound, Sent: 84, Received: 358, Duration: 15*time.Millisecond + 700*time.Microsecond,
 	}
 }
 
@@ -59,16 +59,16 @@ func TestAccessLogLines(t *testing.T) {
 		want   string
 	}{
 		{"outbound", telemetry.FormatPlain, slog.LevelInfo, func(a *telemetry.AccessLog) { a.Closed(t.Context(), connection(false)) },
-			`time=T level=info msg="connection complete" scope=access ` + ends + "direction=outbound bytes_sent=84 bytes_recv=358 duration=15ms\n"},
+			`time=T level=info msg="connection complete" scope=access ` + ends + "direction=outbound trace_id=000000000000000000000000000000ab bytes_sent=84 bytes_recv=358 duration=15ms\n"},
 		{"inbound: sent is what the workload here sends", telemetry.FormatPlain, slog.LevelInfo, func(a *telemetry.AccessLog) { a.Closed(t.Context(), connection(true)) },
-			`time=T level=info msg="connection complete" scope=access ` + ends + "direction=inbound bytes_sent=358 bytes_recv=84 duration=15ms\n"},
+			`time=T level=info msg="connection complete" scope=access ` + ends + "direction=inbound trace_id=000000000000000000000000000000ab bytes_sent=358 bytes_recv=84 duration=15ms\n"},
 		{"failed", telemetry.FormatPlain, slog.LevelInfo, func(a *telemetry.AccessLog) { a.Closed(t.Context(), failed) },
-			`time=T level=error msg="connection complete" scope=access ` + ends + "direction=inbound bytes_sent=358 bytes_recv=84 duration=15ms response_flags=CONNECT error=\"connect: refused\"\n"},
+			`time=T level=error msg="connection complete" scope=access ` + ends + "direction=inbound trace_id=000000000000000000000000000000ab bytes_sent=358 bytes_recv=84 duration=15ms response_flags=CONNECT error=\"connect: refused\"\n"},
 		{"denied", telemetry.FormatPlain, slog.LevelInfo, func(a *telemetry.AccessLog) { a.Closed(t.Context(), denied) },
-			`time=T level=warn msg="connection complete" scope=access ` + ends + "direction=inbound bytes_sent=358 bytes_recv=84 duration=15ms response_flags=DENY error=\"denied by policy shop/p\"\n"},
+			`time=T level=warn msg="connection complete" scope=access ` + ends + "direction=inbound trace_id=000000000000000000000000000000ab bytes_sent=358 bytes_recv=84 duration=15ms response_flags=DENY error=\"denied by policy shop/p\"\n"},
 		{"opened is for debugging", telemetry.FormatPlain, slog.LevelInfo, func(a *telemetry.AccessLog) { a.Opened(t.Context(), connection(false)) }, ""},
 		{"opened", telemetry.FormatPlain, slog.LevelDebug, func(a *telemetry.AccessLog) { a.Opened(t.Context(), connection(false)) },
-			`time=T level=debug msg="connection opened" scope=access ` + ends + "direction=outbound\n"},
+			`time=T level=debug msg="connection opened" scope=access ` + ends + "direction=outbound trace_id=000000000000000000000000000000ab\n"},
 		{"success is not worth a warning", telemetry.FormatPlain, slog.LevelWarn, func(a *telemetry.AccessLog) { a.Closed(t.Context(), connection(false)) }, ""},
 		{"little is known", telemetry.FormatPlain, slog.LevelInfo, func(a *telemetry.AccessLog) { a.Closed(t.Context(), bare) },
 			`time=T level=info msg="connection complete" scope=access src.addr=[fd00::1]:1 direction=outbound bytes_sent=0 bytes_recv=0 duration=0ms` + "\n"},
@@ -76,7 +76,7 @@ func TestAccessLogLines(t *testing.T) {
 			`{"time":"T","level":"warn","message":"connection complete","scope":"access","src.addr":"10.0.0.1:40000","src.workload":"curl-1",` +
 				`"src.namespace":"front","src.identity":"spiffe://cluster.local/ns/front/sa/curl","src.cluster":"Kubernetes",` +
 				`"dst.addr":"10.0.0.2:15008","dst.hbone_addr":"10.0.0.2:8080","dst.service":"web.shop.svc.cluster.local","dst.workload":"web-1",` +
-				`"dst.namespace":"shop","dst.identity":"spiffe://cluster.local/ns/shop/sa/web","dst.cluster":"Kubernetes","direction":"inbound",` +
+				`"dst.namespace":"shop","dst.identity":"spiffe://cluster.local/ns/shop/sa/web","dst.cluster":"Kubernetes","direction":"inbound","trace_id":"000000000000000000000000000000ab",` +
 				`"bytes_sent":358,"bytes_recv":84,"duration":"15ms","response_flags":"DENY","error":"denied by policy shop/p"}` + "\n"},
 	}
 	for _, tt := range tests {
@@ -218,7 +218,7 @@ func TestWriterDropsAndCounts(t *testing.T) {
 		if _, err := io.WriteString(w, "too late\n"); err != nil {
 			t.Error(err)
 		}
-		want := "# HELP ambit_log_lines_dropped_total Log lines that were dropped because they came faster than they could be written.\n" +
+		want := "# HELP ambit_log_lines_dropped_total Log lines that were dropped because they came faster than they could be written, or could not be written at all.\n" +
 			"# TYPE ambit_log_lines_dropped_total counter\nambit_log_lines_dropped_total 90\n"
 		if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
 			t.Error(err)
@@ -276,11 +276,26 @@ func TestWriterOfADeadReader(t *testing.T) {
 	})
 	r, pipe := io.Pipe()
 	r.CloseWithError(errors.New("disk is full"))
-	w := telemetry.NewWriter(pipe, 10, nil)
+	reg := prometheus.NewRegistry()
+	w := telemetry.NewWriter(pipe, 10, reg)
+	io.WriteString(w, "line\n")
 	io.WriteString(w, "line\n")
 	if err := w.Close(); err == nil || !strings.Contains(err.Error(), "disk is full") {
 		t.Errorf("Close: %v", err)
 	}
+	if n := dropped(t, reg); n != 2 {
+		t.Errorf("%v lines were dropped, want 2", n)
+	}
+}
+
+// dropped is the value of the only metric of a registry.
+func dropped(t *testing.T, reg *prometheus.Registry) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil || len(families) != 1 {
+		t.Fatalf("%d metrics, %v", len(families), err)
+	}
+	return families[0].Metric[0].Counter.GetValue()
 }
 
 func BenchmarkAccessLog(b *testing.B) {

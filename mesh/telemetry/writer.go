@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"sync"
@@ -22,7 +23,8 @@ const (
 	closeTimeout = 5 * time.Second
 )
 
-// Writer puts log lines out without making their writers wait: what does not fit into its queue is dropped and counted.
+// Writer puts log lines out without making their writers wait: what does not fit into its queue, or cannot be written, is
+// dropped and counted.
 type Writer struct {
 	out     io.Writer
 	queue   chan *[]byte
@@ -46,7 +48,7 @@ func NewWriter(w io.Writer, lines int, reg prometheus.Registerer) *Writer {
 		queue: make(chan *[]byte, lines),
 		pool:  sync.Pool{New: func() any { return new([]byte) }},
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "ambit_log_lines_dropped_total", Help: "Log lines that were dropped because they came faster than they could be written.",
+			Name: "ambit_log_lines_dropped_total", Help: "Log lines that were dropped because they came faster than they could be written, or could not be written at all.",
 		}),
 		quit:  make(chan struct{}),
 		ended: make(chan struct{}),
@@ -98,8 +100,11 @@ func (w *Writer) flush(batch []byte) []byte {
 	for len(batch) < batchBytes && len(w.queue) > 0 {
 		batch = w.take(batch, <-w.queue) // it is the only reader, so this does not block
 	}
-	if _, err := w.out.Write(batch); err != nil && w.err == nil {
-		w.err = err
+	if n, err := w.out.Write(batch); err != nil {
+		w.dropped.Add(float64(bytes.Count(batch[n:], []byte{'\n'})))
+		if w.err == nil {
+			w.err = err
+		}
 	}
 	return batch
 }

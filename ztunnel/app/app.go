@@ -59,6 +59,7 @@ func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		if err != nil {
 			return err
 		}
+		signal.Ignore(syscall.SIGPIPE) // if who reads the log dies, connections do not
 		ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 		context.AfterFunc(ctx, stop) // a second signal has its usual effect
 		defer stop()
