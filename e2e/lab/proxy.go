@@ -31,6 +31,8 @@ type Node struct {
 	Socket string
 	// Depot keeps the proxies' sockets, as the agent does; nil for an agent of the release that had none.
 	Depot *handover.Depot
+	// Output, if not nil, is where the output of proxies goes that are started from now on. It is the caller's.
+	Output *os.File
 
 	lab    *Lab
 	cancel context.CancelFunc
@@ -199,7 +201,7 @@ func (p *Pod) Offer(ctx context.Context) error {
 // Proxy is a running ztunnel process.
 type Proxy struct {
 	Node *Node
-	// Log is the file that its output goes to.
+	// Log is the file that its output goes to, unless its Node's Output is set.
 	Log string
 
 	cmd    *exec.Cmd
@@ -222,7 +224,11 @@ func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
 	control := n.lab.Control
 	p := &Proxy{Node: n, Log: log.Name(), maxLog: n.lab.maxLog, exited: make(chan struct{})}
 	p.cmd = exec.Command(binary, "proxy", "ztunnel")
-	p.cmd.Stdout, p.cmd.Stderr = log, log
+	output := log
+	if n.Output != nil {
+		output = n.Output
+	}
+	p.cmd.Stdout, p.cmd.Stderr = output, output
 	p.cmd.Dir = n.lab.dir
 	p.cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"),

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -153,7 +154,12 @@ func histogramText(name, help string, args ...any) string {
 	return b.String()[1:]
 }
 
+// TestFlags exposes each flag, and looks whether users are told what it means.
 func TestFlags(t *testing.T) {
+	page, err := os.ReadFile("../../docs/troubleshoot.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	reg := prometheus.NewPedanticRegistry()
 	m := telemetry.NewMetrics(reg)
 	s := m.Series(telemetry.Flow{})
@@ -161,7 +167,13 @@ func TestFlags(t *testing.T) {
 		telemetry.FlagNone: "-", telemetry.FlagDenied: "DENY", telemetry.FlagConnect: "CONNECT", telemetry.FlagTLS: "TLS_FAILURE",
 		telemetry.FlagH2: "H2_HANDSHAKE_FAILURE", telemetry.FlagNetworkPolicy: "NETWORK_POLICY",
 		telemetry.FlagIdentity: "IDENTITY_ERROR", telemetry.FlagRevoked: "CERT_REVOKED",
+		telemetry.FlagUnregistered: "REGISTRY_ONLY", telemetry.FlagLimit: "POD_LIMIT",
 	}
+	func() {
+		defer func() { recover() }()
+		name := telemetry.Flag(len(want)).String() // panics behind the last one
+		t.Errorf("there is a flag %s that is not tested here", name)
+	}()
 	for flag := range want {
 		s.Failed(flag)
 	}
@@ -169,6 +181,9 @@ func TestFlags(t *testing.T) {
 	for _, label := range want {
 		if n := strings.Count(text, `response_flags="`+label+`"`); n != 1 {
 			t.Errorf("%d series with the flag %s in\n%s", n, label, text)
+		}
+		if label != "-" && !strings.Contains(string(page), "| `"+label+"` |") {
+			t.Errorf("docs/troubleshoot.md does not say what %s means", label)
 		}
 	}
 }
