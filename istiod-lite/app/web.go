@@ -136,7 +136,7 @@ func (p *program) monitoringHandler() http.Handler {
 			fmt.Fprintf(w, "%s: %s\n", part, strings.ReplaceAll(waiting[part], "\n", " "))
 		}
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	return mux
 }
 

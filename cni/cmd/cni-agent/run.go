@@ -253,7 +253,7 @@ func (s *settings) alongside(ctx context.Context, a *agent.Agent, registry *prom
 	defer servers.Wait()
 	failed := make(chan error, 2)
 	metrics := http.NewServeMux()
-	metrics.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	metrics.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	for addr, handler := range map[string]http.Handler{s.healthAddr: a.Health(), s.metrics: metrics} {
 		ln, err := net.Listen("tcp", addr)
 		if err != nil {
