@@ -65,7 +65,7 @@ func (p *Pod) lookUpHost(ctx context.Context, c *conn, self *directory.Workload,
 	if p.node.Hosts == nil {
 		return noAddressError{fmt.Errorf("workload %s has no address but the host name %s, and there is nobody to ask for it", d.workload.UID, d.host)}
 	}
-	p.node.Lookups.Count(self)
+	p.node.Lookups.Count(self, d.workload)
 	all, err := p.node.Hosts.Lookup(ctx, d.host)
 	if err != nil {
 		return noAddressError{err}

@@ -77,6 +77,7 @@ func (n *Node) actOnFates() {
 	}
 	for _, uid := range f.gone {
 		n.Metrics.Forget(uid)
+		n.Lookups.Forget(uid)
 	}
 	for _, s := range f.services {
 		n.Balance.Forget(s)
