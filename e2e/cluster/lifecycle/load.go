@@ -88,7 +88,8 @@ func importImages(ctx context.Context, p plan.Plan, node string, init kernel.Pro
 		return fmt.Errorf("list images on %s: %w", node, err)
 	}
 	for _, archive := range archives {
-		if name, digest, err := image.Identify(archive); err == nil && listed(have, name, digest) {
+		name, digest, unnamed := image.Identify(archive)
+		if unnamed == nil && listed(have, name, digest) {
 			continue
 		}
 		limited, cancel := context.WithTimeout(ctx, loadTimeout)
@@ -97,8 +98,16 @@ func importImages(ctx context.Context, p plan.Plan, node string, init kernel.Pro
 		if err != nil {
 			return fmt.Errorf("load %s on %s: %w", archive, node, err)
 		}
-		// What is for another platform is passed over without an error.
-		if strings.TrimSpace(out) == "" {
+		// What is for another platform is passed over without an error. On a busy machine ctr may have nothing to say of what
+		// it did import, either: it shows progress that containerd tells it of meanwhile.
+		if strings.TrimSpace(out) != "" {
+			continue
+		}
+		now, err := ctr(ctx, p, init, "--namespace=k8s.io", "images", "list")
+		if err != nil {
+			return fmt.Errorf("list images on %s: %w", node, err)
+		}
+		if unnamed != nil || !listed(now, name, digest) {
 			return fmt.Errorf("load %s on %s: nothing was imported: the archive holds no image for linux/%s (its config must say so)", archive, node, runtime.GOARCH)
 		}
 	}
