@@ -57,7 +57,7 @@ func TestConnectionsThatEndAtEnrolment(t *testing.T) {
 				if c.firstEnd == "pod" {
 					pod.Close()
 					if c.hold == fins {
-						netnstest.Eventually(t, 10*time.Second, "the pod's end is acknowledged", w.has(t, c.waitState))
+						netnstest.Eventually(t, patience, "the pod's end is acknowledged", w.has(t, c.waitState))
 					}
 					peer.Close()
 				} else {
@@ -65,10 +65,10 @@ func TestConnectionsThatEndAtEnrolment(t *testing.T) {
 					eof(t, "the pod", pod)
 					pod.Close()
 				}
-				netnstest.Eventually(t, 10*time.Second, "the pod's socket is "+c.waitState, w.has(t, c.waitState))
+				netnstest.Eventually(t, patience, "the pod's socket is "+c.waitState, w.has(t, c.waitState))
 				release := func() {
 					netnstest.Run(t, w.peer, fmt.Sprintf(c.hold, "D"))
-					netnstest.Eventually(t, 20*time.Second, "the connection is over", func() bool { return !w.has(t, c.waitState)() })
+					netnstest.Eventually(t, 2*patience, "the connection is over", func() bool { return !w.has(t, c.waitState)() })
 				}
 				if err := w.kernel.Fill(t.Context(), w.pod, w.set); err != nil {
 					t.Fatal(err)
@@ -86,7 +86,7 @@ func TestConnectionsThatEndAtEnrolment(t *testing.T) {
 				}
 				defer conn.Close()
 				io.WriteString(conn, "secret\n")
-				netnstest.Eventually(t, 10*time.Second, "it goes to the proxy", func() bool { return w.proxied.Load() == 1 })
+				netnstest.Eventually(t, patience, "it goes to the proxy", func() bool { return w.proxied.Load() == 1 })
 				if c.out && w.link.Contains(t, "secret") {
 					t.Error("payload in clear on the link")
 				}
@@ -112,7 +112,7 @@ func pair(t *testing.T, from ns.NetNS, ln net.Listener) (dialled, accepted *net.
 // dialFrom dials in a network namespace from a local address, if that is not nil, that may be in TIME_WAIT.
 func dialFrom(ctx context.Context, netns ns.NetNS, local net.Addr, addr string) (conn net.Conn, err error) {
 	var d net.Dialer
-	d.Timeout, d.LocalAddr = 10*time.Second, local
+	d.Timeout, d.LocalAddr = patience, local
 	d.Control = func(_, _ string, raw syscall.RawConn) error {
 		var opt error
 		err := raw.Control(func(fd uintptr) { opt = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })

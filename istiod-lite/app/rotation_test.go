@@ -78,6 +78,10 @@ func TestPluggedCAIsReplacedLive(t *testing.T) {
 	}
 	for i, r := range both {
 		r.roots.AppendCertsFromPEM(freshRoot) // as a mounted bundle brings it
+		await(t, "certificates come with both roots", func() bool { // the bundle is the leader's, and each hears for itself
+			chain, _, err := r.certificate(r.dialTLS(), "ztunnel-node1", spiffe("shop", "web"))
+			return err == nil && strings.Contains(chain[len(chain)-1], string(oldRoot)) && strings.Contains(chain[len(chain)-1], string(freshRoot))
+		})
 		got := issuedBy(r)
 		if early := time.Since(replaced) < distribution; early && got != strings.TrimSpace(string(old["ca-cert.pem"])) {
 			t.Errorf("replica %d signs with the new key before its root was told", i)

@@ -346,8 +346,8 @@ func TestAddressesWaitForAuthorizations(t *testing.T) {
 	hub, conn := serve(t, nil)
 	hub.Publish(upserts(address(t, "a", "1"), policy(t, "p", "1")))
 	c := xdstest.Open(t.Context(), t, conn, node)
-	c.Subscribe(resource.Address, nil)
 	start := time.Now()
+	c.Subscribe(resource.Address, nil)
 	expect(t, c.NextAck(), resource.Address, "a") // for a client that never asks for authorisations
 	if waited := time.Since(start); waited < patience {
 		t.Errorf("addresses came after %s, before the client had its time to ask for authorisations (%s)", waited, patience)

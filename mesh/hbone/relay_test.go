@@ -337,8 +337,11 @@ func relayEndsWithContext(t *testing.T, relayer Relayer) {
 
 func relayHalfCloseTimeout(t *testing.T, relayer Relayer) {
 	t.Parallel()
-	relayer.HalfCloseTimeout = 3 * time.Second // much more than a busy machine may stand still
+	relayer.HalfCloseTimeout = 6 * time.Second // much more than a busy machine may stand still
 	c := newChain(t, context.Background(), relayer)
+	for _, end := range []*net.TCPConn{c.client, c.server} {
+		_ = end.SetDeadline(time.Now().Add(2 * patience))
+	}
 	<-time.After(relayer.HalfCloseTimeout * 3 / 2) // not half-closed: no limit
 	_ = c.client.CloseWrite()
 	for range 8 { // half-closed and not silent: no limit

@@ -32,7 +32,7 @@ func handshake(t testing.TB, client, server *tls.Config) (clientState, serverSta
 	}
 	for _, c := range []net.Conn{a, b} {
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 	}

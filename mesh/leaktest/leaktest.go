@@ -36,7 +36,7 @@ func verdict(code int, clean func() error) int {
 	if code != 0 {
 		return code // what failed may have left anything
 	}
-	if err := eventually(clean); err != nil {
+	if err := eventually(patience, clean); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -46,14 +46,19 @@ func verdict(code int, clean func() error) int {
 // Check fails the test if goroutines are left, but for those that are ignored; as goleak.VerifyNone does.
 func Check(t testing.TB, ignored ...goleak.Option) {
 	t.Helper()
-	if err := eventually(func() error { return goleak.Find(ignored...) }); err != nil {
+	check(t, patience, ignored)
+}
+
+func check(t testing.TB, limit time.Duration, ignored []goleak.Option) {
+	t.Helper()
+	if err := eventually(limit, func() error { return goleak.Find(ignored...) }); err != nil {
 		t.Error(err)
 	}
 }
 
-// eventually tries until there is no error or no patience left, and returns the last error.
-func eventually(try func() error) error {
-	deadline := time.NewTimer(patience)
+// eventually tries until there is no error or the limit is reached, and returns the last error.
+func eventually(limit time.Duration, try func() error) error {
+	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()

@@ -80,7 +80,7 @@ func (p *process) end(synced bool) {
 		close(done)
 		ran := make(chan error)
 		go func() { ran <- p.store.Run(ctx, done, func() bool { return true }) }()
-		for deadline := time.Now().Add(10 * time.Second); !exists(p.store.path()); {
+		for deadline := time.Now().Add(30 * time.Second); !exists(p.store.path()); {
 			if time.Now().After(deadline) {
 				p.t.Fatal("nothing is put in place")
 			}

@@ -15,7 +15,7 @@ import (
 )
 
 // Deadline is how long a test waits for what must come.
-const Deadline = 20 * time.Second
+const Deadline = 30 * time.Second
 
 // Client is one stream. It is for one goroutine.
 type Client struct {
