@@ -77,7 +77,7 @@ func TestPluggedCAIsReplacedLive(t *testing.T) {
 		return strings.TrimSpace(chain[1])
 	}
 	for i, r := range both {
-		r.roots.AppendCertsFromPEM(freshRoot) // as a mounted bundle brings it
+		r.roots.AppendCertsFromPEM(freshRoot)                       // as a mounted bundle brings it
 		await(t, "certificates come with both roots", func() bool { // the bundle is the leader's, and each hears for itself
 			chain, _, err := r.certificate(r.dialTLS(), "ztunnel-node1", spiffe("shop", "web"))
 			return err == nil && strings.Contains(chain[len(chain)-1], string(oldRoot)) && strings.Contains(chain[len(chain)-1], string(freshRoot))
