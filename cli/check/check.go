@@ -125,7 +125,7 @@ func (c *checker) beforeUpgrade() {
 func (c *checker) running() {
 	c.group("Control plane")
 	if len(c.parts) == 0 {
-		c.fail("install one: ambit check --pre, then ambit install", "no mesh is installed")
+		c.fail("install one: ambit check --pre, then ambit install; or name another namespace by -i", "no mesh is installed in namespace %s", c.mesh)
 		return
 	}
 	c.controlPlane()
@@ -134,6 +134,9 @@ func (c *checker) running() {
 	c.group("Nodes")
 	c.nodeParts()
 	c.group("Pods")
+	if c.namespaceMissing() {
+		return
+	}
 	c.enrolment()
 	c.group("Policies")
 	c.policies()

@@ -11,6 +11,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -269,6 +270,19 @@ func (c *checker) excluded() []string {
 		}
 	}
 	return nil
+}
+
+// namespaceMissing tells whether the one namespace that is to be looked at is not there.
+func (c *checker) namespaceMissing() bool {
+	if c.only == "" {
+		return false
+	}
+	_, err := c.cluster.Kubernetes.CoreV1().Namespaces().Get(c.ctx, c.only, metav1.GetOptions{})
+	if !apierrors.IsNotFound(err) {
+		return false // what else is wrong the checks find out
+	}
+	c.fail("kubectl get namespaces lists those that there are", "there is no namespace %s", c.only)
+	return true
 }
 
 func (c *checker) enrolment() {

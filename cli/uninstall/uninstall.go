@@ -93,16 +93,18 @@ func run(ctx context.Context, env *command.Env, o options) error {
 	env.Printf("ambit is removed from namespace %s.", namespace)
 	if n := len(enrolled.Namespaces); n > 0 {
 		env.Notef("%s still labelled %s=%s, which does nothing without a mesh; a later install captures the pods again.",
-			isAre(n, "namespace"), api.LabelDataplaneMode, api.DataplaneModeAmbient)
+			counted(n, "namespace", "is", "are"), api.LabelDataplaneMode, api.DataplaneModeAmbient)
 	}
 	return nil
 }
 
-func isAre(n int, noun string) string {
+// counted is "1 pod was", "2 pods were".
+func counted(n int, noun, one, many string) string {
+	verb := many
 	if n == 1 {
-		return "1 " + noun + " is"
+		verb = one
 	}
-	return fmt.Sprintf("%d %ss are", n, noun)
+	return console.Plural(n, noun) + " " + verb
 }
 
 // remover removes one mesh.
@@ -170,17 +172,10 @@ func (r *remover) stillCaptured(ctx context.Context) error {
 		}
 		r.env.Notef("These pods may have no connection: restart them.")
 		if !r.force {
-			return fmt.Errorf("%s not let go of", wasWere(len(captured), "pod"))
+			return fmt.Errorf("%s not let go of", counted(len(captured), "pod", "was", "were"))
 		}
 	}
 	return nil
-}
-
-func wasWere(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun + " was"
-	}
-	return fmt.Sprintf("%d %ss were", n, noun)
 }
 
 // purge deletes the custom resource definitions if that was asked for.
@@ -205,7 +200,7 @@ func (r *remover) purge(ctx context.Context) error {
 		}
 		r.env.Notef("  %s left alone: %s", step.Name, step.Reason)
 	}
-	r.env.Notef("%s deleted", wasWere(deleted, "custom resource definition"))
+	r.env.Notef("%s deleted", counted(deleted, "custom resource definition", "was", "were"))
 	return err
 }
 

@@ -14,15 +14,24 @@ import (
 )
 
 // table writes rows under a header, aligned.
-type table struct{ w *tabwriter.Writer }
+type table struct {
+	w    *tabwriter.Writer
+	rows int
+}
 
-func newTable(out io.Writer, columns ...string) table {
-	t := table{tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
+func newTable(out io.Writer, columns ...string) *table {
+	t := &table{tabwriter.NewWriter(out, 0, 8, 2, ' ', 0), -1}
 	t.row(columns...)
 	return t
 }
 
-func (t table) row(cells ...string) { fmt.Fprintln(t.w, strings.Join(cells, "\t")) }
+func (t *table) row(cells ...string) {
+	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+	t.rows++
+}
+
+// end writes the table and returns how many rows it has.
+func (t *table) end() (int, error) { return t.rows, t.w.Flush() }
 
 // filter says what of a dump is shown; empty fields let everything pass.
 type filter struct {
@@ -55,13 +64,13 @@ func (d *dump) workloads(f filter) []record[workload] {
 	}, func(w *workload) string { return w.Namespace }, func(w *workload) string { return w.Name })
 }
 
-func (d *dump) workloadTable(out io.Writer, f filter) error {
+func (d *dump) workloadTable(out io.Writer, f filter) (int, error) {
 	t := newTable(out, "NAMESPACE", "POD NAME", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL")
 	for _, r := range d.workloads(f) {
 		w := &r.Value
 		t.row(w.Namespace, w.Name, joined(w.WorkloadIPs), orNone(w.Node), d.waypointName(w.Waypoint), w.Protocol)
 	}
-	return t.w.Flush()
+	return t.end()
 }
 
 func (d *dump) services(f filter) []record[service] {
@@ -69,7 +78,7 @@ func (d *dump) services(f filter) []record[service] {
 		func(s *service) string { return s.Namespace }, func(s *service) string { return s.Name })
 }
 
-func (d *dump) serviceTable(out io.Writer, f filter) error {
+func (d *dump) serviceTable(out io.Writer, f filter) (int, error) {
 	t := newTable(out, "NAMESPACE", "SERVICE NAME", "SERVICE VIP", "WAYPOINT", "ENDPOINTS")
 	for _, r := range d.services(f) {
 		s := &r.Value
@@ -85,7 +94,7 @@ func (d *dump) serviceTable(out io.Writer, f filter) error {
 		}
 		t.row(s.Namespace, s.Name, joined(vips), d.waypointName(s.Waypoint), fmt.Sprintf("%d/%d", healthy, len(s.Endpoints)))
 	}
-	return t.w.Flush()
+	return t.end()
 }
 
 func (d *dump) policies(f filter) []record[policy] {
@@ -93,13 +102,13 @@ func (d *dump) policies(f filter) []record[policy] {
 		func(p *policy) string { return p.Namespace }, func(p *policy) string { return p.Name })
 }
 
-func (d *dump) policyTable(out io.Writer, f filter) error {
+func (d *dump) policyTable(out io.Writer, f filter) (int, error) {
 	t := newTable(out, "NAMESPACE", "POLICY NAME", "ACTION", "SCOPE")
 	for _, r := range d.policies(f) {
 		p := &r.Value
 		t.row(orNone(p.Namespace), p.Name, p.Action, p.Scope)
 	}
-	return t.w.Flush()
+	return t.end()
 }
 
 func (d *dump) certificates() []record[certificate] {
@@ -107,7 +116,7 @@ func (d *dump) certificates() []record[certificate] {
 		func(c *certificate) string { return c.Identity }, func(*certificate) string { return "" })
 }
 
-func (d *dump) certificateTable(out io.Writer, now time.Time) error {
+func (d *dump) certificateTable(out io.Writer, now time.Time) (int, error) {
 	t := newTable(out, "CERTIFICATE NAME", "TYPE", "STATUS", "VALID CERT", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE")
 	for _, r := range d.certificates() {
 		c := &r.Value
@@ -130,7 +139,7 @@ func (d *dump) certificateTable(out io.Writer, now time.Time) error {
 			row("Root", &c.RootCerts[i])
 		}
 	}
-	return t.w.Flush()
+	return t.end()
 }
 
 func (x *x509) valid(now time.Time) bool {
@@ -183,7 +192,7 @@ func (d *dump) connectionObjects(f filter) ([]map[string]any, error) {
 	return out, nil
 }
 
-func (d *dump) connectionTable(out io.Writer, f filter) error {
+func (d *dump) connectionTable(out io.Writer, f filter) (int, error) {
 	t := newTable(out, "WORKLOAD", "DIRECTION", "LOCAL", "REMOTE", "REMOTE TARGET", "PROTOCOL")
 	names := map[string]string{}
 	if !f.raw {
@@ -212,7 +221,7 @@ func (d *dump) connectionTable(out io.Writer, f filter) error {
 			}
 		}
 	}
-	return t.w.Flush()
+	return t.end()
 }
 
 func joined(all []string) string { return orNone(strings.Join(all, ",")) }

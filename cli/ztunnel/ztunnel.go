@@ -4,6 +4,7 @@
 package ztunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,13 +56,14 @@ type options struct {
 
 // view is one of the commands that show a dump.
 type view struct {
-	use     string // the noun
+	use     string // the noun, if noun is empty
+	noun    string
 	aliases []string
 	short   string
 	// everywhere: without a choice all proxies are asked, since each knows something else.
 	everywhere bool
-	// table writes the text; objects returns what -o shows.
-	table   func(out io.Writer, d *dump, f filter) error
+	// table writes the text and returns how many rows it has; objects returns what -o shows.
+	table   func(out io.Writer, d *dump, f filter) (int, error)
 	objects func(d *dump, f filter) (any, error)
 }
 
@@ -118,7 +120,10 @@ func (o *options) show(ctx context.Context, v view, f *filter, args []string) er
 		return err
 	}
 	if o.format == "" {
-		err = v.table(o.env.Out, d, *f)
+		var rows int
+		if rows, err = v.table(o.env.Out, d, *f); err == nil && rows == 0 {
+			o.env.Notef("There is no %s to show.", cmp.Or(v.noun, v.use))
+		}
 	} else {
 		var objects any
 		if objects, err = v.objects(d, *f); err == nil {
@@ -298,7 +303,7 @@ func workloadCommand(env *command.Env) *cobra.Command {
 	f := &filter{}
 	cmd := view{
 		use: "workload", aliases: []string{"workloads", "w"}, short: "Show the workloads that a node proxy knows",
-		table:   func(out io.Writer, d *dump, f filter) error { return d.workloadTable(out, f) },
+		table:   func(out io.Writer, d *dump, f filter) (int, error) { return d.workloadTable(out, f) },
 		objects: func(d *dump, f filter) (any, error) { return d.workloads(f), nil },
 	}.command(env, f)
 	cmd.Flags().StringVar(&f.namespace, "workload-namespace", "", "only workloads of this namespace")
@@ -311,7 +316,7 @@ func serviceCommand(env *command.Env) *cobra.Command {
 	f := &filter{}
 	cmd := view{
 		use: "service", aliases: []string{"services", "svc", "s"}, short: "Show the services that a node proxy knows",
-		table:   func(out io.Writer, d *dump, f filter) error { return d.serviceTable(out, f) },
+		table:   func(out io.Writer, d *dump, f filter) (int, error) { return d.serviceTable(out, f) },
 		objects: func(d *dump, f filter) (any, error) { return d.services(f), nil },
 	}.command(env, f)
 	cmd.Flags().StringVar(&f.namespace, "service-namespace", "", "only services of this namespace")
@@ -322,7 +327,7 @@ func policyCommand(env *command.Env) *cobra.Command {
 	f := &filter{}
 	cmd := view{
 		use: "policy", aliases: []string{"policies", "pol", "p"}, short: "Show the policies that a node proxy enforces",
-		table: func(out io.Writer, d *dump, f filter) error {
+		table: func(out io.Writer, d *dump, f filter) (int, error) {
 			for _, r := range d.policies(f) {
 				if r.Value.Invalid != "" {
 					env.Notef("Policy %s/%s is invalid and fails closed: %s", r.Value.Namespace, r.Value.Name, r.Value.Invalid)
@@ -340,7 +345,7 @@ func certificateCommand(env *command.Env) *cobra.Command {
 	return view{
 		use: "certificate", aliases: []string{"certificates", "certs", "cert"}, short: "Show the certificates that node proxies hold",
 		everywhere: true,
-		table: func(out io.Writer, d *dump, _ filter) error {
+		table: func(out io.Writer, d *dump, _ filter) (int, error) {
 			for _, r := range d.certificates() {
 				if _, cause, failed := strings.Cut(r.Value.State, ": "); failed {
 					env.Notef("The last request for the certificate of %s failed: %s", r.Value.Identity, cause)
@@ -357,7 +362,7 @@ func connectionCommand(env *command.Env) *cobra.Command {
 	cmd := view{
 		use: "connection", aliases: []string{"connections", "cons"}, short: "Show the connections that node proxies carry",
 		everywhere: true,
-		table: func(out io.Writer, d *dump, f filter) error {
+		table: func(out io.Writer, d *dump, f filter) (int, error) {
 			for _, r := range d.podConnections(f) {
 				if p := r.Value; p.State == "Pending" {
 					env.Notef("Pod %s/%s is not served: %s", p.Info.Namespace, p.Info.Name, p.Error)
@@ -375,23 +380,26 @@ func connectionCommand(env *command.Env) *cobra.Command {
 
 func allCommand(env *command.Env) *cobra.Command {
 	return view{
-		use: "all", short: "Show all that a node proxy knows",
-		table: func(out io.Writer, d *dump, f filter) error {
-			for i, section := range []func() error{
-				func() error { return d.workloadTable(out, f) },
-				func() error { return d.serviceTable(out, f) },
-				func() error { return d.policyTable(out, f) },
-				func() error { return d.certificateTable(out, time.Now()) },
-				func() error { return d.connectionTable(out, f) },
+		use: "all", noun: "object", short: "Show all that a node proxy knows",
+		table: func(out io.Writer, d *dump, f filter) (int, error) {
+			all := 0
+			for i, section := range []func() (int, error){
+				func() (int, error) { return d.workloadTable(out, f) },
+				func() (int, error) { return d.serviceTable(out, f) },
+				func() (int, error) { return d.policyTable(out, f) },
+				func() (int, error) { return d.certificateTable(out, time.Now()) },
+				func() (int, error) { return d.connectionTable(out, f) },
 			} {
 				if i > 0 {
 					fmt.Fprintln(out)
 				}
-				if err := section(); err != nil {
-					return err
+				rows, err := section()
+				if err != nil {
+					return all, err
 				}
+				all += rows
 			}
-			return nil
+			return all, nil
 		},
 		objects: func(d *dump, _ filter) (any, error) { return d.whole, nil },
 	}.command(env, &filter{})
@@ -479,7 +487,7 @@ func (o *options) log(ctx context.Context, query string, args []string) error {
 		for _, a := range answers {
 			t.row(a.Pod, a.Node, a.Level)
 		}
-		err = t.w.Flush()
+		_, err = t.end()
 	}
 	if err == nil && failed {
 		return console.ErrTold
