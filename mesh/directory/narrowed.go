@@ -35,6 +35,13 @@ func (d *Directory) StreamEnded() {
 	d.awaitNarrowedLocked()
 }
 
+// Narrowing tells whether the former state of a policy is in force still, for the group that it was for.
+func (d *Directory) Narrowing(name string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.policies.narrowed[name] != nil
+}
+
 // addressesCameLocked is called when a push of addresses was applied.
 func (d *Directory) addressesCameLocked(change *Change) {
 	x := &d.policies

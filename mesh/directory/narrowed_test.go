@@ -75,6 +75,9 @@ func TestNarrowedPolicy(t *testing.T) {
 			generation, told := d.PolicyGeneration(), 0
 			d.policy(security.Scope_WORKLOAD_SELECTOR, 80)
 			d.expect("before the pods name it", true, true)
+			if !d.Narrowing("shop/p") || d.Narrowing("shop/q") {
+				t.Error("it is not told that the former state is in force")
+			}
 			pass(10 * time.Second)
 			d.expect("the pods are late", true, true)
 			d.named("a")
@@ -82,6 +85,9 @@ func TestNarrowedPolicy(t *testing.T) {
 			d.Subscribe(func(c directory.Change) { told += len(c.Policies) })
 			pass(settle)
 			d.expect("the pods are known", true, false)
+			if d.Narrowing("shop/p") {
+				t.Error("it is told that the former state is in force still")
+			}
 			if told != 1 || d.PolicyGeneration() < generation+2 {
 				t.Errorf("told of %d policies, generation %d after %d", told, d.PolicyGeneration(), generation)
 			}

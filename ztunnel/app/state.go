@@ -57,6 +57,9 @@ func (p *parts) openState(handlers []xds.Handler) []xds.Handler {
 	}
 	store, contents, err := saved.Open(saved.Config{
 		Dir: p.cfg.StateDir, Types: types, Logger: p.target("state"),
+		Unsettled: func(typeURL, name string) bool {
+			return typeURL == xds.TypeAuthorization && p.directory.Narrowing(name)
+		},
 		Owner: fmt.Sprintf("cluster %s, network %q, node %s", p.cfg.ClusterID, p.cfg.Network, p.cfg.Node.Name),
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,6 +54,9 @@ type Config struct {
 	Owner string
 	// Types are the type URLs to keep, in the order in which they are to be applied. Required.
 	Types []string
+	// Unsettled, if set, tells whether what a resource was before is in force still beside what it is now, since something that
+	// belongs to it has not come. Until that ends the former state stays saved. It is called from several goroutines.
+	Unsettled func(typeURL, name string) bool
 	// Logger takes failures. Required.
 	Logger *slog.Logger
 }
@@ -63,7 +67,8 @@ type Store struct {
 
 	mu      sync.Mutex // guards what follows
 	pending map[key]*discoveryv3.Resource
-	closed  bool // nothing is gathered any more
+	held    map[key]*discoveryv3.Resource // is to be pending once it is settled
+	closed  bool                          // nothing is gathered any more
 
 	// Owned by Run, and by Open before it.
 	file       *os.File
@@ -116,7 +121,7 @@ func Open(cfg Config) (*Store, *Contents, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		cfg.Logger.Warn("what is saved of the configuration is not used", "dir", cfg.Dir, "error", err)
 	}
-	s := &Store{cfg: cfg, pending: map[key]*discoveryv3.Resource{}, index: map[key]place{}}
+	s := &Store{cfg: cfg, pending: map[key]*discoveryv3.Resource{}, held: map[key]*discoveryv3.Resource{}, index: map[key]place{}}
 	s.clear()
 	if s.file, s.end, err = s.begin(); err != nil {
 		return nil, nil, fmt.Errorf("saved configuration: %w", err)
@@ -184,18 +189,52 @@ func (s *Store) note(typeURL string, upserts []*discoveryv3.Resource, removed []
 	for _, r := range rejections {
 		rejected[r.Name] = !r.Replaced
 	}
+	unsettled := map[string]bool{}
+	if s.cfg.Unsettled != nil {
+		for _, r := range upserts {
+			unsettled[r.GetName()] = s.cfg.Unsettled(typeURL, r.GetName())
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return
 	}
 	for _, name := range removed {
-		s.pending[key{byte(kind), name}] = nil
+		s.gather(key{byte(kind), name}, nil)
 	}
 	for _, r := range upserts {
-		if !rejected[r.GetName()] {
-			s.pending[key{byte(kind), r.GetName()}] = r
+		k := key{byte(kind), r.GetName()}
+		switch {
+		case rejected[k.name]:
+		case unsettled[k.name]:
+			s.held[k] = r
+		default:
+			s.gather(k, r)
 		}
+	}
+}
+
+// gather has a change written, with s.mu held. Former ones do not matter any more.
+func (s *Store) gather(k key, r *discoveryv3.Resource) {
+	delete(s.held, k)
+	s.pending[k] = r
+}
+
+// settle gathers what was held and is settled.
+func (s *Store) settle() {
+	s.mu.Lock()
+	held := maps.Clone(s.held)
+	s.mu.Unlock()
+	for k, r := range held {
+		if s.cfg.Unsettled(s.cfg.Types[k.kind], k.name) {
+			continue
+		}
+		s.mu.Lock()
+		if s.held[k] == r {
+			s.gather(k, r)
+		}
+		s.mu.Unlock()
 	}
 }
 
@@ -230,7 +269,7 @@ func (s *Store) Run(ctx context.Context, synced <-chan struct{}, connected func(
 func (s *Store) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closed, s.pending = true, nil
+	s.closed, s.pending, s.held = true, nil, nil
 }
 
 // Close gives the file up; it stays if it is in place.
@@ -266,6 +305,7 @@ func (s *Store) save() {
 
 // write appends what is gathered. What cannot be written is gathered still.
 func (s *Store) write() error {
+	s.settle()
 	s.mu.Lock()
 	changes := s.pending
 	if len(changes) > 0 {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,6 +121,43 @@ func text(c *Contents) string {
 		lines = append(lines, []string{policies, addresses}[i]+": "+strings.Join(words, " "))
 	}
 	return strings.Join(lines, "; ")
+}
+
+// TestUnsettled: what belongs to a change has not come, so that the state before is the one to begin with.
+func TestUnsettled(t *testing.T) {
+	var unsettled atomic.Bool
+	cfg := config("")
+	cfg.Unsettled = func(typ, name string) bool { return typ == policies && name == "p" && unsettled.Load() }
+	for _, tt := range []struct {
+		name string
+		then func(p *process)
+		want string
+	}{
+		{"nothing more", func(*process) {}, "policies: p=1@v1 q=2@v2; addresses: p=1@v1"},
+		{"another change", func(p *process) { p.told(policies, nil, "p=3") }, "policies: p=1@v1 q=2@v2; addresses: p=1@v1"},
+		{"it settles", func(*process) { unsettled.Store(false) }, "policies: p=2@v2 q=2@v2; addresses: p=1@v1"},
+		{"a change that is settled", func(p *process) { unsettled.Store(false); p.told(policies, nil, "p=3") },
+			"policies: p=3@v3 q=2@v2; addresses: p=1@v1"},
+		{"removal", func(p *process) { p.told(policies, []string{"p"}); unsettled.Store(false) }, "policies: q=2@v2; addresses: p=1@v1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := cfg
+			cfg.Dir = t.TempDir()
+			unsettled.Store(false)
+			p := start(t, cfg)
+			p.told(policies, nil, "p=1", "q=1")
+			unsettled.Store(true)
+			p.told(policies, nil, "p=2", "q=2")
+			p.told(addresses, nil, "p=1")
+			tt.then(p)
+			p.end(true)
+			p = start(t, cfg)
+			if got := text(p.contents); got != tt.want {
+				t.Errorf("saved: %s, want %s", got, tt.want)
+			}
+			p.end(false)
+		})
+	}
 }
 
 // TestOneProcessAfterAnother saves, changes and loads: what was removed or replaced does not come back, what was rejected
