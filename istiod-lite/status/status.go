@@ -81,7 +81,6 @@ func (w *Writer) Update(statuses []translate.Status) {
 // Run writes until ctx ends. It may be called again after it returned.
 func (w *Writer) Run(ctx context.Context) {
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[object](retryFirst, retryMost))
-	defer context.AfterFunc(ctx, queue.ShutDown)()
 	w.mu.Lock()
 	w.queue = queue
 	for o, s := range w.want {
@@ -91,6 +90,10 @@ func (w *Writer) Run(ctx context.Context) {
 	}
 	w.mu.Unlock()
 	var wg sync.WaitGroup
+	wg.Go(func() { // here, so that the queue's own goroutine was told to end before Run returns
+		<-ctx.Done()
+		queue.ShutDown()
+	})
 	for range writers {
 		wg.Go(func() { w.work(ctx, queue) })
 	}
