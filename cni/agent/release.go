@@ -116,7 +116,7 @@ func (a *Agent) cleanNode(l *loop) error {
 	wait.Wait()
 	return Cleanup(ctx, CleanupConfig{
 		Node: a.cfg.Node, Kernel: a.cfg.Kernel, Probes: a.cfg.Probes, Installation: a.cfg.Installation,
-		Leftovers: Leftovers(a.cfg.RunDir, a.cfg.ZDSSocket),
+		Leftovers: Leftovers(a.cfg.RunDir, a.cfg.ZDSSocket), StateDir: a.cfg.StateDir,
 	})
 }
 
@@ -136,6 +136,9 @@ type CleanupConfig struct {
 	Installation Installation
 	// Leftovers are files and folders that go last; see the function.
 	Leftovers []string
+	// StateDir, if not empty, is a folder of node proxies that is emptied; one that runs still saves no more then. The folder
+	// itself stays, since it is mounted.
+	StateDir string
 }
 
 // Cleanup takes everything of the mesh away from the node at once: the plugin first, so that pods start without it, then
@@ -166,6 +169,22 @@ func Cleanup(ctx context.Context, c CleanupConfig) error {
 	errs = append(errs, c.Probes.Remove(ctx))
 	for _, path := range c.Leftovers {
 		errs = append(errs, os.RemoveAll(path))
+	}
+	if c.StateDir != "" {
+		errs = append(errs, empty(c.StateDir))
+	}
+	return errors.Join(errs...)
+}
+
+// empty removes whatever is in a folder, which need not be there.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
 	}
 	return errors.Join(errs...)
 }

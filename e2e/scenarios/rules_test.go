@@ -2,9 +2,11 @@ package scenarios
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -81,8 +83,11 @@ func matching(prefix, text string, words ...string) []string {
 	return lines
 }
 
-// leftovers returns whatever of the mesh is still on a node: rules, sets, the plugin and its configuration, sockets, and all of
-// that in the network namespaces of its pods.
+// stateDir is where node proxies save what they know (the chart's ztunnel.stateDir). An uninstall leaves the empty folder.
+const stateDir = "/var/lib/ambit/ztunnel"
+
+// leftovers returns whatever of the mesh is still on a node: rules, sets, the plugin and its configuration, sockets, what node proxies
+// save, and all of that in the network namespaces of its pods.
 func (w *world) leftovers(t *testing.T, name string) ([]string, error) {
 	t.Helper()
 	node, err := w.Node(name)
@@ -98,10 +103,18 @@ func (w *world) leftovers(t *testing.T, name string) ([]string, error) {
 		return nil, err
 	}
 	found = append(found, matching("ipset: ", sets, api.ProbeSetIPv4, api.ProbeSetIPv6)...)
-	for _, path := range []string{"/opt/cni/bin/" + api.PluginName, api.ZDSSocket, api.AgentRunDir + "/" + api.AgentSocket, api.AgentRunDir + "/ambit-cni-kubeconfig"} {
+	for _, path := range []string{"/opt/cni/bin/" + api.PluginName, api.ZDSSocket, api.AgentRunDir + "/" + api.AgentSocket, api.AgentRunDir + "/ambit-cni-kubeconfig",
+		api.ZDSSocket + api.HandoverSuffix, api.ZDSSocket + api.DepotSuffix, filepath.Join(filepath.Dir(api.ZDSSocket), api.KeyDir)} {
 		if _, err := os.Lstat(node.Path(path)); err == nil {
 			found = append(found, "file "+path)
 		}
+	}
+	saved, err := os.ReadDir(node.Path(stateDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range saved {
+		found = append(found, "file "+stateDir+"/"+e.Name())
 	}
 	err = fs.WalkDir(os.DirFS(node.Path("/etc/cni/net.d")), ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {

@@ -3,6 +3,7 @@ package scenarios
 import (
 	"context"
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -19,6 +20,13 @@ func uninstall() scenario {
 	return scenario{
 		name: "10-uninstall-under-load", manifest: "uninstall.yaml", namespaces: []string{ns}, enrolled: []string{ns},
 		tell: func(t *testing.T, w *world) {
+			for _, name := range nodes() {
+				node, err := w.Node(name)
+				w.must(t, err)
+				if saved, err := os.ReadDir(node.Path(stateDir)); err != nil || len(saved) == 0 {
+					t.Errorf("%s has no state of a node proxy that could go: %v, %v", name, saved, err)
+				}
+			}
 			l := w.load(t, "uninstall", loadRate, loadHeld)
 			start := time.Now()
 			out, err := w.Run(w.ctx, ambit(w.Cluster), "uninstall", "--timeout", patience.String())

@@ -52,6 +52,7 @@ type settings struct {
 	binDir, confDir     string
 	hostProc, netnsDir  string
 	runDir, zdsSocket   string
+	stateDir            string
 	binary, kubeconfig  string
 	healthAddr, metrics string
 	ipv6, dns           bool
@@ -85,6 +86,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.StringVar(&s.netnsDir, "netns-dir", "/host/var/run/netns", "the host's /var/run/netns, as this program sees it")
 	f.StringVar(&s.runDir, "run-dir", api.AgentRunDir, "folder of the plugin's socket and kubeconfig; the same path on the host")
 	f.StringVar(&s.zdsSocket, "zds-socket", api.ZDSSocket, "socket for node proxies")
+	f.StringVar(&s.stateDir, "state-dir", "", "folder that node proxies save their configuration in, to be emptied when the mesh leaves the node; empty: none")
 	f.StringVar(&s.binary, "plugin", "/usr/local/bin/"+api.PluginName, "the CNI plugin to install")
 	f.StringVar(&s.kubeconfig, "kubeconfig", "", "access to the API; empty: that of the pod's service account")
 	f.StringVar(&s.healthAddr, "health-addr", ":"+strconv.Itoa(api.PortAgentHealth), "address of /healthz, /readyz and /release")
@@ -199,7 +201,7 @@ func (s *settings) serve(ctx context.Context, stderr io.Writer) error {
 	depot = handover.NewDepot(handover.DepotConfig{Pods: proxies, Logger: log, Registerer: registry})
 	defer depot.Close()
 	a = agent.New(agent.Config{
-		NodeName: nodeName, Namespace: namespace, ExcludeNamespaces: s.excludeNamespaces, IPv6: s.ipv6, DNS: s.dns, Resolvers: s.resolvers(namespace, log), RunDir: s.runDir, ZDSSocket: s.zdsSocket,
+		NodeName: nodeName, Namespace: namespace, ExcludeNamespaces: s.excludeNamespaces, IPv6: s.ipv6, DNS: s.dns, Resolvers: s.resolvers(namespace, log), RunDir: s.runDir, ZDSSocket: s.zdsSocket, StateDir: s.stateDir,
 		Cluster: agent.Cluster{
 			Client: client, NodeName: nodeName, Namespace: namespace, DaemonSet: api.NodeAgent,
 			Events: events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: api.NodeAgent, Host: nodeName}),
@@ -289,7 +291,7 @@ func (s *settings) cleanup(ctx context.Context, stderr io.Writer) error {
 	}
 	defer n.host.Close()
 	err = agent.Cleanup(ctx, agent.CleanupConfig{
-		Node: n.find, Kernel: n.kernel, Probes: n.probes, Leftovers: agent.Leftovers(s.runDir, s.zdsSocket),
+		Node: n.find, Kernel: n.kernel, Probes: n.probes, Leftovers: agent.Leftovers(s.runDir, s.zdsSocket), StateDir: s.stateDir,
 		Installation: install.Installation{Installer: s.installer(log, func() {}), Credential: install.Credential{Path: s.pluginKubeconfig()}},
 	})
 	if err != nil {

@@ -59,6 +59,7 @@ func TestCleanup(t *testing.T) {
 	}
 	files := map[string]string{
 		"bin/ambit-cni": "program", "bin/ptp": "program", "run/pluginevent.sock": "", "run/zds.sock": "", "run/ambit-cni-kubeconfig": "secret",
+		"state/saved": "configuration", "state/.tmp-1": "another one",
 		"net.d/10-net.conflist": `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp"},{"type":"ambit-cni"}]}`,
 	}
 	for name, content := range files {
@@ -85,7 +86,7 @@ func TestCleanup(t *testing.T) {
 	}
 	for range 2 { // the second time there is nothing to do
 		err := run(context.Background(), []string{"cleanup", "--host-proc=" + at("proc"), "--cni-bin-dir=" + at("bin"), "--cni-conf-dir=" + at("net.d"),
-			"--run-dir=" + at("run"), "--zds-socket=" + at("run/zds.sock"), "--netns-dir=/run/netns"}, &bytes.Buffer{}, os.Stderr)
+			"--run-dir=" + at("run"), "--zds-socket=" + at("run/zds.sock"), "--netns-dir=/run/netns", "--state-dir=" + at("state")}, &bytes.Buffer{}, os.Stderr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,6 +103,9 @@ func TestCleanup(t *testing.T) {
 		if stays := name == "bin/ptp" || name == "net.d/10-net.conflist"; stays != (err == nil) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if _, err := os.Stat(at("state")); err != nil {
+		t.Errorf("the folder of the state, which is mounted, is to stay: %v", err)
 	}
 	if text, err := os.ReadFile(at("net.d/10-net.conflist")); err != nil || strings.Contains(string(text), "ambit") || !strings.Contains(string(text), "ptp") {
 		t.Errorf("configuration: %s, %v", text, err)
