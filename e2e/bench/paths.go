@@ -94,8 +94,9 @@ func (p Path) fill(ctx context.Context, s *site) error {
 		binaries = map[*lab.Node]string{near: p.Client}
 	}
 	for node, binary := range binaries {
-		// Both binaries get the same two worker threads: what the peer's own chart gives it on such a machine.
-		proxy, err := node.StartProxy(binary, "ZTUNNEL_WORKER_THREADS=2", "RUST_LOG=error")
+		// Both binaries get the same two worker threads: what the peer's own chart gives it on such a machine. GODEBUG is what
+		// our chart gives ours.
+		proxy, err := node.StartProxy(binary, "ZTUNNEL_WORKER_THREADS=2", "RUST_LOG=error", "GODEBUG=schedtrace=2147483647")
 		if err != nil {
 			return err
 		}

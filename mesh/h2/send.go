@@ -348,7 +348,12 @@ func (s *Stream) Writable() bool {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return s.writeErrLocked() != nil || s.sendWindow > 0 && c.send.window > 0 && len(c.send.windowq) == 0
+	return s.writableLocked()
+}
+
+func (s *Stream) writableLocked() bool {
+	sd := &s.c.send
+	return s.writeErrLocked() != nil || s.sendWindow > 0 && sd.window > 0 && len(sd.windowq) == 0
 }
 
 // WaitWritable blocks until a write would find the peer's windows open, so that its caller need not hold payload meanwhile,
@@ -366,30 +371,45 @@ func (s *Stream) WaitWritable() (int, error) {
 // WriteScratch writes buf[Headroom:] and overwrites buf, so that nothing is copied. It returns how many bytes of payload
 // were sent. Otherwise it is like Write.
 func (s *Stream) WriteScratch(buf []byte) (int, error) {
+	n, kept, err := s.AddScratch(buf)
+	if kept {
+		s.c.Flush()
+	}
+	return n, err
+}
+
+// AddScratch is WriteScratch that may keep a small write until Conn.Flush, so that it goes out together with what follows: it
+// says so by kept. The caller must then call Flush before it waits for anything.
+func (s *Stream) AddScratch(buf []byte) (n int, kept bool, err error) {
 	c := s.c
 	at := Headroom
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for at < len(buf) {
+		if kept && !s.writableLocked() {
+			c.kickLocked()
+			kept = false
+		}
 		n, err := s.reserveLocked(len(buf) - at)
 		if err != nil {
-			return at - Headroom, err
+			return at - Headroom, kept, err
 		}
 		if n <= smallWrite && c.send.pendLen+n <= maxPendingData {
 			c.appendDataLocked(s.id, buf[at:at+n], false)
-			c.kickLocked()
+			kept = true
 		} else {
 			if err := c.takeTurnLocked(s); err != nil {
 				c.send.window += int64(n)
 				c.wakeWindowLocked()
-				return at - Headroom, err
+				return at - Headroom, kept, err
 			}
 			c.writeLocked(buf, at, n, s.id)
 			c.passTurnLocked()
+			kept = false
 		}
 		at += n
 	}
-	return at - Headroom, nil
+	return at - Headroom, kept, nil
 }
 
 // Write sends p as DATA. It blocks while the peer's flow-control windows are closed, and may return before the bytes have

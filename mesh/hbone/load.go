@@ -38,8 +38,18 @@ func (l *load) limit(n int) int {
 
 // did counts n bytes that were passed on, and waits if the party is to hold back.
 func (l *load) did(n int) {
-	if l.work += workPerMessage + workPerByte*share.Work(n); l.work >= workStep {
-		l.party.Did(l.work)
-		l.work = 0
+	if l.due(n) {
+		l.tell()
 	}
+}
+
+// due is did without the waiting, which is for tell if it returns true.
+func (l *load) due(n int) bool {
+	l.work += workPerMessage + workPerByte*share.Work(n)
+	return l.work >= workStep
+}
+
+func (l *load) tell() {
+	l.party.Did(l.work)
+	l.work = 0
 }

@@ -157,6 +157,7 @@ func (p *parking) isTime(err error) bool {
 // park leaves the relay to the parker, if nothing was sent since the time began, and returns whether it did. It is the last
 // that up's goroutine does to a parked relay.
 func (r *relay) park() bool {
+	r.flush()
 	p := r.parking
 	if r.counters.Sent.Load() != p.sent {
 		p.restart(r)

@@ -149,6 +149,7 @@ func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*
 	}
 	r.idle.L = &r.mu
 	r.in.init(raw)
+	r.in.pause = r.flush
 	r.out.try = r.out.tryWrite
 	return r, nil
 }
@@ -184,6 +185,7 @@ type relay struct {
 	s        *h2.Stream
 	counters *Counters
 	in       source      // of up
+	kept     bool        // of up: what was read last is not flushed yet
 	out      trySink     // of whoever calls TryWrite
 	load     load        // of up
 	unwatch  func() bool // the context
@@ -276,6 +278,7 @@ func (r *relay) waitWritable() (int, error) {
 	if r.s.Writable() {
 		return r.s.WaitWritable()
 	}
+	r.flush()
 	defer r.s.SetWriteDeadline(time.Time{})
 	for {
 		_ = r.s.SetWriteDeadline(time.Now().Add(r.stallCheck))
@@ -295,18 +298,31 @@ func toldByEnd(err error) bool {
 	return errors.As(err, &se) && se.Remote || errors.As(err, new(*h2.ConnError))
 }
 
-// forward copies once from conn to the stream, up to limit bytes.
+// flush sends what forward has kept.
+func (r *relay) flush() {
+	if r.kept {
+		r.kept = false
+		r.s.Conn().Flush()
+	}
+}
+
+// forward copies once from conn to the stream, up to limit bytes. What is small leaves when conn has no more for the moment, so
+// that the end goes with it if that has come, too.
 func (r *relay) forward(limit int) error {
 	buf, n, err := r.in.read(h2.Headroom, r.load.limit(limit))
 	if err != nil {
 		return err
 	}
 	r.load.budget.Take(cap(buf))
-	k, err := r.s.WriteScratch(buf[:h2.Headroom+n])
+	k, kept, err := r.s.AddScratch(buf[:h2.Headroom+n])
+	r.kept = kept
 	r.load.budget.Give(cap(buf))
 	buffer.Put(buf)
 	r.counters.addSent(k)
-	r.load.did(k)
+	if r.load.due(k) {
+		r.flush()
+		r.load.tell()
+	}
 	return err
 }
 
@@ -407,14 +423,16 @@ func (r *relay) down(err error) {
 		return
 	}
 	r.mu.Lock()
-	done := r.downDone || r.over
+	done, last := r.downDone || r.over, r.upDone
 	r.mu.Unlock()
 	if done {
 		return
 	}
-	if err := r.conn.CloseWrite(); err != nil {
-		r.fail(err)
-		return
+	if !last { // or else it is closed, which says the same
+		if err := r.conn.CloseWrite(); err != nil {
+			r.fail(err)
+			return
+		}
 	}
 	r.ended(&r.downDone)
 }

@@ -22,6 +22,9 @@ type source struct {
 	level int // of readSizes
 	slack int // reads in a row that a lower level would have done for
 
+	// pause, if set, is called before each wait.
+	pause func()
+
 	try  func(fd uintptr) bool // tryRead, made once
 	from int                   // where in the buffer to read to
 	max  int                   // how much to read at most
@@ -61,6 +64,9 @@ func (s *source) tryRead(fd uintptr) bool {
 	case err == syscall.EAGAIN:
 		buffer.Put(s.buf)
 		s.buf = nil
+		if s.pause != nil {
+			s.pause()
+		}
 		return false
 	case err != nil:
 		s.err = os.NewSyscallError("read", err)
