@@ -406,6 +406,17 @@ func (c *Conn) Open(fields []Field, end bool) (*Stream, error) {
 
 // OpenReserved is Open with a stream that Reserve promised. It gives the promise back if it fails.
 func (c *Conn) OpenReserved(fields []Field, end bool) (*Stream, error) {
+	s, _, err := c.openReserved(fields, nil, end)
+	return s, err
+}
+
+// OpenReservedWith is OpenReserved with the beginning of the request's body, which goes out with the header. It does not wait
+// for the peer's windows: it returns how much of it was sent, none if it is large.
+func (c *Conn) OpenReservedWith(fields []Field, body []byte) (*Stream, int, error) {
+	return c.openReserved(fields, body, false)
+}
+
+func (c *Conn) openReserved(fields []Field, body []byte, end bool) (*Stream, int, error) {
 	c.mu.Lock()
 	err := c.waitRoomLocked()
 	c.reserved--
@@ -423,16 +434,23 @@ func (c *Conn) OpenReserved(fields []Field, end bool) (*Stream, error) {
 		c.finishIfIdleLocked()
 		c.mu.Unlock()
 		c.changed()
-		return nil, err
+		return nil, 0, err
 	}
 	s := c.newStreamLocked(c.nextID)
 	c.nextID += 2
 	c.own++
 	s.localEnd = end
 	c.appendHeadersLocked(s.id, fields, end)
+	n := 0
+	if len(body) > 0 && len(body) <= smallWrite && s.writableLocked() && c.send.pendLen+len(body) <= maxPendingData {
+		n = int(min(int64(len(body)), s.sendWindow, c.send.window))
+		s.sendWindow -= int64(n)
+		c.send.window -= int64(n)
+		c.appendDataLocked(s.id, body[:n], false)
+	}
 	c.kickLocked()
 	c.mu.Unlock()
-	return s, nil
+	return s, n, nil
 }
 
 func (c *Conn) newStreamLocked(id uint32) *Stream {

@@ -62,6 +62,9 @@ type Chunk struct {
 // Bytes returns the payload, valid until Release.
 func (c Chunk) Bytes() []byte { return c.c.buf[c.c.r:c.c.w] }
 
+// Skip takes n bytes off the beginning.
+func (c *Chunk) Skip(n int) { c.c.r += n }
+
 // Release gives the buffer back.
 func (c Chunk) Release() { c.conn.release(c.c) }
 

@@ -226,10 +226,11 @@ func (p *Pool) request(ctx context.Context, pc *poolConn, t *Target, r *Request)
 		}
 		return &DialError{StageResponse, *t, err}
 	}
-	s, err := pc.h2.OpenReserved(r.fields(), false)
+	s, n, err := pc.h2.OpenReservedWith(r.fields(), r.Early.look())
 	if err != nil {
 		return nil, fail(err)
 	}
+	r.Early.follow(s, n)
 	if p.cfg.Timeouts.Response > 0 {
 		_ = s.SetReadDeadline(time.Now().Add(p.cfg.Timeouts.Response))
 	}
@@ -251,7 +252,7 @@ func (p *Pool) request(ctx context.Context, pc *poolConn, t *Target, r *Request)
 			continue
 		case '2':
 			_ = s.SetReadDeadline(time.Time{})
-			return &Stream{s: s, header: fields, certs: pc.certs}, nil
+			return &Stream{s: s, header: fields, certs: pc.certs, early: r.Early}, nil
 		}
 		s.Close()
 		reason, _ := h2.Value(fields, reasonHeader)

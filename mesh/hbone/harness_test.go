@@ -198,9 +198,14 @@ type onlyReader struct{ io.Reader }
 // mustOpen opens a tunnel.
 func (w *world) mustOpen(p *Pool) *Stream {
 	w.t.Helper()
+	return w.mustOpenWith(p, request)
+}
+
+func (w *world) mustOpenWith(p *Pool, r Request) *Stream {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	s, err := p.Open(ctx, w.target(), request)
+	s, err := p.Open(ctx, w.target(), r)
 	if err != nil {
 		w.t.Fatalf("open: %v", err)
 	}

@@ -112,6 +112,7 @@ func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 	s.s.Detach()
 	r, err := cfg.newRelay(conn, s, counters)
 	if err != nil {
+		_, _ = s.early.Stop()
 		s.s.Release()
 		done(err)
 		return
@@ -128,7 +129,9 @@ func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 		r.parking.restart(r)
 	}
 	r.begin(ctx)
-	go r.run()
+	early := s.early
+	s.early = nil
+	early.startRelay(r)
 }
 
 func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*relay, error) {
@@ -158,7 +161,22 @@ func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*
 func (r *relay) begin(ctx context.Context) {
 	r.unwatch = context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })
 	// Whatever comes is pushed from here on, unless something has come already.
-	if chunk, ok, err := r.s.Next(r); ok || err != nil {
+	chunk, ok, err := r.s.Next(r)
+	for ok && err == nil {
+		n, werr := r.out.write(r.raw, chunk.Bytes())
+		r.counters.addReceived(n)
+		if werr != nil {
+			chunk.Release()
+			r.fail(werr)
+			return
+		}
+		if chunk.Skip(n); len(chunk.Bytes()) > 0 {
+			break // conn takes no more at once
+		}
+		chunk.Release()
+		chunk, ok, err = r.s.Next(r)
+	}
+	if ok || err != nil {
 		r.mu.Lock()
 		r.drainers++
 		r.mu.Unlock()
@@ -186,6 +204,7 @@ type relay struct {
 	counters *Counters
 	in       source      // of up
 	kept     bool        // of up: what was read last is not flushed yet
+	first    *firstRead  // of up: what was read before it began
 	out      trySink     // of whoever calls TryWrite
 	load     load        // of up
 	unwatch  func() bool // the context
@@ -309,6 +328,9 @@ func (r *relay) flush() {
 // forward copies once from conn to the stream, up to limit bytes. What is small leaves when conn has no more for the moment, so
 // that the end goes with it if that has come, too.
 func (r *relay) forward(limit int) error {
+	if r.first != nil {
+		return r.forwardFirst()
+	}
 	buf, n, err := r.in.read(h2.Headroom, r.load.limit(limit))
 	if err != nil {
 		return err
@@ -318,11 +340,35 @@ func (r *relay) forward(limit int) error {
 	r.kept = kept
 	r.load.budget.Give(cap(buf))
 	buffer.Put(buf)
-	r.counters.addSent(k)
-	if r.load.due(k) {
+	r.sent(k)
+	return err
+}
+
+// sent counts what was sent on the stream, and waits if the party is to hold back.
+func (r *relay) sent(n int) {
+	r.counters.addSent(n)
+	if r.load.due(n) {
 		r.flush()
 		r.load.tell()
 	}
+}
+
+// forwardFirst is forward for what was read before up began.
+func (r *relay) forwardFirst() error {
+	f := r.first
+	r.first = nil
+	if f.err != nil {
+		return f.err
+	}
+	k := f.sent
+	var err error
+	if k < f.n {
+		var more int
+		more, err = r.s.Write(f.buf[h2.Headroom+k : h2.Headroom+f.n])
+		k += more
+	}
+	buffer.Put(f.buf)
+	r.sent(k)
 	return err
 }
 

@@ -57,9 +57,13 @@ func newChainWith(t *testing.T, ctx context.Context, relayer Relayer, change fun
 		})
 	}, nil)
 	p := w.pool(nil)
-	c.tunnel = w.mustOpen(p)
 	var proxied *net.TCPConn
 	c.client, proxied = tcpPair(t)
+	r := request
+	if relayer.Parker != nil {
+		r.Early = NewEarly(proxied, nil)
+	}
+	c.tunnel = w.mustOpenWith(p, r)
 	if relayer.Parker == nil {
 		go func() { c.clientRelayed <- relayer.Relay(ctx, proxied, c.tunnel, &c.clientCounters) }()
 	} else {
@@ -94,7 +98,8 @@ func (c *chain) wantClean(t *testing.T) {
 	}
 }
 
-// relayTests run with a goroutine for each connection, and with connections that are parked at every opportunity.
+// relayTests run with a goroutine for each connection, and with connections that are read while their tunnel is opened and parked
+// at every opportunity.
 var relayTests = []struct {
 	name string
 	test func(*testing.T, Relayer)

@@ -56,6 +56,25 @@ func (s *source) read(from, limit int) (buf []byte, n int, err error) {
 	return buf, s.n, nil
 }
 
+// poll is read without waiting: it returns nothing if nothing has come.
+func (s *source) poll(from int) (buf []byte, n int, err error) {
+	s.from, s.max = from, readSizes[s.level]
+	s.n, s.err = 0, nil
+	err = s.raw.Read(func(fd uintptr) bool {
+		s.try(fd)
+		return true
+	})
+	if err == nil {
+		err = s.err
+	}
+	buf, s.buf = s.buf, nil
+	if err != nil {
+		buffer.Put(buf)
+		return nil, 0, err
+	}
+	return buf, s.n, nil
+}
+
 // tryRead reads once. It returns false, holding no buffer, if there is nothing yet.
 func (s *source) tryRead(fd uintptr) bool {
 	s.buf = buffer.Get(s.from + s.max)

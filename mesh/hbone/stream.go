@@ -18,6 +18,7 @@ type Stream struct {
 	header  []h2.Field
 	certs   []*x509.Certificate // the peer's
 	release context.CancelFunc  // ends the context of the handler that accepted it; nil at a client
+	early   *Early              // of the request; may be nil
 }
 
 var _ net.Conn = (*Stream)(nil)

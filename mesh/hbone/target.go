@@ -39,6 +39,8 @@ type Request struct {
 	Forwarded        string
 	Traceparent      string
 	ForwardedNetwork string
+	// Early, if set, is what the client says before the answer comes.
+	Early *Early
 }
 
 // Timeouts bound the steps of opening a tunnel. Zero means the default, less than zero: no limit.

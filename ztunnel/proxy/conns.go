@@ -44,6 +44,7 @@ type conn struct {
 	// What is relayed once the connection is open: tcp, and either a stream or a second connection.
 	tcp, second *net.TCPConn
 	stream      *hbone.Stream
+	early       *hbone.Early // outbound
 	// endpoint, if not nil, is held for balancing until the connection is closed.
 	endpoint *directory.Workload
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 
@@ -38,14 +39,33 @@ func (p *Pod) openOutbound(client *net.TCPConn) *conn {
 		c.record.Reporter = telemetry.ReporterSource
 		c.record.SourceAddr, c.record.DestinationAddr = src, dst
 	})
+	c.early = hbone.NewEarly(client, p.budget)
 	up, refused := p.admitOutbound(c.ctx, c, client, dst)
+	if refused == nil && up.tcp != nil {
+		refused = c.passEarly(up.tcp)
+	}
 	if refused != nil {
 		reset(client)
+		_, _ = c.early.Stop() // nobody wants it
 		c.close(p.node, refused.flag, refused.err)
 		return nil
 	}
-	c.tcp, c.stream, c.second = client, up.stream, up.tcp
+	c.tcp, c.stream, c.second, c.early = client, up.stream, up.tcp, nil
 	return c
+}
+
+// passEarly gives what the client said to an endpoint without a tunnel, where one with a tunnel was tried before.
+func (c *conn) passEarly(tcp *net.TCPConn) *refusal {
+	said, err := c.early.Stop()
+	if err == nil && len(said) > 0 {
+		_, err = tcp.Write(said)
+		c.counters.Sent.Add(uint64(len(said)))
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		reset(tcp)
+		return refuse(0, telemetry.FlagConnect, "pass on what the client said: %w", err)
+	}
+	return nil
 }
 
 // relay counts a connection as open and carries it until its end, in the background if it goes through a tunnel.
@@ -120,6 +140,7 @@ func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d
 		Baggage:     p.baggage(self),
 		Forwarded:   forwardedFor(c.record.SourceAddr, d.service),
 		Traceparent: traceparent(c.record.Trace),
+		Early:       c.early,
 	})
 	if err != nil {
 		if errors.Is(err, hbone.ErrTooManyConnections) {
