@@ -82,6 +82,8 @@ type Config struct {
 	// Worked, if set, is told by the goroutine that reads the connection how many bytes it has read since, some tens of KiB at
 	// a time. It may block for a while, to slow the connection down.
 	Worked func(bytes int)
+	// Go, if set, calls f at once in some goroutine, for a server's handlers: one that is used again has a stack that has grown.
+	Go func(f func())
 	// WriteTimeout is how long the peer may take nothing of what is written to it, to within a keepalive interval. Zero means
 	// the default. Without keepalive there is no such bound.
 	WriteTimeout time.Duration
@@ -118,6 +120,9 @@ func (c Config) withDefaults(server bool) Config {
 		def32(&c.MaxHeaderList, DefaultMaxHeadersAsServer)
 	} else {
 		def32(&c.MaxHeaderList, DefaultMaxHeadersAsClient)
+	}
+	if c.Go == nil {
+		c.Go = func(f func()) { go f() } // Run waits for it
 	}
 	defDur(&c.SettingsTimeout, DefaultSettingsTimeout)
 	defDur(&c.KeepaliveInterval, DefaultKeepaliveInterval)

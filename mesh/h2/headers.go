@@ -262,7 +262,11 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 		s.blocks = append(s.blocks, f.list)
 		s.remoteEnd, s.recvEnd = end, end
 		c.handlers++
-		c.wg.Go(func() { c.serve(s) })
+		c.wg.Add(1)
+		c.cfg.Go(func() {
+			defer c.wg.Done()
+			c.serve(s)
+		})
 		c.mu.Unlock()
 		return nil
 	}

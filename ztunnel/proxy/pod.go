@@ -67,6 +67,8 @@ type Pod struct {
 	cancel   context.CancelFunc
 	work     sync.WaitGroup // accept loops, and connections until they are relayed
 	crew     crew           // of work
+	handling sync.WaitGroup // tunnel requests, and goroutines that wait for the next
+	handlers crew           // of handling
 	commands chan command
 	ending   chan struct{} // closed when Resume is too late
 	done     chan struct{}
@@ -118,6 +120,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.crew = crew{stop: p.ending, jobs: make(chan func()), wg: &p.work}
+	p.handlers = crew{stop: p.ending, jobs: make(chan func()), wg: &p.handling}
 	if err := p.openSockets(claim); err != nil {
 		p.cancel()
 		claim.Abandon()
@@ -147,11 +150,13 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		MaxConnections: n.Limits.Tunnels,
 		Logger:         p.logger,
 	})
+	serverH2 := p.h2
+	serverH2.Go = p.handlers.do
 	p.server = hbone.NewServer(hbone.ServerConfig{
 		TLS:     p.serverTLS,
 		Revoked: func(client []*x509.Certificate) error { return p.disproved(&proof{certs: client}) },
 		Refused: p.handshakeRefused,
-		H2:      p.h2,
+		H2:      serverH2,
 		Handler: p.inboundTunnel,
 
 		HandshakeTimeout: orNever(n.Timeouts.Handshake),
@@ -275,6 +280,7 @@ func (p *Pod) finish(ctx context.Context, cause error) {
 	<-p.conns.none()
 	p.cut(cause)
 	p.server.Close()
+	p.handling.Wait()
 	<-p.conns.none()
 	p.pool.Close()
 	p.ports.close()
