@@ -107,7 +107,8 @@ func (cfg Relayer) Relay(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 
 // Start is Relay without the caller's goroutine, whose stack is often most of what an idle connection costs: it returns at
 // once, and done is called once with what Relay would have returned. With a Parker in the settings a connection that sends
-// nothing costs no goroutine at all. The handler that accepted the stream may return before the end.
+// nothing costs no goroutine at all. The handler that accepted the stream may return before the end. The stream's headers are
+// forgotten.
 func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters, done func(error)) {
 	s.s.Detach()
 	r, err := cfg.newRelay(conn, s, counters)
@@ -130,7 +131,7 @@ func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 	}
 	r.begin(ctx)
 	early := s.early
-	s.early = nil
+	s.early, s.header = nil, nil // which live no longer than they are of use
 	early.startRelay(r)
 }
 

@@ -295,6 +295,7 @@ func (p *parts) run(ctx context.Context) error {
 	room("keys", p.sweepKeys)
 	room("connections", p.node.Run)
 	room("processors", runProcessors)
+	room("collector", runCollector)
 
 	// A pod's connections must not be decided on half of the cluster's state.
 	if p.awaitState(ctx) == nil {
