@@ -12,7 +12,7 @@ import (
 )
 
 // DefaultParkAfter is how long a connection sends nothing until no goroutine waits for it any more.
-const DefaultParkAfter = 500 * time.Millisecond
+const DefaultParkAfter = 250 * time.Millisecond
 
 // Parker watches idle connections, without a goroutine for each. One does for a process. It must be closed, after the
 // relays that use it have ended.

@@ -11,7 +11,7 @@ const (
 	// collectorTick is how often it is looked at how much memory is in use.
 	collectorTick = 250 * time.Millisecond
 	// garbage is how many bytes may be waiting to be collected, where Go by itself lets there be as many as are in use.
-	garbage = 12 << 20
+	garbage = 8 << 20
 	// leastPercent keeps collecting from taking more than a small share of the processor time, however much is in use.
 	leastPercent = 25
 	// usualPercent is Go's default (GOGC).
