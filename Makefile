@@ -15,8 +15,8 @@ build: ## build the programs into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS)
 
 .PHONY: cluster-up cluster-down cluster-reboot kubectl images load
-cluster-up: ## start a two-node Kubernetes on this machine (root; the first time builds it)
-	@$(CLUSTER) up
+cluster-up: ## start a two-node Kubernetes on this machine (root; the first time builds it); FAMILY=dual, ipv4 or ipv6
+	@$(CLUSTER) up $(if $(FAMILY),--family $(FAMILY))
 cluster-down: ## remove that cluster and whatever an earlier one left
 	@$(CLUSTER) down
 cluster-reboot: ## cut the power of NODE=node2 and start it again

@@ -152,6 +152,20 @@ func TestNetNSNameCanBeRemovedInAnyState(t *testing.T) {
 	}
 }
 
+func TestPrepareTurnsIPv6Off(t *testing.T) {
+	needRoot(t)
+	name := testNetNS(t, "a")
+	if err := IPv6(name); err != nil {
+		t.Skipf("skipped: it is off already: %v", err)
+	}
+	if err := Prepare(name, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := IPv6(name); err == nil || !strings.Contains(err.Error(), "disable_ipv6 is 1") {
+		t.Errorf("IPv6: %v, want it off", err)
+	}
+}
+
 func TestConnectCarriesBothFamilies(t *testing.T) {
 	needRoot(t)
 	hub, leaf := testNetNS(t, "hub"), testNetNS(t, "leaf")

@@ -92,6 +92,10 @@ func (e End) configure() error {
 	for _, p := range e.Addresses {
 		addr := &netlink.Addr{IPNet: ipNet(p)}
 		if p.Addr().Is6() {
+			// A machine that has IPv6 turned off can have it on this link all the same.
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+e.Name+"/disable_ipv6", []byte("0"), 0); err != nil {
+				return err
+			}
 			addr.Flags = unix.IFA_F_NODAD // no other host is on this link: usable at once
 		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
@@ -101,7 +105,8 @@ func (e End) configure() error {
 	return nil
 }
 
-// Prepare sets loopback up, turns forwarding on for the named network namespace, and adds the routes.
+// Prepare sets loopback up, turns forwarding on for the named network namespace, and adds the routes. Without ipv6 it turns
+// IPv6 off there, if the kernel has it.
 func Prepare(netns string, ipv6 bool, routes []Route) error {
 	err := within(netns, func() error {
 		lo, err := netlink.LinkByName("lo")
@@ -114,6 +119,8 @@ func Prepare(netns string, ipv6 bool, routes []Route) error {
 		sysctls := []string{"net/ipv4/ip_forward=1"}
 		if ipv6 {
 			sysctls = append(sysctls, "net/ipv6/conf/all/forwarding=1", "net/ipv6/conf/default/forwarding=1")
+		} else if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+			sysctls = append(sysctls, "net/ipv6/conf/all/disable_ipv6=1", "net/ipv6/conf/default/disable_ipv6=1")
 		}
 		for _, s := range sysctls {
 			name, value, _ := strings.Cut(s, "=")

@@ -23,7 +23,7 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := &Cluster{Repository: "/repository"}
-	p := plan.New(plan.Options{StateDir: dir, BinDir: "/bin-dir", Link: mustLink(t), IPv6: true})
+	p := plan.New(plan.Options{StateDir: dir, BinDir: "/bin-dir", Link: mustLink(t)})
 	r := &record{Recipe: "key", Machines: map[string]kernel.Process{"cp": self, "node1": self, "node2": {PID: self.PID, Start: 1}}}
 	want := c.describe(p, r, nil)
 	if err := writeJSON(stateFile(dir), want); err != nil {
@@ -55,7 +55,7 @@ func TestState(t *testing.T) {
 
 func mustLink(t *testing.T) (p netip.Prefix) {
 	t.Helper()
-	p, err := plan.ChooseLink(nil)
+	p, err := plan.ChooseLink(plan.Dual, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/kernel"
+	"github.com/ambit-mesh/ambit/e2e/cluster/plan"
 )
 
 // recordPath is where every clone of the repository finds which cluster is on this machine. A copy is in the cluster's own
@@ -23,6 +24,7 @@ type record struct {
 	StateDir   string                    `json:"stateDir"`
 	Recipe     string                    `json:"recipe"`
 	ProxyMode  string                    `json:"proxyMode"`
+	Family     plan.Family               `json:"family"` // that was asked for
 	BootID     string                    `json:"bootID"` // of the machine: processes and settings are of this boot
 	Ready      bool                      `json:"ready"`  // it came up; without it the run was cut off
 	Machines   map[string]kernel.Process `json:"machines"`
@@ -97,6 +99,7 @@ type State struct {
 	Domain        string         `json:"domain"`
 	PodRanges     []netip.Prefix `json:"podRanges"`
 	ServiceRanges []netip.Prefix `json:"serviceRanges"`
+	Family        plan.Family    `json:"family"`
 	IPv6          string         `json:"ipv6"` // "yes", or why not
 	ProxyMode     string         `json:"proxyMode"`
 	ControlPlane  Machine        `json:"controlPlane"`

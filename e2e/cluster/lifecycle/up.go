@@ -26,12 +26,17 @@ import (
 
 // UpOptions are what a user may choose. The zero value is what `make cluster-up` uses.
 type UpOptions struct {
-	ProxyMode string // kube-proxy's; "" is iptables
+	ProxyMode string      // kube-proxy's; "" is iptables
+	Family    plan.Family // "" is plan.Dual; a kernel without IPv6 makes that plan.IPv4
 }
 
 // Up brings the cluster up, and returns when both nodes are Ready and CoreDNS answers on both. A cluster that is up is
 // left as it is. What was cut off is cleared first.
 func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
+	var err error
+	if o.Family, err = plan.ParseFamily(string(o.Family)); err != nil {
+		return err
+	}
 	unlock, err := c.lock(ctx)
 	if err != nil {
 		return err
@@ -52,7 +57,7 @@ func (c *Cluster) Up(ctx context.Context, o UpOptions) error {
 		return err
 	}
 	if r != nil && r.Ready && r.StateDir == c.StateDir() && r.alive() {
-		if r.Recipe == recipe.Key() && r.ProxyMode == o.ProxyMode {
+		if r.Recipe == recipe.Key() && r.ProxyMode == o.ProxyMode && r.Family == o.Family {
 			return c.confirm(ctx, r)
 		}
 		c.notef("the cluster that is up was made otherwise; making it again")
@@ -140,7 +145,7 @@ func (c *Cluster) start(ctx context.Context, o UpOptions, programs cache.Entry) 
 		return err
 	}
 	r := &record{
-		Repository: c.Repository, StateDir: c.StateDir(), Recipe: programs.Key, ProxyMode: o.ProxyMode, BootID: boot,
+		Repository: c.Repository, StateDir: c.StateDir(), Recipe: programs.Key, ProxyMode: o.ProxyMode, Family: o.Family, BootID: boot,
 		Machines: map[string]kernel.Process{}, Sysctls: readSysctls(),
 		MadeDirs: missingDirs(append(plan.MountPoints(), kernel.NetNSDir)),
 	}
@@ -204,23 +209,31 @@ func (c *Cluster) start(ctx context.Context, o UpOptions, programs cache.Entry) 
 // plan chooses what depends on the machine, and makes the control plane's network namespace on the way. The error that
 // it returns second says why the cluster has no IPv6; nil if it has.
 func (c *Cluster) plan(o UpOptions, programs cache.Entry, h kernel.Hierarchies) (p plan.Plan, noIPv6, err error) {
-	taken, err := kernel.Networks()
-	if err != nil {
-		return p, nil, err
-	}
-	link, err := plan.ChooseLink(taken)
-	if err != nil {
-		return p, nil, err
-	}
 	cp := plan.NetNS(plan.ControlPlane)
 	if err := kernel.MakeNetNS(cp); err != nil {
 		return p, nil, err
 	}
-	if noIPv6 = kernel.IPv6(cp); noIPv6 != nil {
+	family := o.Family
+	switch noIPv6 = kernel.IPv6(cp); {
+	case family == plan.IPv4:
+		noIPv6 = errors.New("it was not asked for")
+	case noIPv6 == nil:
+	case family == plan.IPv6:
+		return p, nil, fmt.Errorf("make a cluster without IPv4: %w", noIPv6)
+	default:
 		c.notef("note: IPv4 only, no dual stack: %v", noIPv6)
+		family = plan.IPv4
+	}
+	taken, err := kernel.Networks()
+	if err != nil {
+		return p, nil, err
+	}
+	link, err := plan.ChooseLink(family, taken)
+	if err != nil {
+		return p, nil, err
 	}
 	options := plan.Options{
-		StateDir: c.StateDir(), BinDir: programs.Bin(), Link: link, IPv6: noIPv6 == nil, CgroupV2: h.V2(), ProxyMode: o.ProxyMode,
+		StateDir: c.StateDir(), BinDir: programs.Bin(), Link: link, Family: family, CgroupV2: h.V2(), ProxyMode: o.ProxyMode,
 	}
 	if err := kernel.Overlay(c.StateDir()); err != nil {
 		c.notef("note: images are copied for every container, which is slow: %v", err)
@@ -250,7 +263,7 @@ func connectControlPlane(p plan.Plan) error {
 	for _, n := range p.Nodes {
 		routes = append(routes, routesTo(n)...)
 	}
-	if err := kernel.Prepare(cp, p.IPv6, routes); err != nil {
+	if err := kernel.Prepare(cp, p.Family.Has6(), routes); err != nil {
 		return err
 	}
 	return kernel.Connect(
@@ -293,7 +306,7 @@ func connectNode(p plan.Plan, n plan.Node) error {
 			routes = append(routes, routesTo(other)...)
 		}
 	}
-	return kernel.Prepare(n.NetNS, p.IPv6, routes)
+	return kernel.Prepare(n.NetNS, p.Family.Has6(), routes)
 }
 
 // startNode starts a node and returns the boot ID that it will report.
@@ -413,7 +426,7 @@ func (c *Cluster) describe(p plan.Plan, r *record, noIPv6 error) State {
 	s := State{
 		Repository: c.Repository, Recipe: r.Recipe, Programs: p.BinDir,
 		Kubeconfig: c.Kubeconfig(), Server: p.Server(), DNS: p.DNS, Domain: plan.Domain,
-		PodRanges: p.PodRanges, ServiceRanges: p.ServiceRanges, IPv6: "yes", ProxyMode: p.ProxyMode,
+		PodRanges: p.PodRanges, ServiceRanges: p.ServiceRanges, Family: p.Family, IPv6: "yes", ProxyMode: p.ProxyMode,
 		ControlPlane: Machine{
 			Name: plan.ControlPlane, Init: r.Machines[plan.ControlPlane], NetNS: plan.NetNS(plan.ControlPlane),
 			Addresses: p.Gateways, Disk: p.Disk(plan.ControlPlane), Logs: p.Logs(plan.ControlPlane),

@@ -206,7 +206,11 @@ func askDNS(ctx context.Context, netns string, server netip.AddrPort, want netip
 		})
 		return conn, err
 	}}
-	have, err := resolver.LookupNetIP(ctx, "ip4", firstSuccess)
+	family := "ip4"
+	if want.Is6() {
+		family = "ip6"
+	}
+	have, err := resolver.LookupNetIP(ctx, family, firstSuccess)
 	if err != nil {
 		return err
 	}

@@ -108,6 +108,7 @@ func (p Plan) render(name, text string, n Node) ([]byte, error) {
 		"Pause":      pauseImage,
 		"DNSImage":   dnsImage,
 		"PodRanges":  proxyCIDR,
+		"Every":      p.Unspecified(),
 		"FailCgroup": p.CgroupV2,
 	})
 	if err != nil {

@@ -36,7 +36,7 @@ func MountPoints() []string {
 // ControlPlaneSpec is the machine that runs etcd, API server, controller manager and scheduler.
 func (p Plan) ControlPlaneSpec(cgroups []string) boot.Spec {
 	secret := func(name string) string { return filepath.Join(p.Secrets(), name) }
-	api := []string{fmt.Sprintf("tcp:%s:%d", p.API, apiPort)}
+	api := []string{"tcp:" + p.apiAddress()}
 	service := func(name string, after []string, args ...string) boot.Service {
 		return boot.Service{
 			Name:  name,
@@ -57,7 +57,7 @@ func (p Plan) ControlPlaneSpec(cgroups []string) boot.Spec {
 				"--unsafe-no-fsync", // a cluster for tests need not outlive the machine's own power cut
 				"--log-level=warn"),
 			service("kube-apiserver", []string{"tcp:127.0.0.1:2379"},
-				"--advertise-address="+p.API.String(), fmt.Sprintf("--secure-port=%d", apiPort),
+				"--advertise-address="+p.API.String(), "--bind-address="+p.Unspecified().String(), fmt.Sprintf("--secure-port=%d", apiPort),
 				"--etcd-servers=http://127.0.0.1:2379",
 				"--service-cluster-ip-range="+join(p.ServiceRanges),
 				"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
@@ -97,7 +97,7 @@ func (p Plan) NodeSpec(n Node, cgroups []string, bootID string) boot.Spec {
 	disk := p.Disk(n.Name)
 	config := func(name string) string { return filepath.Join(disk, "config", name) }
 	log := func(name string) string { return filepath.Join(p.Logs(n.Name), name+".log") }
-	api := fmt.Sprintf("tcp:%s:%d", p.API, apiPort)
+	api := "tcp:" + p.apiAddress()
 	s := boot.Spec{
 		Hostname: n.Name,
 		Cgroups:  cgroups,

@@ -93,7 +93,7 @@ func render(t *testing.T, p Plan) []txtar.File {
 }
 
 func TestEveryYAMLParses(t *testing.T) {
-	p := New(Options{StateDir: "/s", BinDir: "/b", Link: linkChoices()[0], IPv6: true})
+	p := New(Options{StateDir: "/s", BinDir: "/b", Link: linkChoices(Dual)[0]})
 	manifests, err := p.Manifests()
 	if err != nil {
 		t.Fatal(err)
@@ -124,13 +124,28 @@ func TestEveryYAMLParses(t *testing.T) {
 }
 
 func TestRangesDoNotOverlap(t *testing.T) {
-	p := New(Options{StateDir: "/s", BinDir: "/b", Link: linkChoices()[0], IPv6: true})
+	for family, count := range map[Family]int{Dual: 2, IPv4: 1, IPv6: 1} {
+		t.Run(string(family), func(t *testing.T) { testRanges(t, family, count) })
+	}
+}
+
+func testRanges(t *testing.T, family Family, count int) {
+	p := New(Options{StateDir: "/s", BinDir: "/b", Link: linkChoices(family)[0], Family: family})
+	if len(p.PodRanges) != count || len(p.ServiceRanges) != count || len(p.Gateways) != count {
+		t.Errorf("pods %v, services %v, gateways %v, want %d of each", p.PodRanges, p.ServiceRanges, p.Gateways, count)
+	}
 	var all []netip.Prefix
 	all = append(all, p.ServiceRanges...)
 	for _, n := range p.Nodes {
+		if len(n.Addresses) != count || len(n.PodRanges) != count {
+			t.Errorf("%s has addresses %v, pods %v, want %d of each", n.Name, n.Addresses, n.PodRanges, count)
+		}
 		all = append(all, n.PodRanges...)
-		for _, a := range n.Addresses {
+		for i, a := range n.Addresses {
 			all = append(all, netip.PrefixFrom(a, a.BitLen()))
+			if link := netip.PrefixFrom(p.Gateways[i], p.Bits(a)).Masked(); !link.Contains(a) {
+				t.Errorf("%s of %s is not on the link of its gateway, %s", a, n.Name, link)
+			}
 		}
 		for i, r := range n.PodRanges {
 			if !p.PodRanges[i].Contains(r.Addr()) {
@@ -139,15 +154,25 @@ func TestRangesDoNotOverlap(t *testing.T) {
 		}
 	}
 	for i, a := range all {
+		if a.Addr().Is4() && family == IPv6 || a.Addr().Is6() && family == IPv4 {
+			t.Errorf("%s is of another family", a)
+		}
 		for _, b := range all[i+1:] {
 			if a.Overlaps(b) {
 				t.Errorf("%s overlaps %s", a, b)
 			}
 		}
 	}
-	for _, choice := range linkChoices() {
-		if choice.Bits() != 24 || choice.Overlaps(p.PodRanges[0]) || choice.Overlaps(p.ServiceRanges[0]) {
-			t.Errorf("link %s is not a free /24", choice)
+	if !p.Link.Contains(p.Host) || !p.Link.Contains(p.API) || !p.ServiceRanges[0].Contains(p.DNS) {
+		t.Errorf("machine %s, API server %s, DNS %s are not of %s and %s", p.Host, p.API, p.DNS, p.Link, p.ServiceRanges[0])
+	}
+	if a, b := p.Nodes[0].Hardware(), p.Nodes[1].Hardware(); a.String() == b.String() {
+		t.Errorf("both nodes have the hardware address %s", a)
+	}
+	bits := map[Family]int{Dual: 24, IPv4: 24, IPv6: 64}[family]
+	for _, choice := range linkChoices(family) {
+		if choice.Bits() != bits || choice.Overlaps(p.PodRanges[0]) || choice.Overlaps(p.ServiceRanges[0]) {
+			t.Errorf("link %s is not a free /%d", choice, bits)
 		}
 	}
 }
@@ -160,21 +185,35 @@ func TestChooseLink(t *testing.T) {
 		return out
 	}
 	tests := []struct {
-		taken []netip.Prefix
-		want  string
+		family Family
+		taken  []netip.Prefix
+		want   string
 	}{
-		{nil, "10.89.0.0/24"},
-		{prefixes("192.168.1.0/24", "fe80::/64"), "10.89.0.0/24"},
-		{prefixes("10.89.0.0/16"), "10.189.77.0/24"},
-		{prefixes("10.0.0.0/8", "172.29.89.7/32"), "192.168.189.0/24"},
+		{Dual, nil, "10.89.0.0/24"},
+		{IPv4, prefixes("192.168.1.0/24", "fe80::/64"), "10.89.0.0/24"},
+		{Dual, prefixes("10.89.0.0/16"), "10.189.77.0/24"},
+		{Dual, prefixes("10.0.0.0/8", "172.29.89.7/32"), "192.168.189.0/24"},
+		{IPv6, prefixes("10.0.0.0/8", "fd00::/64"), "fd00:10:89::/64"},
+		{IPv6, prefixes("fd00:10:89::/48"), "fd00:10:189:77::/64"},
 	}
 	for _, tt := range tests {
-		if have, err := ChooseLink(tt.taken); err != nil || have.String() != tt.want {
-			t.Errorf("with %v taken: %s, %v; want %s", tt.taken, have, err, tt.want)
+		if have, err := ChooseLink(tt.family, tt.taken); err != nil || have.String() != tt.want {
+			t.Errorf("%s with %v taken: %s, %v; want %s", tt.family, tt.taken, have, err, tt.want)
 		}
 	}
-	if have, err := ChooseLink(prefixes("0.0.0.0/1", "128.0.0.0/1")); err == nil {
+	if have, err := ChooseLink(Dual, prefixes("0.0.0.0/1", "128.0.0.0/1")); err == nil {
 		t.Errorf("with everything taken: %s", have)
+	}
+}
+
+func TestParseFamily(t *testing.T) {
+	for name, want := range map[string]Family{"": Dual, "dual": Dual, "ipv4": IPv4, "ipv6": IPv6} {
+		if have, err := ParseFamily(name); err != nil || have != want {
+			t.Errorf("%q is %q, %v; want %q", name, have, err, want)
+		}
+	}
+	if have, err := ParseFamily("IPv5"); err == nil || !strings.Contains(err.Error(), "dual, ipv4 or ipv6") {
+		t.Errorf("IPv5 is %q, %v; want an error that names the families", have, err)
 	}
 }
 

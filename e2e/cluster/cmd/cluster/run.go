@@ -11,13 +11,15 @@ import (
 	"path/filepath"
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/lifecycle"
+	"github.com/ambit-mesh/ambit/e2e/cluster/plan"
 	"github.com/ambit-mesh/ambit/e2e/cluster/product"
 	"golang.org/x/sys/unix"
 )
 
 const usage = `cluster runs a real two-node Kubernetes on this machine. All but images needs root.
 
-  cluster up [--proxy-mode iptables|nftables]   start it; the first time builds its programs (about 10 minutes)
+  cluster up [--family dual|ipv4|ipv6] [--proxy-mode iptables|nftables]
+                                                start it; the first time builds its programs (about 10 minutes)
   cluster build                                 only build its programs, and print the folder that they are in
   cluster down                                  remove it, and whatever an earlier one left
   cluster reboot NODE                           cut the node's power and start it again with its disk
@@ -49,6 +51,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var o lifecycle.UpOptions
 	if verb == "up" {
 		flags.StringVar(&o.ProxyMode, "proxy-mode", "iptables", "kube-proxy's mode: iptables or nftables")
+		flags.StringVar((*string)(&o.Family), "family", string(plan.Dual), "of nodes, pods and services: dual, ipv4 or ipv6")
 	}
 	var version, of string
 	if verb == "images" {
