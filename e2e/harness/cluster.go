@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -138,6 +139,30 @@ func (c *Cluster) PodOn(ctx context.Context, node, namespace, selector string) (
 		}
 	}
 	return nil, fmt.Errorf("no pod %s of %s runs on %s", selector, namespace, node)
+}
+
+// Families returns the address families of the cluster's pods, the first one first: those of the pods of its name server.
+func (c *Cluster) Families(ctx context.Context) ([]corev1.IPFamily, error) {
+	pods, err := c.Pods(ctx, "kube-system", "k8s-app=kube-dns")
+	if err != nil {
+		return nil, err
+	}
+	for _, pod := range pods {
+		var families []corev1.IPFamily
+		for _, ip := range pod.Status.PodIPs {
+			family := corev1.IPv4Protocol
+			if addr, err := netip.ParseAddr(ip.IP); err != nil {
+				return nil, fmt.Errorf("address of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			} else if addr.Is6() {
+				family = corev1.IPv6Protocol
+			}
+			families = append(families, family)
+		}
+		if len(families) > 0 {
+			return families, nil
+		}
+	}
+	return nil, errors.New("find the cluster's address families: no pod k8s-app=kube-dns in kube-system has an address")
 }
 
 // LabelNamespace sets a label of a namespace, or removes it if value is empty.

@@ -15,6 +15,7 @@ func capturedToCaptured() scenario {
 	return scenario{
 		name: "01-captured-to-captured", manifest: "captured.yaml", namespaces: []string{ns}, enrolled: []string{ns},
 		tell: func(t *testing.T, w *world) {
+			ns := w.ns
 			began := time.Now()
 			captures := w.capture(t, nodes()...)
 			for range 3 {

@@ -9,15 +9,40 @@ import (
 	"bytes"
 	"embed"
 	"fmt"
+	"strings"
 	"text/template"
 )
 
 //go:embed *.yaml
 var manifests embed.FS
 
-// Manifest renders a scenario's manifest. The templates that it may use are in parts.yaml.
-func Manifest(name string) ([]byte, error) {
-	t := template.New(name).Option("missingkey=error").Funcs(template.FuncMap{"args": args})
+// Family is the address family of a form of a scenario. The zero value is the form with what the cluster has: services of both
+// families on a cluster of both, else of its only one.
+type Family string
+
+// IPv6 is the form in which everything goes by IPv6, also on a cluster that has both families and IPv4 first.
+const IPv6 Family = "IPv6"
+
+// Namespace is the name of a namespace in the form: forms may be played side by side.
+func (f Family) Namespace(name string) string {
+	if f == "" {
+		return name
+	}
+	return name + "-" + strings.ToLower(string(f))
+}
+
+// service is what a Service's spec says of families.
+func (f Family) service() string {
+	if f == "" {
+		return "ipFamilyPolicy: PreferDualStack"
+	}
+	return fmt.Sprintf("ipFamilies: [%s]", f)
+}
+
+// Manifest renders a form of a scenario's manifest. The templates that it may use are in parts.yaml; ns names a namespace of a
+// scenario that has forms.
+func Manifest(name string, family Family) ([]byte, error) {
+	t := template.New(name).Option("missingkey=error").Funcs(template.FuncMap{"args": args, "ns": family.Namespace, "families": family.service})
 	t, err := t.ParseFS(manifests, "parts.yaml", name)
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", name, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,11 +34,15 @@ func egress() scenario {
 			w.must(t, err)
 			byNode, err := w.Kube.CoreV1().Services(out).Get(w.ctx, "by-node", metav1.GetOptions{})
 			w.must(t, err)
-			unknown := fmt.Sprintf("%s:%d", node, byNode.Spec.Ports[0].NodePort)
+			unknown := target(node.String(), int(byNode.Spec.Ports[0].NodePort))
 
+			has := w.ips(t, client)
 			known := func(t *testing.T) {
 				t.Helper()
 				for _, vip := range vips {
+					if !slices.ContainsFunc(has, func(a netip.Addr) bool { return a.Is4() == vip.Is4() }) {
+						continue // the pod cannot send to that family
+					}
 					w.awaitDial(t, client, target(vip.String(), traffic.PortTool), "server1", false)
 				}
 			}
@@ -49,7 +54,11 @@ func egress() scenario {
 			w.awaitDial(t, client, unknown, "", true)
 			known(t)
 			// The nodes' range, since a node's own address is not an entry's to have.
-			nodes, err := node.Prefix(24)
+			bits := 24
+			if node.Is6() {
+				bits = 64
+			}
+			nodes, err := node.Prefix(bits)
 			w.must(t, err)
 			entry := fmt.Appendf(nil, `{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: node, namespace: %s},
 				spec: {hosts: [node.example.com], addresses: ["%s"], resolution: NONE, ports: [{number: %d, name: tcp, protocol: TCP}]}}`,
@@ -113,18 +122,18 @@ func (w *world) entryCondition(t *testing.T, ns, name, reason string) {
 	}))
 }
 
-// nodeIP is a node's own IPv4 address.
+// nodeIP is a node's own first address, of the family that services of one family have.
 func (w *world) nodeIP(name string) (netip.Addr, error) {
 	n, err := w.Kube.CoreV1().Nodes().Get(w.ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	for _, a := range n.Status.Addresses {
-		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP && addr.Is4() {
+		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
 			return addr, nil
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("node %s has no IPv4 address", name)
+	return netip.Addr{}, fmt.Errorf("node %s has no address", name)
 }
 
 // awaitDial waits until a connection reaches the pod called server, or is refused.

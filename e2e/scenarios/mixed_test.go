@@ -13,6 +13,7 @@ func mixed() scenario {
 	return scenario{
 		name: "02-captured-and-uncaptured", manifest: "mixed.yaml", namespaces: []string{in, out}, enrolled: []string{in},
 		tell: func(t *testing.T, w *world) {
+			in, out := w.family.Namespace(in), w.family.Namespace(out)
 			captures := w.capture(t, nodes()...)
 			permitted := slices.Concat(w.everyWay(t, in, out, w.crossings()), w.everyWay(t, out, in, w.crossings()))
 			w.expect(t, permitted)

@@ -4,16 +4,22 @@ import (
 	"context"
 	"flag"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/harness"
 )
 
+// ipv6Forms are the first four stories by IPv6, for a cluster that has IPv4, too, and before it.
+func ipv6Forms() []scenario {
+	return []scenario{capturedToCaptured().in(IPv6), mixed().in(IPv6), probes().in(IPv6), shapes().in(IPv6)}
+}
+
 // stages are told one after the other; the scenarios of a stage side by side, so none of them may disturb what another one
 // of its stage relies on.
-func stages() []stage {
-	return []stage{
+func stages(dual bool) []stage {
+	stages := []stage{
 		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), shapes(), impersonation(), badInput(), authorization(), names(), seen()}},
 		{"changing", []scenario{enrolUnderLoad(), midstream()}},
 		{"rollout", []scenario{rollout()}},
@@ -25,6 +31,10 @@ func stages() []stage {
 		{"power", []scenario{reboot()}},
 		{"leaving", []scenario{uninstall()}},
 	}
+	if dual {
+		stages = slices.Insert(stages, 1, stage{"steady-ipv6", ipv6Forms()})
+	}
+	return stages
 }
 
 type stage struct {
@@ -54,7 +64,11 @@ func TestScenarios(t *testing.T) {
 	if !installed {
 		t.Fatal("no mesh, no stories")
 	}
-	for _, stage := range stages() {
+	families, err := c.Families(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, stage := range stages(len(families) > 1) {
 		run(t, c, stage)
 	}
 }

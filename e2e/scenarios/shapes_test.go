@@ -15,6 +15,7 @@ func shapes() scenario {
 	return scenario{
 		name: "04-shapes-of-connections", manifest: "shapes.yaml", namespaces: []string{ns}, enrolled: []string{ns},
 		tell: func(t *testing.T, w *world) {
+			ns := w.ns
 			captures := w.capture(t, nodes()...)
 			var wg sync.WaitGroup
 			for _, pair := range w.crossings() {

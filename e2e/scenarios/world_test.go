@@ -44,7 +44,27 @@ type scenario struct {
 	enrolled []string
 	// empty says that the manifest has no pods.
 	empty bool
-	tell  func(t *testing.T, w *world)
+	// family is the form; namespaces and enrolled are the names in the plain one.
+	family Family
+	tell   func(t *testing.T, w *world)
+}
+
+// in is the scenario's form of a family.
+func (s scenario) in(f Family) scenario {
+	s.name += "-" + strings.ToLower(string(f))
+	s.family = f
+	return s
+}
+
+// named is the scenario with the names that its namespaces have in its form.
+func (s scenario) named() scenario {
+	s.namespaces, s.enrolled = slices.Clone(s.namespaces), slices.Clone(s.enrolled)
+	for _, names := range [][]string{s.namespaces, s.enrolled} {
+		for i := range names {
+			names[i] = s.family.Namespace(names[i])
+		}
+	}
+	return s
 }
 
 // world is what a scenario works with.
@@ -53,6 +73,8 @@ type world struct {
 	ctx context.Context
 	// ns is the scenario's first namespace.
 	ns string
+	// family is the scenario's form.
+	family Family
 }
 
 // open finds the cluster, or ends the test: skipped, with what is missing, or failed where a cluster is required.
@@ -87,7 +109,8 @@ func play(t *testing.T, c *harness.Cluster, s scenario) {
 	// Not the test's own context, which ends before its cleanups begin.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), oneScenario)
 	t.Cleanup(cancel)
-	w := &world{Cluster: c, ctx: ctx, ns: s.namespaces[0]}
+	s = s.named()
+	w := &world{Cluster: c, ctx: ctx, ns: s.namespaces[0], family: s.family}
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(ctx) // which may have run out
 		if t.Failed() {
@@ -165,7 +188,7 @@ func (w *world) must(t *testing.T, err error) {
 // apply applies one of the manifests.
 func (w *world) apply(t *testing.T, name string) {
 	t.Helper()
-	raw, err := Manifest(name)
+	raw, err := Manifest(name, w.family)
 	w.must(t, err)
 	w.must(t, w.Apply(w.ctx, raw))
 }
@@ -173,12 +196,12 @@ func (w *world) apply(t *testing.T, name string) {
 // remove removes the objects of one of the manifests.
 func (w *world) remove(t *testing.T, name string) {
 	t.Helper()
-	raw, err := Manifest(name)
+	raw, err := Manifest(name, w.family)
 	w.must(t, err)
 	w.must(t, w.Delete(w.ctx, raw))
 }
 
-// ips returns a pod's addresses.
+// ips returns a pod's addresses, those of the scenario's form.
 func (w *world) ips(t *testing.T, pod harness.Pod) []netip.Addr {
 	t.Helper()
 	p, err := w.Get(w.ctx, pod)
@@ -187,10 +210,12 @@ func (w *world) ips(t *testing.T, pod harness.Pod) []netip.Addr {
 	for _, ip := range p.Status.PodIPs {
 		addr, err := netip.ParseAddr(ip.IP)
 		w.must(t, err)
-		addrs = append(addrs, addr)
+		if w.family != IPv6 || addr.Is6() {
+			addrs = append(addrs, addr)
+		}
 	}
 	if len(addrs) == 0 {
-		t.Fatalf("pod %s has no address", pod)
+		t.Fatalf("pod %s has no address, of %v, for the scenario", pod, p.Status.PodIPs)
 	}
 	return addrs
 }
