@@ -20,6 +20,7 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/cluster/cache"
 	"github.com/ambit-mesh/ambit/e2e/cluster/image"
 	"github.com/ambit-mesh/ambit/e2e/cluster/lifecycle"
+	"github.com/ambit-mesh/ambit/e2e/cluster/plan"
 )
 
 const peers = `
@@ -219,8 +220,8 @@ func testPods(t *testing.T, c clone, s lifecycle.State) {
 		return err
 	})
 	families := 2
-	if s.IPv6 != "yes" {
-		t.Logf("IPv4 only: %s", s.IPv6)
+	if s.Family != plan.Dual {
+		t.Logf("nodes are %s; IPv6: %s", s.Family, s.IPv6)
 		families = 1
 	}
 	services := strings.Fields(c.mustKubectl(t, "", "get", "service", "peer", "-o", "jsonpath={.spec.clusterIPs[*]}"))
