@@ -20,7 +20,8 @@ func ipv6Forms() []scenario {
 // of its stage relies on.
 func stages(dual bool) []stage {
 	stages := []stage{
-		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), shapes(), impersonation(), badInput(), authorization(), names(), seen()}},
+		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), impersonation(), badInput(), authorization(), names(), seen()}},
+		{"bulk", []scenario{shapes()}}, // alone: no capture of another scenario keeps up with it
 		{"changing", []scenario{enrolUnderLoad(), midstream()}},
 		{"rollout", []scenario{rollout()}},
 		{"rolling", []scenario{rollControl()}},
@@ -32,7 +33,8 @@ func stages(dual bool) []stage {
 		{"leaving", []scenario{uninstall()}},
 	}
 	if dual {
-		stages = slices.Insert(stages, 1, stage{"steady-ipv6", ipv6Forms()})
+		forms := ipv6Forms()
+		stages = slices.Insert(stages, 2, stage{"steady-ipv6", forms[:3]}, stage{"bulk-ipv6", forms[3:]})
 	}
 	return stages
 }
