@@ -27,7 +27,7 @@ const (
 	captured    = 90 * time.Second
 	installing  = 5 * time.Minute
 	rolled      = 4 * time.Minute
-	converged   = 45 * time.Second // policy or labels known everywhere
+	converged   = 2 * time.Minute  // policy or labels known everywhere
 	afterwards  = 30 * time.Second // how long held connections live on past the event that the scenario is about
 	wholeSuite  = 35 * time.Minute // what the test binary's own -timeout must leave
 	oneScenario = 10 * time.Minute
