@@ -109,6 +109,40 @@ func TestGrace(t *testing.T) {
 	}
 }
 
+// TestResetKinds: whatever a program does with a connection that was reset, the kind is the same.
+func TestResetKinds(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.(*net.TCPConn).SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	server.Close()
+	_, err = conn.Read(make([]byte, 1))
+	if kind := KindOf(err); kind != KindReset {
+		t.Errorf("to read: %q (%v)", kind, err)
+	}
+	_, err = conn.Write([]byte("x"))
+	if kind := KindOf(err); kind != KindReset {
+		t.Errorf("to write: %q (%v)", kind, err)
+	}
+	err = conn.(*net.TCPConn).CloseWrite()
+	if kind := KindOf(err); kind != KindReset {
+		t.Errorf("to end: %q (%v)", kind, err)
+	}
+}
+
 func TestDial(t *testing.T) {
 	addr := start(t)
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
