@@ -19,7 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/leaktest"
 )
 
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) { leaktest.MainWithSockets(m) }
 
 // server is a DNS server on loopback, by UDP and TCP.
 type server struct {
