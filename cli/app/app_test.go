@@ -230,6 +230,7 @@ func TestUnreachable(t *testing.T) {
 		{"no answer", "http://" + silent.Addr().String(), nil, "context canceled; is it up"},
 		{"no credentials", refusing.URL, nil, "does not know your credentials: "},
 		{"no such context", refusing.URL, []string{"--context", "other"}, `find the cluster: context "other" does not exist`},
+		{"no context", refusing.URL, nil, "find the cluster: the kubeconfig has no current context: name one by --context"},
 		{"no such file", refusing.URL, []string{"--kubeconfig", "/nowhere"}, "find the cluster: stat /nowhere"},
 		{"no file", "", nil, "find the cluster: there is no kubeconfig: name one by --kubeconfig or $KUBECONFIG"},
 	} {
@@ -238,7 +239,11 @@ func TestUnreachable(t *testing.T) {
 			t.Setenv("HOME", t.TempDir())
 			if test.server != "" {
 				path := filepath.Join(t.TempDir(), "kubeconfig")
-				if err := os.WriteFile(path, fmt.Appendf(nil, kubeconfig, test.server), 0o600); err != nil {
+				text := fmt.Sprintf(kubeconfig, test.server)
+				if test.name == "no context" {
+					text = strings.Replace(text, "current-context: test", "", 1)
+				}
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				args = append(args, "--kubeconfig", path)

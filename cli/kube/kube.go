@@ -74,8 +74,12 @@ func (f *Flags) Connect(namespace string) (*Cluster, error) {
 	}
 	getter.Namespace = &namespace
 	raw, err := getter.ToRawKubeConfigLoader().RawConfig()
-	if err == nil && len(raw.Clusters) == 0 && os.Getenv("KUBERNETES_SERVICE_HOST") == "" {
+	switch inPod := os.Getenv("KUBERNETES_SERVICE_HOST") != ""; {
+	case err != nil || inPod:
+	case len(raw.Clusters) == 0:
 		err = errors.New("there is no kubeconfig: name one by --kubeconfig or $KUBECONFIG")
+	case raw.CurrentContext == "" && f.Context == "":
+		err = errors.New("the kubeconfig has no current context: name one by --context")
 	}
 	if err != nil {
 		return nil, console.Unreachable(fmt.Errorf("find the cluster: %w", err))
