@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -30,29 +29,10 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 {
-		switch args[0] { // inside a pod's namespace
-		case "serve":
-			return bench.Serve(ctx)
-		case "forward":
-			return bench.Forward(ctx, args[1])
-		case "load":
-			return load(ctx, args[1:], stdout)
-		}
-	}
-	return measure(ctx, args, stdout, stderr)
-}
-
-func load(ctx context.Context, args []string, stdout io.Writer) error {
-	var l bench.Load
-	if err := json.Unmarshal([]byte(args[0]), &l); err != nil {
-		return fmt.Errorf("read load: %w", err)
-	}
-	result, err := l.Run(ctx, args[1], func() { fmt.Fprintln(stdout, "held") })
-	if err != nil {
+	if inside, err := bench.Inside(ctx, args, stdout); inside {
 		return err
 	}
-	return json.NewEncoder(stdout).Encode(result)
+	return measure(ctx, args, stdout, stderr)
 }
 
 func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -78,7 +58,7 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	if c.Self, err = os.Executable(); err != nil {
 		return err
 	}
-	if err := raiseLimit(); err != nil {
+	if err := bench.RaiseLimit(); err != nil {
 		return err
 	}
 	if err := lab.Clear(); err != nil {
@@ -103,17 +83,4 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 		return err
 	}
 	return report.Write(stdout)
-}
-
-// raiseLimit lets this process and its children open as many descriptors as the machine allows.
-func raiseLimit() error {
-	var l syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
-		return fmt.Errorf("raise limit of descriptors: %w", err)
-	}
-	l.Cur = l.Max
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
-		return fmt.Errorf("raise limit of descriptors: %w", err)
-	}
-	return nil
 }
