@@ -195,6 +195,97 @@ func TestAbuse(t *testing.T) {
 	}
 }
 
+// attacksByServers are what a server does with the one stream that a client has opened, whose number is 1, or without it.
+func attacksByServers() []attack {
+	all := []attack{
+		{"informational responses", CauseInformation, func(p *rawPeer, f *http2.Framer) {
+			repeat(floodInformation, func(uint32) {
+				p.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block([]Field{{Name: ":status", Value: "103"}}), EndHeaders: true}))
+			})
+		}},
+		{"endless CONTINUATION", CauseHeaderBlock, func(p *rawPeer, f *http2.Framer) {
+			p.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(ok200)}))
+			for range maxContinuations + 1 {
+				p.must(f.WriteContinuation(1, false, nil))
+			}
+		}},
+		{"HPACK bomb", CauseHeaderBlock, func(p *rawPeer, f *http2.Framer) {
+			bomb := p.block(append(ok200[:1:1], Field{Name: "x-bomb", Value: strings.Repeat("b", 4000)}))
+			bomb = append(bomb, bytes.Repeat([]byte{0x80 | 62}, 10_000)...)
+			p.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: bomb, EndHeaders: true}))
+		}},
+		{"empty DATA", CauseEmptyData, func(p *rawPeer, f *http2.Framer) {
+			p.must(f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(ok200), EndHeaders: true}))
+			repeat(floodEmptyData, func(uint32) { p.must(f.WriteData(1, false, nil)) })
+		}},
+		{"tiny WINDOW_UPDATE", CauseTinyWindow, func(p *rawPeer, f *http2.Framer) {
+			repeat(floodTinyWindow, func(uint32) { p.must(f.WriteWindowUpdate(1, 1)) })
+		}},
+		{"windows that overflow", CauseFlowControl, func(p *rawPeer, f *http2.Framer) {
+			p.must(f.WriteWindowUpdate(0, 1<<31-1))
+			p.must(f.WriteWindowUpdate(0, 1<<31-1))
+		}},
+	}
+	for _, a := range attacksOnTheConnection() {
+		switch a.cause {
+		case CauseSettings, CausePings, CauseUnknown:
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// TestAbuseByServer is TestAbuse with a server, which those who speak to it are not to suffer from.
+func TestAbuseByServer(t *testing.T) {
+	for _, a := range attacksByServers() {
+		t.Run(a.name, func(t *testing.T) {
+			innocent, _ := rawServer(t, Config{})
+			p, client := rawServer(t, Config{})
+			s := opened(t, client, connect, false)
+			response := make(chan error, 1)
+			go func() {
+				_, err := s.Headers(t.Context())
+				for err == nil {
+					_, err = s.Read(make([]byte, 1024))
+				}
+				response <- err
+			}()
+			until[*http2.MetaHeadersFrame](p, "the request", nil)
+			before := buffer.InUse()
+			var all bytes.Buffer
+			f := http2.NewFramer(&all, nil)
+			f.AllowIllegalWrites = true
+			a.do(p, f)
+			done := make(chan struct{})
+			go func() { // until the client has ended it
+				defer close(done)
+				_, _ = io.Copy(io.Discard, p.nc)
+				_ = p.nc.Close()
+			}()
+			var most int64
+			for all.Len() > 0 {
+				if _, err := p.nc.Write(all.Next(16 << 10)); err != nil {
+					break // it was ended already
+				}
+				most = max(most, buffer.InUse()-before)
+			}
+			<-done
+			if err := client.result(t); err == nil {
+				t.Error("the client has ended without an error")
+			} else if cause, ok := Violation(err); !ok || cause != a.cause {
+				t.Errorf("client: cause %q, %v; want %q", cause, err, a.cause)
+			}
+			if err := <-response; err == nil {
+				t.Error("who waits for the response is not told")
+			}
+			if most > 2<<20 {
+				t.Errorf("%d bytes of buffers were lent meanwhile", most)
+			}
+			innocent.ping()
+		})
+	}
+}
+
 // TestAllowedAgain does as often as is allowed what would be a flood in less time.
 func TestAllowedAgain(t *testing.T) {
 	var m meter

@@ -47,6 +47,7 @@ const (
 )
 
 func (r *reader) init(c *Conn) {
+	r.meter.init(time.Now())
 	r.c = c
 	r.framer = http2.NewFramer(nil, r)
 	r.framer.SetMaxReadFrameSize(1<<24 - 1) // header checks the size before the Framer sees it
@@ -124,7 +125,6 @@ func (r *reader) fault(s *Stream, code ErrCode, reason string) error {
 // readLoop reads frames until the connection ends, and returns why.
 func (c *Conn) readLoop() error {
 	r := &c.rd
-	r.meter.init(time.Now())
 	if c.server {
 		if err := r.readPreface(); err != nil {
 			return err
