@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // tcpPair returns the two ends of a TCP connection over loopback.
 func tcpPair(t testing.TB) (a, b net.Conn) {
