@@ -31,10 +31,11 @@ var (
 )
 
 const (
-	prefix  = "ambit-t-"
-	bits4   = 16
-	bits6   = 64
-	bridge  = "lab0"
+	prefix = "ambit-t-"
+	bits4  = 16
+	bits6  = 64
+	// Bridge is the interface of the router to which all hosts are linked.
+	Bridge  = "lab0"
 	mtuLink = 1500
 )
 
@@ -113,7 +114,7 @@ func (l *Lab) build(ctx context.Context) error {
 		return err
 	}
 	err = l.net.Do(func() error {
-		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, MTU: mtuLink}}
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: Bridge, MTU: mtuLink}}
 		if err := netlink.LinkAdd(br); err != nil {
 			return fmt.Errorf("add bridge: %w", err)
 		}
@@ -224,7 +225,7 @@ func (l *Lab) link(h *Host, n int) error {
 		if err != nil {
 			return err
 		}
-		br, err := netlink.LinkByName(bridge)
+		br, err := netlink.LinkByName(Bridge)
 		if err != nil {
 			return err
 		}

@@ -44,7 +44,7 @@ func testProbes(w *world) {
 			source = api.ProbeSourceIPv6
 		}
 		w.must(w.Router().Do(func() error {
-			link, err := netlink.LinkByIndex(2) // beside loopback: the bridge
+			link, err := netlink.LinkByName(lab.Bridge)
 			if err != nil {
 				return err
 			}
