@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -103,8 +102,7 @@ func (w *world) leftovers(t *testing.T, name string) ([]string, error) {
 		return nil, err
 	}
 	found = append(found, matching("ipset: ", sets, api.ProbeSetIPv4, api.ProbeSetIPv6)...)
-	for _, path := range []string{"/opt/cni/bin/" + api.PluginName, api.ZDSSocket, api.AgentRunDir + "/" + api.AgentSocket, api.AgentRunDir + "/ambit-cni-kubeconfig",
-		api.ZDSSocket + api.HandoverSuffix, api.ZDSSocket + api.DepotSuffix, filepath.Join(filepath.Dir(api.ZDSSocket), api.KeyDir)} {
+	for _, path := range []string{"/opt/cni/bin/" + api.PluginName, api.ZDSSocket, api.AgentRunDir + "/" + api.AgentSocket, api.AgentRunDir + "/ambit-cni-kubeconfig"} {
 		if _, err := os.Lstat(node.Path(path)); err == nil {
 			found = append(found, "file "+path)
 		}
