@@ -16,6 +16,7 @@ import (
 func TestNames(t *testing.T) {
 	w := newWorld(t)
 	w.timing.Verify = time.Hour
+	w.timing.Hold = 200 * time.Millisecond // what looks before the proxy serves the pod looks again, as it does every 20 s
 	w.dns = true
 	w.depot = handover.NewDepot(handover.DepotConfig{Pods: allServed{}, Logger: slog.New(slog.DiscardHandler)})
 	defer w.depot.Close()
