@@ -53,6 +53,10 @@ const (
 	DepotSuffix    = ".depot"
 	// KeyDir is the folder beside the ZDS socket in which node proxies keep certificates and keys, in memory.
 	KeyDir = "keys"
+	// StateFile is the file in which a node proxy saves its configuration, in a folder that whoever installs chooses, and
+	// StatePrefix how the names of others begin that it writes there.
+	StateFile   = "config"
+	StatePrefix = "config-"
 	// AgentRunDir holds the agent's AgentSocket, the plugin's kubeconfig and its log.
 	AgentRunDir = "/var/run/istio-cni"
 	// AgentSocket is where the CNI plugin asks the agent (HTTP over a Unix socket).

@@ -139,7 +139,7 @@ type Config struct {
 	Resolvers resolver.Node
 	// RunDir holds the socket for the plugin, ZDSSocket is the one for node proxies.
 	RunDir, ZDSSocket string
-	// StateDir is where node proxies save their configuration, which goes with the mesh. Empty: nothing is to be removed.
+	// StateDir is where node proxies save their configuration, which goes with the mesh; other files there stay. Empty: nothing is to be removed.
 	StateDir string
 
 	Cluster      API

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -136,8 +137,8 @@ type CleanupConfig struct {
 	Installation Installation
 	// Leftovers are files and folders that go last; see the function.
 	Leftovers []string
-	// StateDir, if not empty, is a folder of node proxies that is emptied; one that runs still saves no more then. The folder
-	// itself stays, since it is mounted.
+	// StateDir, if not empty, is the folder whose files of node proxies are removed; one that runs still saves no more then. The
+	// folder itself stays, since it is mounted, and so does what others have in it.
 	StateDir string
 }
 
@@ -171,20 +172,23 @@ func Cleanup(ctx context.Context, c CleanupConfig) error {
 		errs = append(errs, os.RemoveAll(path))
 	}
 	if c.StateDir != "" {
-		errs = append(errs, empty(c.StateDir))
+		errs = append(errs, removeState(c.StateDir))
 	}
 	return errors.Join(errs...)
 }
 
-// empty removes whatever is in a folder, which need not be there.
-func empty(dir string) error {
+// removeState removes what node proxies saved in a folder, which need not be there. Whoever installs chooses the folder, and may have
+// chosen one that is not the mesh's alone.
+func removeState(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		if e.Type().IsRegular() && (e.Name() == api.StateFile || strings.HasPrefix(e.Name(), api.StatePrefix)) {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 )
 
@@ -39,11 +40,6 @@ const (
 	retryInterval = 5 * time.Second
 	// slack is how many bytes out of date a file may have in any case.
 	slack = 1 << 20
-)
-
-const (
-	fileName  = "config"
-	tmpPrefix = "config-"
 )
 
 // Config configures a Store.
@@ -117,7 +113,7 @@ func Open(cfg Config) (*Store, *Contents, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("saved configuration: %w", err)
 	}
-	contents, err := read(filepath.Join(cfg.Dir, fileName), cfg)
+	contents, err := read(filepath.Join(cfg.Dir, api.StateFile), cfg)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		cfg.Logger.Warn("what is saved of the configuration is not used", "dir", cfg.Dir, "error", err)
 	}
@@ -133,7 +129,7 @@ func Open(cfg Config) (*Store, *Contents, error) {
 func (s *Store) clear() {
 	entries, _ := os.ReadDir(s.cfg.Dir) // Open has just made it, or will say what is wrong with it
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), tmpPrefix) {
+		if !strings.HasPrefix(e.Name(), api.StatePrefix) {
 			continue
 		}
 		path := filepath.Join(s.cfg.Dir, e.Name())
@@ -150,7 +146,7 @@ func (s *Store) clear() {
 
 // begin makes an empty file, which is locked as long as its process lives.
 func (s *Store) begin() (*os.File, int64, error) {
-	f, err := os.CreateTemp(s.cfg.Dir, tmpPrefix)
+	f, err := os.CreateTemp(s.cfg.Dir, api.StatePrefix)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -280,7 +276,7 @@ func (s *Store) Close() error {
 	return s.file.Close()
 }
 
-func (s *Store) path() string { return filepath.Join(s.cfg.Dir, fileName) }
+func (s *Store) path() string { return filepath.Join(s.cfg.Dir, api.StateFile) }
 
 // save writes what is gathered, and puts the file in place when it is time. A failure is told of once, and tried again later.
 func (s *Store) save() {

@@ -18,6 +18,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 )
 
@@ -210,7 +211,7 @@ func TestDamage(t *testing.T) {
 		p.store.write()
 	}
 	p.end(true)
-	path := filepath.Join(dir, fileName)
+	path := filepath.Join(dir, api.StateFile)
 	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -267,7 +268,7 @@ func TestRewrite(t *testing.T) {
 		t.Errorf("file of %d bytes: it was not written anew", p.store.end)
 	}
 	p.end(true)
-	c, err := read(filepath.Join(dir, fileName), config(dir))
+	c, err := read(filepath.Join(dir, api.StateFile), config(dir))
 	if err != nil || c.Count() != 2 || !strings.Contains(text(c), "a=49x") {
 		t.Errorf("%.100s, %v", text(c), err)
 	}
@@ -292,7 +293,7 @@ func TestTwoProcesses(t *testing.T) {
 	}
 	first.store.Close()
 	second.store.Close()
-	c, err := read(filepath.Join(dir, fileName), config(dir))
+	c, err := read(filepath.Join(dir, api.StateFile), config(dir))
 	if want := "policies: ; addresses: a=2@v2"; err != nil || text(c) != want {
 		t.Errorf("%s, %v; want the second's: %s", text(c), err, want)
 	}

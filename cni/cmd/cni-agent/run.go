@@ -86,7 +86,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.StringVar(&s.netnsDir, "netns-dir", "/host/var/run/netns", "the host's /var/run/netns, as this program sees it")
 	f.StringVar(&s.runDir, "run-dir", api.AgentRunDir, "folder of the plugin's socket and kubeconfig; the same path on the host")
 	f.StringVar(&s.zdsSocket, "zds-socket", api.ZDSSocket, "socket for node proxies")
-	f.StringVar(&s.stateDir, "state-dir", "", "folder that node proxies save their configuration in, to be emptied when the mesh leaves the node; empty: none")
+	f.StringVar(&s.stateDir, "state-dir", "", "folder that node proxies save their configuration in, whose files are removed when the mesh leaves the node; empty: none")
 	f.StringVar(&s.binary, "plugin", "/usr/local/bin/"+api.PluginName, "the CNI plugin to install")
 	f.StringVar(&s.kubeconfig, "kubeconfig", "", "access to the API; empty: that of the pod's service account")
 	f.StringVar(&s.healthAddr, "health-addr", ":"+strconv.Itoa(api.PortAgentHealth), "address of /healthz, /readyz and /release")

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -59,7 +60,9 @@ func TestCleanup(t *testing.T) {
 	}
 	files := map[string]string{
 		"bin/ambit-cni": "program", "bin/ptp": "program", "run/pluginevent.sock": "", "run/zds.sock": "", "run/ambit-cni-kubeconfig": "secret",
-		"state/saved": "configuration", "state/.tmp-1": "another one",
+		"state/config": "configuration", "state/config-1": "that of another process",
+		// The folder may be one that others use, too.
+		"state/other": "not ours", "state/other.d/config": "not ours", "state/config-2/other": "not ours",
 		"net.d/10-net.conflist": `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp"},{"type":"ambit-cni"}]}`,
 	}
 	for name, content := range files {
@@ -100,7 +103,8 @@ func TestCleanup(t *testing.T) {
 	}
 	for name := range files {
 		_, err := os.Stat(at(name))
-		if stays := name == "bin/ptp" || name == "net.d/10-net.conflist"; stays != (err == nil) {
+		stays := slices.Contains([]string{"bin/ptp", "net.d/10-net.conflist", "state/other", "state/other.d/config", "state/config-2/other"}, name)
+		if stays != (err == nil) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
