@@ -189,7 +189,7 @@ func podOf(p *corev1.Pod) Pod {
 // Look reads a pod and its namespace's labels from the API itself. ErrPodGone if there is no such pod.
 func (c Cluster) Look(ctx context.Context, namespace, name string) (Pod, map[string]string, error) {
 	p, err := c.Client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
+	if isGone(err) {
 		return Pod{}, nil, fmt.Errorf("read pod %s/%s: %w: %w", namespace, name, ErrPodGone, err)
 	}
 	if err != nil {
@@ -216,7 +216,7 @@ func (c Cluster) Annotate(ctx context.Context, p Pod, value string) error {
 	}
 	_, err = c.Client.CoreV1().Pods(p.Namespace).Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	switch {
-	case apierrors.IsNotFound(err), apierrors.IsConflict(err), apierrors.IsInvalid(err):
+	case isGone(err), apierrors.IsConflict(err), apierrors.IsInvalid(err):
 		// With the UID in the patch, a pod of the same name that came after is a conflict.
 		return fmt.Errorf("annotate pod %s/%s: %w: %w", p.Namespace, p.Name, ErrPodGone, err)
 	case err != nil:
@@ -232,12 +232,18 @@ func (c Cluster) Warn(p Pod, reason, message string) {
 	}, corev1.EventTypeWarning, reason, message)
 }
 
+// isGone tells whether the API says that what was asked for is not there. Who answers 404 in its place, such as a load balancer, says
+// nothing about it.
+func isGone(err error) bool {
+	return apierrors.IsNotFound(err) && !apierrors.IsUnexpectedServerError(err)
+}
+
 // Doomed says whether the agent's DaemonSet is surely deleted. Where the API does not answer it is not: what is left in
 // place by mistake fails closed.
 func (c Cluster) Doomed(ctx context.Context) bool {
 	d, err := c.Client.AppsV1().DaemonSets(c.Namespace).Get(ctx, c.DaemonSet, metav1.GetOptions{})
 	if err != nil {
-		return apierrors.IsNotFound(err)
+		return isGone(err)
 	}
 	return d.DeletionTimestamp != nil
 }
