@@ -191,10 +191,15 @@ func (l *loop) hurry() {
 	}
 }
 
-// lookSoon has captured pods looked at, since the proxy that has come or gone may take name queries, and the others not.
+// lookSoon has captured pods looked at, since the proxy that has come or gone may take name queries, and the others not. They are
+// looked at more than once, less and less often: the proxy may not serve a pod at the first time, or have come while a job ran
+// that had looked before.
 func (l *loop) lookSoon() {
 	at := time.Now().Add(l.t.Names)
 	for _, s := range l.pods {
+		if s.phase == captured || s.busy {
+			s.look = l.t.Names
+		}
 		if s.holdAt.After(at) {
 			s.holdAt = at
 		}
@@ -327,6 +332,12 @@ func (l *loop) jobDone(m jobDone) {
 			s.verifyAt = now.Add(jitter(l.t.Verify))
 		}
 		s.holdAt, s.drainEnd = now.Add(jitter(l.t.Hold)), time.Time{}
+		if s.look > 0 {
+			s.holdAt = now.Add(min(s.look, l.t.Hold))
+			if s.look *= 2; s.look >= l.t.Hold {
+				s.look = 0
+			}
+		}
 		if m.result.again {
 			s.verifyAt = time.Time{}
 		}

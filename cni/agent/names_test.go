@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/cni/zds"
 	"github.com/ambit-mesh/ambit/mesh/handover"
 )
 
@@ -82,4 +83,57 @@ func TestNamesWhileNoProxyRuns(t *testing.T) {
 	eventually(t, "captured with name queries", func() bool { return w.isCaptured("web") && names() })
 	p.Close()
 	never(t, "they are given up though the proxy's successor will take them", func() bool { return !names() })
+}
+
+// TestNamesOfLateProxy: a proxy that has come takes name queries of a pod only after it was looked for the first time, or when a job on
+// the pod has looked already that runs still. It need not be long until that is noticed, though pods are held seldom.
+func TestNamesOfLateProxy(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		come func(t *testing.T, w *world, tell func())
+	}{
+		{"it serves the pod late", func(t *testing.T, w *world, tell func()) {
+			w.running("web", "10.0.0.7")
+			eventually(t, "captured", func() bool { return w.isCaptured("web") })
+			before := w.countStep("web", "hold")
+			tell()
+			eventually(t, "it was looked for", func() bool { return w.countStep("web", "hold") > before })
+		}},
+		{"a job runs", func(t *testing.T, w *world, tell func()) {
+			reached, goOn := make(chan struct{}, 1), make(chan struct{})
+			defer close(goOn)
+			w.with(func() {
+				w.halt = func(step, uid string) {
+					if uid == "web" && step == "annotate="+api.RedirectionEnabled {
+						reached <- struct{}{}
+						<-goOn
+					}
+				}
+			})
+			w.running("web", "10.0.0.7")
+			eventually(t, "a job runs", func() bool { return len(reached) > 0 })
+			tell()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.timing.Verify = time.Hour // and so is Hold
+			a := w.start().ready(t)
+			w.connect()
+			w.namespace("shop", "ambient")
+			tt.come(t, w, func() {
+				a.ProxyEvent(zds.Event{Connected: 1})
+				for range 2 { // the loop has taken that when it has gone round
+					last := a.beat.Load()
+					eventually(t, "the loop goes round", func() bool { return a.beat.Load() != last })
+				}
+			})
+			w.with(func() { w.dns = true })
+			eventually(t, "name queries go to the proxy", func() bool {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return w.pods["web"].hooked && w.pods["web"].names
+			})
+		})
+	}
 }

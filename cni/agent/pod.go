@@ -90,6 +90,7 @@ type podState struct {
 	settleAt time.Time // it is not un-enrolled before, since it has just started and informers may lag
 	verifyAt time.Time
 	holdAt   time.Time
+	look     time.Duration // since a node proxy came or went: how soon it is held, and looked at, after the next job; 0 is as usual
 	drainEnd time.Time
 	told     string // what was said on the pod about values that are not understood
 }
