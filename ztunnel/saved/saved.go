@@ -4,7 +4,8 @@
 // Rules of the room: there are no secrets in it. A file is good as far as its checksums say. It is written in the background,
 // what has changed within a second at once, and rewritten only when half of it is out of date, so that its cost is bounded
 // by what changes; a disk that fails is told of once, is tried again, and is in nobody's way. Each process writes a file of its own and puts
-// it in place when it knows everything; who finds another's there writes no more.
+// it in place when it knows everything; who finds another's there writes no more. Who finds none there, since the mesh was taken from the
+// node, is about to end, and puts it in place again only if it goes on to live.
 package saved
 
 import (
@@ -38,6 +39,9 @@ const (
 	stampInterval = 15 * time.Second
 	// retryInterval is how long a disk that failed is left alone.
 	retryInterval = 5 * time.Second
+	// restoreAfter is how long the control plane must have been there since the file was found gone, until it is put in place
+	// again. An uninstall is over by then.
+	restoreAfter = 5 * time.Minute
 	// slack is how many bytes out of date a file may have in any case.
 	slack = 1 << 20
 )
@@ -71,10 +75,12 @@ type Store struct {
 	end        int64
 	live       int64
 	index      map[key]place
-	complete   bool // everything is known: the file is to be put in place
-	placed     bool // the file has its name
-	superseded bool // another process has taken over
-	failing    bool // what is gathered could not be written
+	complete   bool          // everything is known: the file is to be put in place
+	placed     bool          // the file has its name
+	superseded bool          // another process has taken over
+	gone       bool          // the file was removed
+	present    time.Duration // how long the control plane was there since
+	failing    bool          // what is gathered could not be written
 	retryAt    time.Time
 }
 
@@ -253,8 +259,17 @@ func (s *Store) Run(ctx context.Context, synced <-chan struct{}, connected func(
 			s.retryAt = time.Time{}
 		}
 		s.save()
-		if s.placed && !s.failing && connected() && time.Since(stamped) >= stampInterval {
-			stamped = time.Now()
+		if time.Since(stamped) < stampInterval {
+			continue
+		}
+		stamped = time.Now()
+		switch there := connected(); {
+		case !s.placed || s.failing:
+		case !there:
+			s.present = 0
+		case s.gone:
+			s.restore()
+		default:
 			s.stamp(stamped)
 		}
 	}
@@ -308,10 +323,10 @@ func (s *Store) write() error {
 		s.pending = map[key]*discoveryv3.Resource{}
 	}
 	s.mu.Unlock()
-	if len(changes) == 0 && !s.wasteful() {
+	if len(changes) == 0 && (s.gone || !s.wasteful()) {
 		return nil
 	}
-	if s.placed && !s.own() {
+	if s.placed && s.lost() {
 		s.superseded = true
 		s.stop()
 		return nil
@@ -320,7 +335,7 @@ func (s *Store) write() error {
 		s.takeBack(changes)
 		return err
 	}
-	if s.wasteful() {
+	if s.wasteful() && !s.gone {
 		return s.rewrite()
 	}
 	return nil
@@ -454,19 +469,45 @@ func (s *Store) put(f *os.File) error {
 	return os.Rename(f.Name(), s.path())
 }
 
-// own tells whether what is in place is this process's.
-func (s *Store) own() bool {
-	mine, err := s.file.Stat()
-	if err != nil {
+// lost tells whether what is in place is not this process's any more but another's. It notes if there is nothing.
+func (s *Store) lost() bool {
+	there, err := os.Stat(s.path())
+	if errors.Is(err, os.ErrNotExist) {
+		if !s.gone {
+			s.gone, s.present = true, 0
+			s.cfg.Logger.Warn("the saved configuration was removed; it is saved again if this proxy goes on", "dir", s.cfg.Dir, "after", restoreAfter.String())
+		}
 		return false
 	}
-	there, err := os.Stat(s.path())
-	return err == nil && os.SameFile(mine, there)
+	if err != nil {
+		return true
+	}
+	mine, err := s.file.Stat()
+	return err != nil || !os.SameFile(mine, there)
+}
+
+// restore puts the file in place again once it is clear that this process stays. It is called at each stamp while the control plane is
+// there.
+func (s *Store) restore() {
+	if s.lost() { // to a process that has started since
+		s.superseded = true
+		return
+	}
+	if s.present += stampInterval; s.present < restoreAfter {
+		return
+	}
+	s.present = 0
+	if err := s.rewrite(); err != nil {
+		s.cfg.Logger.Error("the configuration cannot be saved again, which is tried later", "dir", s.cfg.Dir, "error", err)
+		return
+	}
+	s.gone = false
+	s.cfg.Logger.Info("the configuration is saved again", "dir", s.cfg.Dir)
 }
 
 // stamp says by the file's time that the control plane was there.
 func (s *Store) stamp(now time.Time) {
-	if s.own() {
+	if !s.lost() && !s.gone {
 		os.Chtimes(s.path(), now, now) // an older time only makes it look older
 	}
 }

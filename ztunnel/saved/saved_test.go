@@ -299,6 +299,54 @@ func TestTwoProcesses(t *testing.T) {
 	}
 }
 
+// TestGone has the file removed, as by an uninstall, under a process that lives on. While it may be about to end, or without a control
+// plane, nothing is written; when it is clear that it stays, all it knows is saved again.
+func TestGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(t.TempDir())
+		p := start(t, cfg)
+		p.told(addresses, nil, "a=1", "b=1")
+		var connected atomic.Bool
+		connected.Store(true)
+		ctx, cancel := context.WithCancel(t.Context())
+		synced, ran := make(chan struct{}), make(chan error)
+		close(synced)
+		go func() { ran <- p.store.Run(ctx, synced, connected.Load) }()
+		pass := func(d time.Duration) { time.Sleep(d); synctest.Wait() } // of the bubble's clock
+		pass(2 * flushInterval)
+		if err := os.Remove(p.store.path()); err != nil {
+			t.Fatal(err)
+		}
+		p.told(addresses, []string{"b"}, "a=2")
+		pass(restoreAfter / 2)
+		p.told(addresses, nil, "c=1")
+		connected.Store(false)
+		pass(2 * restoreAfter)
+		if left, err := os.ReadDir(cfg.Dir); err != nil || len(left) > 0 {
+			t.Errorf("there is %v, %v though the control plane is gone, too", left, err)
+		}
+		connected.Store(true)
+		pass(restoreAfter / 2)
+		if exists(p.store.path()) {
+			t.Error("it is there again so soon")
+		}
+		pass(restoreAfter)
+		c, err := read(p.store.path(), cfg)
+		if want := "policies: ; addresses: a=2@v2 c=1@v1"; err != nil || text(c) != want {
+			t.Errorf("%s, %v; want %s", text(c), err, want)
+		}
+		p.told(addresses, nil, "c=2")
+		pass(2 * flushInterval)
+		if c, err = read(p.store.path(), cfg); err != nil || !strings.Contains(text(c), "c=2@v2") {
+			t.Errorf("%s, %v; what comes later is not saved", text(c), err)
+		}
+		cancel()
+		if err := errors.Join(<-ran, p.store.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestDiskFails has a disk take nothing for a while: what changes then is bounded, told of once, and saved when it can be.
 func TestDiskFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
