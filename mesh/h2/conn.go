@@ -23,8 +23,10 @@ type Conn struct {
 	server bool
 	handle func(*Stream) // server
 
-	heard atomic.Bool // something was read since keepalive last looked
-	rd    reader      // of the goroutine in Run
+	heard atomic.Bool  // something was read since keepalive last looked
+	begun time.Time    // immutable
+	last  atomic.Int64 // when something was read, in nanoseconds since begun
+	rd    reader       // of the goroutine in Run
 
 	done chan struct{}  // closed when the connection has ended
 	wg   sync.WaitGroup // handlers and flushers; Run waits for it
@@ -118,6 +120,7 @@ func newConn(t Transport, cfg Config, server bool) *Conn {
 		t:       t,
 		cfg:     cfg.withDefaults(server),
 		server:  server,
+		begun:   time.Now(),
 		done:    make(chan struct{}),
 		streams: make(map[uint32]*Stream),
 		peer: peerSettings{
@@ -306,6 +309,11 @@ func (c *Conn) SettingsSeen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.peer.seen
+}
+
+// HeardWithin tells whether the peer has sent its SETTINGS, and anything at all in the time d that has just passed.
+func (c *Conn) HeardWithin(d time.Duration) bool {
+	return time.Since(c.begun)-time.Duration(c.last.Load()) <= d && c.SettingsSeen()
 }
 
 // LocalAddr and RemoteAddr are the transport's.

@@ -88,6 +88,7 @@ func (r *reader) need(n int) error {
 			r.unworked += k
 			if k > 0 {
 				r.c.heard.Store(true)
+				r.c.last.Store(int64(time.Since(r.c.begun)))
 			} else if err == nil {
 				err = io.ErrNoProgress
 			}

@@ -226,11 +226,15 @@ func (p *Pool) request(ctx context.Context, pc *poolConn, t *Target, r *Request)
 		}
 		return &DialError{StageResponse, *t, err}
 	}
-	s, n, err := pc.h2.OpenReservedWith(r.fields(), r.Early.look())
+	var early *Early // what goes along
+	if pc.h2.HeardWithin(p.earlyFresh) {
+		early = r.Early
+	}
+	s, n, err := pc.h2.OpenReservedWith(r.fields(), early.look())
 	if err != nil {
 		return nil, fail(err)
 	}
-	r.Early.follow(s, n)
+	early.follow(s, n)
 	if p.cfg.Timeouts.Response > 0 {
 		_ = s.SetReadDeadline(time.Now().Add(p.cfg.Timeouts.Response))
 	}
@@ -238,6 +242,9 @@ func (p *Pool) request(ctx context.Context, pc *poolConn, t *Target, r *Request)
 		fields, err := s.Headers(ctx)
 		if err != nil {
 			s.Close()
+			if early.leave() && !errors.Is(err, h2.ErrUnprocessed) {
+				return nil, fail(fmt.Errorf("%w: %w", err, ErrMayHaveArrived))
+			}
 			switch {
 			case ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
 				return nil, err
@@ -255,6 +262,7 @@ func (p *Pool) request(ctx context.Context, pc *poolConn, t *Target, r *Request)
 			return &Stream{s: s, header: fields, certs: pc.certs, early: r.Early}, nil
 		}
 		s.Close()
+		early.leave()
 		reason, _ := h2.Value(fields, reasonHeader)
 		return nil, &StatusError{Status: atoi(status), Reason: reason}
 	}

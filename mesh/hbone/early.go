@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"errors"
 	"net"
 	"os"
 	"sync"
@@ -11,9 +12,17 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/h2"
 )
 
+// ErrMayHaveArrived is wrapped by the error of a request that has got no answer and of which Early was a part: the peer may
+// have answered, and have passed on what the client said, so it must not be said again elsewhere.
+var ErrMayHaveArrived = errors.New("what the client said first may have arrived, and is not said twice")
+
+// earlyFresh is how long ago a connection was last heard of at most when Early goes along with a request on it. Where it is
+// gone without a word, that is known only after many seconds, and what went along cannot be said elsewhere then.
+const earlyFresh = 250 * time.Millisecond
+
 // Early is what a client says while its tunnel is being opened. It is sent along with the request, or after it, without
-// waiting for the answer, which spares most connections a round trip; and again with the next request if the first one fails.
-// It is one read at most: no more is read before the tunnel is open.
+// waiting for the answer, which spares most connections a round trip; and again with the next request if the peer has refused
+// the first one. It is one read at most: no more is read before the tunnel is open.
 //
 // It reads the client's connection from the first request of which it is a part. Then it must be given to a relay, which Start does
 // with the stream of that request, or be ended by Stop. Its other methods are Pool.Open's. One request at a time may have it.
@@ -30,9 +39,9 @@ type Early struct {
 	buf     []byte     // pooled; payload begins at h2.Headroom
 	n       int        // bytes of payload
 	err     error      // instead of payload
-	s       *h2.Stream // of the request under way
+	s       *h2.Stream // of the request under way, if it may go with that
 	sent    *h2.Stream // to which the payload was sent
-	sentN   int        // how much of it
+	sentN   int        // how much of it, at most
 	relay   *relay     // to which all this was given
 	stopped bool
 }
@@ -98,6 +107,30 @@ func (e *Early) follow(s *h2.Stream, n int) {
 	}
 }
 
+// Said tells whether some of it is on its way with the request that is under way, or was with the one that has succeeded.
+func (e *Early) Said() bool {
+	if e == nil {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.saidLocked()
+}
+
+func (e *Early) saidLocked() bool { return e.s != nil && e.sent == e.s && e.sentN > 0 }
+
+// leave is the end of a request that has failed, whose stream is closed. It returns what Said would have.
+func (e *Early) leave() bool {
+	if e == nil {
+		return false
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	said := e.saidLocked()
+	e.s = nil
+	return said
+}
+
 // run reads, unless that has happened, sends it on whatever stream is being opened, and then becomes the goroutine of the relay,
 // if there is one.
 func (e *Early) run(read bool) {
@@ -110,9 +143,9 @@ func (e *Early) run(read bool) {
 	e.mu.Lock()
 	e.keepLocked(buf, n, err)
 	for !e.stopped && e.relay == nil {
-		if s := e.s; s != e.sent && e.err == nil {
+		if s := e.s; s != nil && s != e.sent && e.err == nil {
 			p := e.buf[h2.Headroom : h2.Headroom+e.n]
-			e.sent, e.sentN = s, 0
+			e.sent, e.sentN = s, e.n
 			e.mu.Unlock()
 			k, _ := s.Write(p) // who waits for the answer hears of the error
 			e.mu.Lock()

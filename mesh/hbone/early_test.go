@@ -73,6 +73,8 @@ func (c earlyCase) run(t *testing.T) {
 		relayer.Start(context.Background(), proxySide, s, nil, func(err error) { ended <- err })
 	}, nil)
 	p := w.pool(nil)
+	p.earlyFresh = time.Hour
+	w.warm(p)
 	client, proxied := tcpPair(t)
 	say := func() {
 		if _, err := client.Write(c.said); err != nil {
@@ -153,6 +155,8 @@ func TestEarlyStop(t *testing.T) {
 	for _, before := range []bool{true, false} {
 		w := newWorld(t, func(_ context.Context, in *Incoming) { _ = in.Reject(503, "") }, nil)
 		p := w.pool(nil)
+		p.earlyFresh = time.Hour
+		w.warm(p)
 		client, proxied := tcpPair(t)
 		say := func(word string) {
 			if _, err := io.WriteString(client, word); err != nil {
@@ -180,5 +184,117 @@ func TestEarlyStop(t *testing.T) {
 		}
 		client.Close()
 		proxied.Close()
+	}
+}
+
+// TestEarlyIsNotSaidTwice wants that what may have reached an application is not said again: the peer has taken it, and the
+// connection dies before the answer comes, or the answer takes too long.
+func TestEarlyIsNotSaidTwice(t *testing.T) {
+	for _, dies := range []bool{true, false} {
+		var w *world
+		var handled atomic.Int32
+		taken := make(chan string, 8)
+		w = newWorld(t, func(ctx context.Context, in *Incoming) {
+			if handled.Add(1) == 1 {
+				echo(ctx, in)
+				return
+			}
+			word := make([]byte, len("ambit"))
+			_, _ = io.ReadFull(in.s, word)
+			taken <- string(word)
+			if dies {
+				w.mu.Lock()
+				nc := w.conns[0]
+				w.mu.Unlock()
+				_ = nc.(*net.TCPConn).SetLinger(0)
+				_ = nc.Close()
+			}
+			<-ctx.Done()
+			_ = in.Reject(503, "")
+		}, nil)
+		p := w.pool(func(cfg *PoolConfig) {
+			if !dies {
+				cfg.Timeouts.Response = time.Second
+			}
+		})
+		p.earlyFresh = time.Hour
+		_ = w.mustOpen(p).Close()
+		client, proxied := tcpPair(t)
+		if _, err := io.WriteString(client, "ambit"); err != nil {
+			t.Fatal(err)
+		}
+		awaitReadable(t, proxied)
+		r := request
+		r.Early = NewEarly(proxied, nil)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		_, err := p.Open(ctx, w.target(), r)
+		cancel()
+		if !errors.Is(err, ErrMayHaveArrived) {
+			t.Errorf("dies %v: open: %v, want %v", dies, err, ErrMayHaveArrived)
+		}
+		_, _ = r.Early.Stop()
+		if got := <-taken; got != "ambit" {
+			t.Errorf("dies %v: the peer took %q", dies, got)
+		}
+		if n := handled.Load(); n != 2 {
+			t.Errorf("dies %v: %d requests, want 2", dies, n)
+		}
+		client.Close()
+		proxied.Close()
+	}
+}
+
+// TestEarlyWaitsOnAnOldConnection wants that a connection that may be dead gets the request alone, which can be sent again.
+func TestEarlyWaitsOnAnOldConnection(t *testing.T) {
+	var w *world
+	var handled atomic.Int32
+	w = newWorld(t, func(ctx context.Context, in *Incoming) {
+		if handled.Add(1) != 2 {
+			echo(ctx, in)
+			return
+		}
+		w.mu.Lock()
+		nc := w.conns[0]
+		w.mu.Unlock()
+		_ = nc.(*net.TCPConn).SetLinger(0)
+		_ = nc.Close()
+		<-ctx.Done()
+		_ = in.Reject(503, "")
+	}, nil)
+	p := w.pool(nil)
+	p.earlyFresh = -1
+	_ = w.mustOpen(p).Close()
+	client, proxied := tcpPair(t)
+	if _, err := io.WriteString(client, "ambit"); err != nil {
+		t.Fatal(err)
+	}
+	awaitReadable(t, proxied)
+	_ = client.CloseWrite()
+	r := request
+	r.Early = NewEarly(proxied, nil)
+	s := w.mustOpenWith(p, r)
+	ended := make(chan error, 1)
+	Relayer{}.Start(context.Background(), proxied, s, nil, func(err error) { ended <- err })
+	_ = client.SetReadDeadline(time.Now().Add(patience))
+	if got, err := io.ReadAll(client); string(got) != "ambit" || err != nil {
+		t.Errorf("the echo is %q, %v", got, err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the relay ended: %v", err)
+	}
+	if n := w.dialled(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+	client.Close()
+}
+
+// warm makes a connection of which the SETTINGS have come, by a request that the server refuses without its handler.
+func (w *world) warm(p *Pool) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var status *StatusError
+	if _, err := p.Open(ctx, w.target(), Request{Authority: "nowhere"}); !errors.As(err, &status) {
+		w.t.Fatalf("open: %v, want a refusal", err)
 	}
 }

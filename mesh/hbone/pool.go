@@ -42,6 +42,8 @@ type Pool struct {
 	slots  chan struct{}  // of dials
 	size   atomic.Int64   // conns, and dials under way
 
+	earlyFresh time.Duration // the constant; tests change it
+
 	mu     sync.Mutex // guards what follows and all peers; never held across I/O
 	closed bool
 	peers  map[peerKey]*peer
@@ -128,6 +130,8 @@ func NewPool(cfg PoolConfig) *Pool {
 		conns: make(map[*poolConn]struct{}),
 		empty: make(chan struct{}),
 		slots: make(chan struct{}, cfg.MaxHandshakes),
+
+		earlyFresh: earlyFresh,
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
@@ -157,7 +161,7 @@ func (t *Target) key() peerKey {
 
 // Open returns a stream once the peer has answered the request with 200. Errors are *DialError, *StatusError,
 // ErrPoolClosed, or the context's. A stream that the peer refused before it looked at it, or whose pooled connection turned
-// out to be dead, has been tried once more on another connection. The caller must Close the stream (Relay does).
+// out to be dead, has been tried once more on another connection, unless that is ErrMayHaveArrived. The caller must Close the stream (Relay does).
 //
 // A dial is shared among the callers that wait for it and goes on when the context of one of them ends.
 func (p *Pool) Open(ctx context.Context, t Target, r Request) (*Stream, error) {
@@ -181,6 +185,9 @@ func (p *Pool) Open(ctx context.Context, t Target, r Request) (*Stream, error) {
 // retryable tells whether a request that failed on the connection can be sent on another one: the peer has not looked at
 // it, or the connection, which was good before, turned out to be dead.
 func (pc *poolConn) retryable(err error) bool {
+	if errors.Is(err, ErrMayHaveArrived) {
+		return false
+	}
 	var ce *h2.ConnError
 	return errors.Is(err, h2.ErrUnprocessed) || errors.Is(err, h2.ErrDraining) || errors.As(err, &ce) && pc.h2.SettingsSeen()
 }

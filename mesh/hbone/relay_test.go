@@ -61,6 +61,8 @@ func newChainWith(t *testing.T, ctx context.Context, relayer Relayer, change fun
 	c.client, proxied = tcpPair(t)
 	r := request
 	if relayer.Parker != nil {
+		p.earlyFresh = time.Hour
+		w.warm(p)
 		r.Early = NewEarly(proxied, nil)
 	}
 	c.tunnel = w.mustOpenWith(p, r)

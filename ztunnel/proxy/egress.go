@@ -7,10 +7,10 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/hbone"
 )
 
 // errNotRegistered is why a connection was refused that leads out of the mesh.
@@ -47,13 +47,8 @@ func (n *Node) passthrough(s *directory.Service, dst netip.AddrPort) (destinatio
 	return d, nil
 }
 
-// Bounds of connecting to a host by its name.
-const (
-	// maxHostAddrs is how many addresses of a host are tried for one connection.
-	maxHostAddrs = 3
-	// hostPatience is how long one of them may take to answer as long as there is another one.
-	hostPatience = 3 * time.Second
-)
+// maxHostAddrs is how many addresses of a host are tried for one connection.
+const maxHostAddrs = 3
 
 // noAddressError is why there was no address to connect to. It is no fault of whom the name stands for.
 type noAddressError struct{ error }
@@ -87,14 +82,14 @@ func (p *Pod) openHost(ctx context.Context, c *conn, self *directory.Workload, d
 			d.openTunnel(self, netip.AddrPortFrom(addr, api.PortHBONE), d.addr)
 		}
 		c.describe(d)
-		limited, cancel := ctx, context.CancelFunc(func() {})
-		if i < len(d.hostAddrs)-1 {
-			limited, cancel = context.WithTimeout(ctx, hostPatience)
-		}
+		limited, cancel := patience(ctx, i == len(d.hostAddrs)-1, c.saidTo(d))
 		up, err := p.openAddr(limited, c, self, d)
 		cancel()
-		if err == nil {
+		switch {
+		case err == nil:
 			return up, nil
+		case errors.Is(err, hbone.ErrMayHaveArrived):
+			return upstream{}, fmt.Errorf("host %s: %w", d.host, err)
 		}
 		if failed == nil {
 			failed = fmt.Errorf("host %s: %w", d.host, err)

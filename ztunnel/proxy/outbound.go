@@ -151,6 +151,9 @@ func (p *Pod) openAddr(ctx context.Context, c *conn, self *directory.Workload, d
 	c.update(func(c *conn) { c.proof = proof{s.PeerCertificates(), d.target.Expect} })
 	if err := p.node.Trust.Revoked(s.PeerCertificates()); err != nil { // since its handshake
 		s.Close()
+		if c.early.Said() {
+			err = fmt.Errorf("%w: %w", err, hbone.ErrMayHaveArrived)
+		}
 		return upstream{}, err
 	}
 	return upstream{stream: s}, nil

@@ -33,8 +33,8 @@ type upstream struct {
 	tcp    *net.TCPConn
 }
 
-// connect opens the way to dst. No byte of the application has been sent yet, so another endpoint of the service is tried
-// when one fails.
+// connect opens the way to dst. Another endpoint of the service is tried when one fails, unless what the application said
+// may have arrived there.
 func (p *Pod) connect(ctx context.Context, c *conn, self *directory.Workload, dst netip.AddrPort) (upstream, error) {
 	var tried []string
 	var failed error
@@ -76,7 +76,7 @@ func (p *Pod) attempt(ctx context.Context, c *conn, self *directory.Workload, d 
 	var up upstream
 	var err error
 	if d.host != "" {
-		limited, cancel := patience(ctx, last)
+		limited, cancel := patience(ctx, last, nil)
 		err = p.lookUpHost(limited, c, self, d)
 		cancel()
 	}
@@ -96,10 +96,10 @@ func (p *Pod) attempt(ctx context.Context, c *conn, self *directory.Workload, d 
 
 // openInTime opens a way. Unless it is the last one, it does not wait long.
 func (p *Pod) openInTime(ctx context.Context, c *conn, self *directory.Workload, d *destination, last bool) (upstream, error) {
-	limited, cancel := patience(ctx, last)
+	limited, cancel := patience(ctx, last, c.saidTo(d))
 	defer cancel()
 	up, err := p.open(limited, c, self, d)
-	if err == nil || ctx.Err() != nil || limited.Err() == nil {
+	if err == nil || ctx.Err() != nil || limited.Err() == nil || errors.Is(err, hbone.ErrMayHaveArrived) {
 		return up, err
 	}
 	if d.tunnel && !p.hasCertificate(self.Identity) {
@@ -108,12 +108,34 @@ func (p *Pod) openInTime(ctx context.Context, c *conn, self *directory.Workload,
 	return up, fmt.Errorf("endpoint %s: %w", d.workload.UID, errNoAnswer)
 }
 
-// patience bounds a step of an attempt that is not the last one.
-func patience(ctx context.Context, last bool) (context.Context, context.CancelFunc) {
-	if last {
+// patience bounds a step of an attempt that is not the last one, unless, by said (which may be nil), something that the
+// application said is on its way by then: that is not said again elsewhere, so the answer is waited for.
+func patience(ctx context.Context, last bool, said func() bool) (context.Context, context.CancelFunc) {
+	switch {
+	case last:
 		return ctx, func() {}
+	case said == nil:
+		return context.WithTimeoutCause(ctx, answerPatience, errNoAnswer)
 	}
-	return context.WithTimeoutCause(ctx, answerPatience, errNoAnswer)
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(answerPatience, func() {
+		if !said() {
+			cancel(errNoAnswer)
+		}
+	})
+	return ctx, func() {
+		timer.Stop()
+		cancel(nil)
+	}
+}
+
+// saidTo tells whether something that the application said is on its way to d; it is nil where that does not happen before the
+// way is open.
+func (c *conn) saidTo(d *destination) func() bool {
+	if d.tunnel || d.host != "" && d.workload.Tunnel == directory.TunnelHBONE {
+		return c.early.Said
+	}
+	return nil
 }
 
 // hasCertificate tells whether there is a certificate now.
@@ -138,9 +160,14 @@ func (n *Node) judgeEndpoint(d *destination, err error) {
 	}
 }
 
-// worthAnother tells whether a connection failed for a reason that another endpoint may not have: not by a refusal of policy,
-// and not by a want of this side.
+// worthAnother tells whether another endpoint may be tried after a failure, and may do better.
 func worthAnother(err error) bool {
+	return !errors.Is(err, hbone.ErrMayHaveArrived) && byEndpoint(err)
+}
+
+// byEndpoint tells whether a connection failed for a reason that another endpoint may not have: not by a refusal of policy,
+// and not by a want of this side.
+func byEndpoint(err error) bool {
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
 		return status.Status == statusUnavailable
@@ -153,7 +180,7 @@ func worthAnother(err error) bool {
 // the pod's certificate. Else one pod, or a resolver, could have endpoints ejected that serve others well.
 func endpointFault(err error) bool {
 	var unasked noAddressError
-	return worthAnother(err) && !errors.As(err, &unasked) && !certificateRefused(err) &&
+	return byEndpoint(err) && !errors.As(err, &unasked) && !certificateRefused(err) &&
 		!isAny(err, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EPERM)
 }
 

@@ -9,6 +9,8 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/mesh/directory"
@@ -40,6 +42,7 @@ func TestEndpointFault(t *testing.T) {
 		{dial(hbone.StageResponse, h2.ErrUnprocessed), true, true},
 		{dial(hbone.StageResponse, h2.ErrDraining), true, true},
 		{errNoAnswer, true, true},
+		{dial(hbone.StageResponse, hbone.ErrMayHaveArrived), false, true},
 		{dial(hbone.StageConnect, connect(syscall.ENETUNREACH)), true, false},
 		{dial(hbone.StageConnect, connect(syscall.EADDRNOTAVAIL)), true, false},
 		{dial(hbone.StageTLS, fmt.Errorf("get certificate: %w", errNoCertificate)), false, false},
@@ -57,6 +60,30 @@ func TestEndpointFault(t *testing.T) {
 		if got := endpointFault(tt.err); got != tt.fault {
 			t.Errorf("%v: the endpoint's fault: %v, want %v", tt.err, got, tt.fault)
 		}
+	}
+}
+
+// TestPatience: an endpoint that does not answer is left after a while, but not once it may have what the application said.
+func TestPatience(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		last bool
+		said func() bool
+		left bool
+	}{
+		{"nothing can have been said", false, nil, true},
+		{"nothing was said", false, func() bool { return false }, true},
+		{"something was said", false, func() bool { return true }, false},
+		{"the last endpoint", true, nil, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := patience(t.Context(), tt.last, tt.said)
+			defer cancel()
+			<-time.After(2 * answerPatience)
+			if left := errors.Is(context.Cause(ctx), errNoAnswer); left != tt.left {
+				t.Errorf("%s: left is %v, want %v", tt.name, left, tt.left)
+			}
+		})
 	}
 }
 
