@@ -94,12 +94,29 @@ type Resolver struct {
 type answer struct {
 	addrs []netip.Addr // none: the name has no address
 	until time.Time
-	again time.Time // when to ask again, no resolver having answered since it ran out; zero: nobody was asked since
+	// again is when to ask again, without waiting for the answer, since no resolver has answered after it ran out, or none has for
+	// one of the families; zero: resolvers answer.
+	again time.Time
 }
 
 // stale tells whether the answer, which has run out, may be used until there is a new one.
 func (a *answer) stale(now time.Time) bool {
 	return a != nil && len(a.addrs) > 0 && now.Before(a.until.Add(maxStale))
+}
+
+// with is an answer of one family together with what a former one, which has run out, knows of the other: if it knows anything, they
+// are used as that is.
+func (a *answer) with(old *answer) *answer {
+	out := &answer{addrs: slices.Clone(a.addrs), until: old.until, again: a.again}
+	for _, addr := range old.addrs {
+		if addr.Is4() != a.addrs[0].Is4() {
+			out.addrs = append(out.addrs, addr)
+		}
+	}
+	if len(out.addrs) == len(a.addrs) {
+		return a
+	}
+	return out
 }
 
 // flight is a query that runs.
@@ -226,11 +243,15 @@ func (r *Resolver) resolve(host string) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(r.ctx, timeout)
 	defer cancel()
 	a, err := r.ask(ctx, host)
+	old, _ := r.names.Load(host)
 	if err == nil {
+		if !a.again.IsZero() && old.stale(r.now()) {
+			a = a.with(old)
+		}
 		r.remember(host, a)
 		return a.result(host)
 	}
-	if old, _ := r.names.Load(host); old.stale(r.now()) {
+	if old.stale(r.now()) {
 		r.remember(host, &answer{addrs: old.addrs, until: old.until, again: r.now().Add(retryAfter)})
 		return old.addrs, nil
 	}
@@ -278,9 +299,14 @@ func (r *Resolver) ask(ctx context.Context, host string) (*answer, error) {
 		}
 		out.addrs = append(out.addrs, a.addrs...)
 	}
-	if len(out.addrs) == 0 {
-		if err := cmp.Or(errs[0], errs[1]); err != nil { // half of an answer is not a name without addresses
+	if err := cmp.Or(errs[0], errs[1]); err != nil {
+		if len(out.addrs) == 0 { // half of an answer is not a name without addresses
 			return nil, err
+		}
+		// Nor is it one without addresses of the other family, which a client may need.
+		out.again = r.now().Add(retryAfter)
+		if out.again.Before(out.until) {
+			out.until = out.again
 		}
 	}
 	return out, nil

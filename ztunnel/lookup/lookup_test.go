@@ -238,6 +238,62 @@ func TestNotFound(t *testing.T) {
 	}
 }
 
+// TestHalfAnswer: of a name whose addresses of one family could not be learnt, those of the other serve at once, and it is soon asked
+// again, however long they hold: clients may have the other family only.
+func TestHalfAnswer(t *testing.T) {
+	s := newServer(t)
+	half := func(m *dns.Msg) {
+		if m.Question[0].Qtype == dns.TypeAAAA {
+			m.Rcode, m.Answer = dns.RcodeServerFailure, nil
+		}
+	}
+	s.set(func(s *server) {
+		s.records["a.example."], s.bend = []string{"a.example. 3600 A 192.0.2.1", "a.example. 3600 AAAA 2001:db8::1"}, half
+	})
+	r, clock := newResolver(t, s)
+	expect(t, r, "a.example", "192.0.2.1")
+	s.set(func(s *server) { s.bend = nil })
+	asked := s.asked.Load()
+	clock.advance(retryAfter - time.Second)
+	expect(t, r, "a.example", "192.0.2.1")
+	if n := s.asked.Load(); n != asked {
+		t.Errorf("asked again at once, %d times", n-asked)
+	}
+	clock.advance(2 * time.Second)
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		got, err := r.Lookup(t.Context(), "a.example")
+		if err == nil && len(got) == 2 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%v, %v; want both families", got, err)
+		}
+	}
+	clock.advance(5 * time.Minute) // that answer is whole, and holds
+	asked = s.asked.Load()
+	expect(t, r, "a.example", "192.0.2.1", "2001:db8::1")
+	if n := s.asked.Load(); n != asked {
+		t.Errorf("%d queries for an answer that holds", n-asked)
+	}
+
+	// What was known of the other family is used as long as any former answer.
+	s.set(func(s *server) { s.bend, s.records["a.example."] = half, []string{"a.example. 3600 A 192.0.2.2"} })
+	clock.advance(maxTTL)
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		got, err := r.Lookup(t.Context(), "a.example")
+		if err != nil || len(got) != 2 || time.Now().After(deadline) {
+			t.Fatalf("%v, %v; want both families, with what was learnt", got, err)
+		}
+		if got[0].String() == "192.0.2.2" {
+			break
+		}
+	}
+	clock.advance(retryAfter)
+	expect(t, r, "a.example", "192.0.2.2", "2001:db8::1")
+	clock.advance(maxStale)
+	expectSoon(t, r, "a.example", "192.0.2.2")
+}
+
 // While resolvers fail, the last answer is used, but not for ever.
 func TestStaleAnswer(t *testing.T) {
 	s := newServer(t)
