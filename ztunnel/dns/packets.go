@@ -24,9 +24,11 @@ const (
 	readPause = 100 * time.Millisecond
 )
 
-// Estimates of work for share.Party: a query, sending one on, and taking a connection.
+// Estimates of work for share.Party: a query, each record of its answer (to find, write and fit it), sending one on, and taking a
+// connection.
 const (
 	workPerQuery   share.Work = 25 * time.Microsecond
+	workPerRecord  share.Work = time.Microsecond
 	workPerForward share.Work = 150 * time.Microsecond
 	workPerConn    share.Work = 50 * time.Microsecond
 )
@@ -66,7 +68,7 @@ func (s *Server) servePackets(c net.PacketConn) {
 			m := refusal
 			if q != nil {
 				m = s.answer("udp", q, addrPort(from), addrPort(c.LocalAddr()))
-				fit(m, q, "udp")
+				s.finish(m, q, "udp")
 			}
 			if m != nil {
 				s.send(c, m, from)

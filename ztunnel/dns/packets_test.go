@@ -87,11 +87,26 @@ func TestShare(t *testing.T) {
 	for _, network := range []string{"udp", "tcp"} {
 		p.ask(t, network, "web.shop.svc.cluster.local", dns.TypeA)
 		p.ask(t, network, network+".example.org", dns.TypeA)
-		if want += 2*workPerQuery + workPerForward; network == "tcp" {
+		if want += 2*workPerQuery + 2*workPerRecord + workPerForward; network == "tcp" {
 			want += 2 * workPerConn
 		}
 		if got := party.Work(); got != want {
 			t.Errorf("by %s: %v of work, want %v", network, got, want)
+		}
+	}
+}
+
+// TestShareOfLargeAnswers: a query for many endpoints costs as much as twenty others, and is charged so.
+func TestShareOfLargeAnswers(t *testing.T) {
+	for _, network := range []string{"udp", "tcp"} {
+		party := share.New(share.Config{}).Join()
+		p := serve(t, many{n: 2 * maxEndpoints}, Config{Namespace: "shop", Sockets: &hostSockets{}, Party: party,
+			Source: func() (string, string) { return "", "" }})
+		if m := p.ask(t, network, "db.shop.svc.cluster.local", dns.TypeA); m.Rcode != dns.RcodeSuccess || len(m.Answer) == 0 {
+			t.Errorf("by %s: %v", network, m)
+		}
+		if got, least := party.Work(), workPerQuery+maxEndpoints*workPerRecord; got < least {
+			t.Errorf("by %s: %v of work, want %v at least", network, got, least)
 		}
 	}
 }

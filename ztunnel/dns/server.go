@@ -194,7 +194,7 @@ func (s *Server) serveStream(w dns.ResponseWriter, q *dns.Msg) {
 	defer s.pending.Add(-1)
 	s.cfg.Party.Asks(workPerQuery)
 	m := s.answer("tcp", q, addrPort(w.RemoteAddr()), addrPort(w.LocalAddr()))
-	fit(m, q, "tcp")
+	s.finish(m, q, "tcp")
 	if err := w.WriteMsg(m); err != nil && s.ctx.Err() == nil {
 		s.logger.Debug("answer a query", "error", err)
 	}
@@ -249,6 +249,12 @@ func (s *Server) answer(network string, q *dns.Msg, client, local netip.AddrPort
 	}
 	m.Question = q.Question // in the very case that was asked
 	return m
+}
+
+// finish has an answer fit, and charges the pod for what it holds.
+func (s *Server) finish(m, q *dns.Msg, network string) {
+	s.cfg.Party.Did(workPerRecord * share.Work(len(m.Answer)+len(m.Ns)+len(m.Extra)))
+	fit(m, q, network)
 }
 
 // local finds what the mesh has to say about a query.
