@@ -216,7 +216,8 @@ type relay struct {
 
 	mu       sync.Mutex // guards what follows
 	drainers int        // goroutines in drain: one, and perhaps one that is done and about to return
-	idle     sync.Cond  // drainers has become zero
+	closing  bool       // a goroutine closes conn
+	idle     sync.Cond  // drainers has become zero, or closing false
 	late     error      // what End said while there were drainers
 	waiting  bool       // nothing is read from conn any more
 	upDone   bool       // conn has ended, and the stream was told
@@ -544,7 +545,7 @@ func (r *relay) fail(err error) {
 	case err == nil:
 	case cleanReset(err):
 		if r.close(nil) {
-			r.closeConn()
+			r.closeSoon()
 		}
 	default:
 		r.abort(err)
@@ -558,16 +559,26 @@ func (r *relay) abort(err error) {
 	}
 	r.s.Reset(h2.ConnectError)
 	_ = r.conn.SetLinger(0)
-	r.closeConn()
+	r.closeSoon()
 }
 
-// closeConn closes conn, and so wakes up.
-func (r *relay) closeConn() {
+// closeSoon is closeConnLocked for those who must not wait for up. A Close waits for the read that is under way, which flushes
+// when nothing has come, and so perhaps waits for the peer: and that for whoever reads the tunnel, which may be the caller.
+func (r *relay) closeSoon() {
 	r.mu.Lock()
-	r.closeConnLocked()
+	r.closing = true
 	r.mu.Unlock()
+	go func() { // finish waits for it
+		_ = r.conn.Close()
+		r.mu.Lock()
+		r.closing = false
+		r.closeConnLocked()
+		r.idle.Broadcast()
+		r.mu.Unlock()
+	}()
 }
 
+// closeConnLocked closes conn, and so wakes up, which does not send any more.
 func (r *relay) closeConnLocked() {
 	_ = r.conn.Close()
 	r.parking.wakeLocked(r)
@@ -581,7 +592,7 @@ func (r *relay) finish() error {
 	_ = r.conn.Close()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.drainers > 0 {
+	for r.drainers > 0 || r.closing {
 		r.idle.Wait()
 	}
 	return r.err
