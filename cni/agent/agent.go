@@ -92,7 +92,7 @@ type API interface {
 	Look(ctx context.Context, namespace, name string) (Pod, map[string]string, error)
 	Annotate(ctx context.Context, p Pod, value string) error
 	Warn(p Pod, reason, message string)
-	Doomed(ctx context.Context) bool
+	Doomed(ctx context.Context, seen bool) bool
 }
 
 // Timings are how often and how long. Zero values mean the defaults.

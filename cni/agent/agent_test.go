@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
@@ -352,6 +354,41 @@ func TestDaemonSetDeleted(t *testing.T) {
 	w.with(func() { w.proxy = nil })
 	if !w.isOutside("web") || w.entry || w.host {
 		t.Errorf("left: %+v, annotation %q, entry %v, host %v", s, w.redirection("web"), w.entry, w.host)
+	}
+}
+
+// TestDaemonSetMadeAnew: what the API says at the end counts, not that the deletion was seen: the next DaemonSet's agent may be at work on
+// the node already. Where the API says nothing, as to an agent whose rights went with the mesh, what was seen counts.
+func TestDaemonSetMadeAnew(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		deny  bool
+		clean bool
+	}{{"it is there again", false, false}, {"the agent has no rights", true, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.namespace("shop", "ambient")
+			r := w.start().ready(t)
+			w.connect()
+			s := w.running("web", "10.0.0.7")
+			eventually(t, "captured", func() bool { return w.isCaptured("web") })
+			if tt.deny {
+				w.client.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+					return true, nil, apierrors.NewForbidden(appsv1.Resource("daemonsets"), api.NodeAgent, errors.New("no"))
+				})
+			}
+			r.mail.post(orderChanged{gone: true})
+			for range 2 { // the loop has taken that when it has gone round
+				last := r.beat.Load()
+				eventually(t, "the loop goes round", func() bool { return r.beat.Load() != last })
+			}
+			r.stop(t)
+			w.with(func() {
+				if there := s.hooked && w.entry && w.host; there == tt.clean {
+					t.Errorf("left %+v, entry %v, host %v; want the node cleaned: %v", s, w.entry, w.host, tt.clean)
+				}
+			})
+		})
 	}
 }
 

@@ -238,12 +238,15 @@ func isGone(err error) bool {
 	return apierrors.IsNotFound(err) && !apierrors.IsUnexpectedServerError(err)
 }
 
-// Doomed says whether the agent's DaemonSet is surely deleted. Where the API does not answer it is not: what is left in
-// place by mistake fails closed.
-func (c Cluster) Doomed(ctx context.Context) bool {
+// Doomed says whether the agent's DaemonSet is surely deleted: by what the API says now, since it may have been made anew, or else by
+// whether its deletion was seen. Without either it is not: what is left in place by mistake fails closed.
+func (c Cluster) Doomed(ctx context.Context, seen bool) bool {
 	d, err := c.Client.AppsV1().DaemonSets(c.Namespace).Get(ctx, c.DaemonSet, metav1.GetOptions{})
-	if err != nil {
-		return isGone(err)
+	switch {
+	case isGone(err):
+		return true
+	case err != nil:
+		return seen
 	}
 	return d.DeletionTimestamp != nil
 }

@@ -31,7 +31,7 @@ func TestNotFound(t *testing.T) {
 		client := fake.NewClientset()
 		client.PrependReactor("*", "*", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, tt.err })
 		c := Cluster{Client: client, NodeName: "node1", Namespace: api.DefaultNamespace, DaemonSet: api.NodeAgent}
-		if got := c.Doomed(t.Context()); got != tt.gone {
+		if got := c.Doomed(t.Context(), false); got != tt.gone {
 			t.Errorf("%s: the DaemonSet is deleted: %v", tt.name, got)
 		}
 		if _, _, err := c.Look(t.Context(), "shop", "web"); errors.Is(err, ErrPodGone) != tt.gone {

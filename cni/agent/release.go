@@ -87,12 +87,9 @@ func (l *loop) beginRelease(ctx context.Context, now time.Time) {
 
 // doomed says whether the agent ends because its DaemonSet is deleted.
 func (a *Agent) doomed(l *loop) bool {
-	if l.doomed {
-		return true
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), undoLimit)
 	defer cancel()
-	return a.cfg.Cluster.Doomed(ctx)
+	return a.cfg.Cluster.Doomed(ctx, l.doomed)
 }
 
 // cleanNode is the clean-up at the end of an agent whose DaemonSet is deleted. Annotations are removed as far as the API still
