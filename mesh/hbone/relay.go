@@ -557,8 +557,8 @@ func (r *relay) abort(err error) {
 	if !r.close(err) {
 		return
 	}
+	_ = r.conn.SetLinger(0) // first: the reset wakes up, which closes conn in the end
 	r.s.Reset(h2.ConnectError)
-	_ = r.conn.SetLinger(0)
 	r.closeSoon()
 }
 
