@@ -134,7 +134,6 @@ func withTimeout(ctx context.Context, d time.Duration) (context.Context, context
 // run reads a connection until it ends.
 func (p *Pool) run(pc *poolConn) {
 	err := pc.h2.Run()
-	pc.idleTimer.Stop()
 	settled := pc.h2.SettingsSeen()
 	if cause, ok := h2.Violation(err); ok && p.cfg.Violated != nil {
 		p.cfg.Violated(cause)
@@ -147,6 +146,7 @@ func (p *Pool) run(pc *poolConn) {
 	pe := pc.peer
 	pe.conns = slices.DeleteFunc(pe.conns, func(c *poolConn) bool { return c == pc })
 	delete(p.conns, pc)
+	pc.idleTimer.Stop()
 	if !pc.leaving {
 		p.places--
 	}
@@ -188,6 +188,9 @@ func (p *Pool) changed(pc *poolConn) {
 	}
 	if idle {
 		pc.idleSince = time.Now()
+		if slices.Index(pe.conns, pc) > 0 {
+			pc.idleTimer.Reset(min(p.cfg.IdleTimeout, p.cfg.SpareTimeout))
+		}
 	}
 	pc.settled = pc.settled || seen
 	if draining && pc.settled {
@@ -201,17 +204,25 @@ func (p *Pool) changed(pc *poolConn) {
 	}
 }
 
-// checkIdle ends a connection that has had no stream for the idle time.
+// checkIdle ends a connection that has had no stream for the idle time, or for that of a spare one.
 func (p *Pool) checkIdle(pc *poolConn) {
 	p.mu.Lock()
+	pe := pc.peer
 	wait := p.cfg.IdleTimeout
 	if pc.h2.Idle() {
-		wait -= time.Since(pc.idleSince)
+		idle := time.Since(pc.idleSince)
+		if pe.spare(pc) {
+			wait = min(wait, p.cfg.SpareTimeout)
+		}
+		wait -= idle
 		if wait <= 0 {
-			pc.peer.conns = slices.DeleteFunc(pc.peer.conns, func(c *poolConn) bool { return c == pc })
+			pe.conns = slices.DeleteFunc(pe.conns, func(c *poolConn) bool { return c == pc })
 			p.mu.Unlock()
 			pc.h2.Shutdown()
 			return
+		}
+		if slices.Index(pe.conns, pc) > 0 {
+			wait = min(wait, p.cfg.SpareTimeout) // it may have become a spare one by then
 		}
 	}
 	pc.idleTimer.Reset(wait)

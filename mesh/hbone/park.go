@@ -163,6 +163,12 @@ func (r *relay) park() bool {
 		p.restart(r)
 		return false
 	}
+	return r.leave()
+}
+
+// leave is park whatever was sent, which must be flushed.
+func (r *relay) leave() bool {
+	p := r.parking
 	_ = r.conn.SetReadDeadline(time.Time{})
 	r.mu.Lock()
 	defer r.mu.Unlock()

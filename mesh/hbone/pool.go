@@ -21,6 +21,7 @@ import (
 const (
 	DefaultMaxStreams       = 100
 	DefaultIdleTimeout      = 5 * time.Minute
+	DefaultSpareTimeout     = 3 * time.Second
 	DefaultConnectTimeout   = 10 * time.Second
 	DefaultHandshakeTimeout = 10 * time.Second
 	DefaultSettingsTimeout  = 10 * time.Second
@@ -95,6 +96,9 @@ func NewPool(cfg PoolConfig) *Pool {
 	}
 	if cfg.IdleTimeout == 0 {
 		cfg.IdleTimeout = DefaultIdleTimeout
+	}
+	if cfg.SpareTimeout == 0 {
+		cfg.SpareTimeout = DefaultSpareTimeout
 	}
 	t := &cfg.Timeouts
 	for _, d := range []struct {
@@ -264,6 +268,19 @@ func (pe *peer) reserve(avoid *poolConn) *poolConn {
 		}
 	}
 	return nil
+}
+
+// spare tells whether an older connection has streams to give, so that new ones do not need this one.
+func (pe *peer) spare(pc *poolConn) bool {
+	for _, older := range pe.conns {
+		if older == pc {
+			return false
+		}
+		if older.settled && older.h2.Available() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // serveLocked gives streams to those who wait for them, and dials for the rest.

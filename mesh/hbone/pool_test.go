@@ -383,6 +383,39 @@ func TestIdleRelease(t *testing.T) {
 	_ = w.mustOpen(p).Close()
 }
 
+// What a burst leaves behind goes soon, but for one connection whose streams nobody uses.
+func TestSpareRelease(t *testing.T) {
+	w := newWorld(t, echo, nil)
+	p := w.pool(func(c *PoolConfig) { c.MaxStreams, c.SpareTimeout = 1, 30*time.Millisecond })
+	var streams []*Stream
+	for range 4 {
+		s := w.mustOpen(p)
+		exchange(t, s, "hello")
+		streams = append(streams, s)
+	}
+	left := func(what string, want int) {
+		t.Helper()
+		await(t, what, func() bool { return p.Stats().Connections == want && w.server.Stats().Connections == want })
+	}
+	for _, s := range streams[1:] {
+		_ = s.Close()
+	}
+	left("two of three without streams are closed", 2)
+	exchange(t, streams[0], "still there")
+	s := w.mustOpen(p)
+	exchange(t, s, "on the one that was left")
+	if n := w.dialled(); n != 4 {
+		t.Errorf("%d connections, want 4", n)
+	}
+	_ = s.Close()
+	_ = streams[0].Close()
+	left("the second one is closed when the first has a stream to give", 1)
+	_ = w.mustOpen(p).Close()
+	if n := w.dialled(); n != 4 {
+		t.Errorf("%d connections after all, want 4", n)
+	}
+}
+
 func TestServerShutdownIsSeamless(t *testing.T) {
 	w := newWorld(t, echo, nil)
 	p := w.pool(nil)

@@ -272,14 +272,20 @@ func (r *relay) up() (parked bool) {
 	return r.awaitEnd()
 }
 
-// awaitEnd waits until the relay is over, or conn is reset, when nothing is read from it any more.
+// awaitEnd waits until the relay is over, or conn is reset, when nothing is read from it any more. A connection that was parked
+// before is parked at once: thousands of them may end at the same time.
 func (r *relay) awaitEnd() (parked bool) {
 	r.mu.Lock()
+	again := !r.waiting && r.upDone && r.parking != nil && r.parking.known
 	r.waiting = true
 	r.mu.Unlock()
 	for {
 		err := r.in.checkReset()
 		if err == nil {
+			if again && r.leave() {
+				return true
+			}
+			again = false
 			r.parking.restart(r)
 			err = r.in.waitReset()
 		}
@@ -327,8 +333,9 @@ func (r *relay) flush() {
 	}
 }
 
-// forward copies once from conn to the stream, up to limit bytes. What is small leaves when conn has no more for the moment, so
-// that the end goes with it if that has come, too.
+// forward copies once from conn to the stream, up to limit bytes. What comes first leaves, if it is small, when conn has no more for
+// the moment, so that the end of a short connection goes with it. Later messages leave at once: most have no end behind them, and
+// whoever waits for them would also wait for the read that finds nothing.
 func (r *relay) forward(limit int) error {
 	if r.first != nil {
 		return r.forwardFirst()
@@ -339,7 +346,9 @@ func (r *relay) forward(limit int) error {
 	}
 	r.load.budget.Take(cap(buf))
 	k, kept, err := r.s.AddScratch(buf[:h2.Headroom+n])
-	r.kept = kept
+	if r.kept = kept; r.counters.Sent.Load() > 0 {
+		r.flush()
+	}
 	r.load.budget.Give(cap(buf))
 	buffer.Put(buf)
 	r.sent(k)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -200,6 +201,30 @@ func TestParkedConnectionsWake(t *testing.T) {
 			ch.relayed(t)
 		})
 	}
+}
+
+// Connections that end after they were parked hold no goroutine until their other direction ends.
+func TestEndsOfParkedConnectionsPark(t *testing.T) {
+	p := newParker(t)
+	ch := newChain(t, context.Background(), Relayer{Parker: p, ParkAfter: time.Millisecond})
+	exchangeBetween(t, ch.client, ch.server, "hello")
+	await(t, "both connections are parked", func() bool { return p.Parked() == 2 })
+	p.mu.Lock()
+	relays := slices.Collect(maps.Values(p.parked))
+	p.mu.Unlock()
+	for _, r := range relays {
+		r.mu.Lock()
+		r.parking.after = time.Hour // it is not silence that has it parked again
+		r.mu.Unlock()
+	}
+	_ = ch.client.CloseWrite()
+	if _, err := ch.server.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("server reads: %v", err)
+	}
+	await(t, "both connections are parked again", func() bool { return p.Parked() == 2 })
+	_ = ch.server.Close()
+	ch.relayed(t)
+	_ = ch.client.Close()
 }
 
 func relayHalfCloseByTheClient(t *testing.T, relayer Relayer) {

@@ -62,7 +62,10 @@ type PoolConfig struct {
 	MaxStreams int
 	// IdleTimeout is how long a connection without streams is kept. Zero means 5 minutes.
 	IdleTimeout time.Duration
-	Timeouts    Timeouts
+	// SpareTimeout is that of connections that new streams do not need, since an older one to the same target has some to give:
+	// those of a burst that is over. Each of them costs memory on both sides. Zero means 3 seconds.
+	SpareTimeout time.Duration
+	Timeouts     Timeouts
 	// H2 are the settings of the HTTP/2 connections. OnChange must be nil.
 	H2 h2.Config
 	// MaxHandshakes bounds the dials under way, which end with the TLS handshake. More of them wait, as long as Handshake says.

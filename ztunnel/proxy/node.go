@@ -70,7 +70,7 @@ const (
 	tidyBurst = 5000
 	tidyTimes = 2
 	// tidyShare is the inverse of the share of time that it may take.
-	tidyShare = 20
+	tidyShare = 10
 )
 
 // Certificates gives out identities of pods. identity.Manager implements it.
