@@ -35,6 +35,7 @@ type Early struct {
 	mu      sync.Mutex // guards what follows
 	changed sync.Cond
 	reading bool       // a goroutine is in run
+	writing bool       // and writes
 	read    bool       // what follows is there
 	buf     []byte     // pooled; payload begins at h2.Headroom
 	n       int        // bytes of payload
@@ -145,10 +146,13 @@ func (e *Early) run(read bool) {
 	for !e.stopped && e.relay == nil {
 		if s := e.s; s != nil && s != e.sent && e.err == nil {
 			p := e.buf[h2.Headroom : h2.Headroom+e.n]
-			e.sent, e.sentN = s, e.n
+			e.sent, e.sentN, e.writing = s, e.n, true
 			e.mu.Unlock()
 			k, _ := s.Write(p) // who waits for the answer hears of the error
 			e.mu.Lock()
+			if e.writing = false; e.relay != nil {
+				_ = e.relay.s.SetWriteDeadline(time.Time{})
+			}
 			if e.sent == s {
 				e.sentN = k
 			}
@@ -170,7 +174,7 @@ func (e *Early) run(read bool) {
 func (e *Early) giveTo(r *relay) {
 	if e.read {
 		e.budget.Give(cap(e.buf))
-		r.first = &firstRead{e.buf, e.n, e.err, 0}
+		r.first = &firstRead{buf: e.buf, n: e.n, err: e.err}
 		if e.sent == r.s {
 			r.first.sent = e.sentN
 		}
@@ -187,6 +191,9 @@ func (e *Early) startRelay(r *relay) {
 	e.mu.Lock()
 	e.relay = r
 	reading := e.reading
+	if e.writing {
+		_ = r.s.SetWriteDeadline(time.Unix(1, 0)) // the relay goes on with the rest, and looks after conn while the peer takes nothing
+	}
 	e.changed.Broadcast()
 	e.mu.Unlock()
 	if !reading {
@@ -231,4 +238,5 @@ type firstRead struct {
 	n    int
 	err  error
 	sent int
+	told int // how much of that was counted
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
+	"github.com/ambit-mesh/ambit/mesh/h2"
 )
 
 // earlyCase is a client that says something around the time at which its tunnel is opened.
@@ -297,4 +298,81 @@ func (w *world) warm(p *Pool) {
 	if _, err := p.Open(ctx, w.target(), Request{Authority: "nowhere"}); !errors.As(err, &status) {
 		w.t.Fatalf("open: %v, want a refusal", err)
 	}
+}
+
+// TestEarlyClientLeaves wants that a client's reset ends its connection also while the peer takes no more of what the client said.
+func TestEarlyClientLeaves(t *testing.T) {
+	for _, n := range []int{5, 10_000} { // along with the request, and after it
+		over := make(chan struct{})
+		w := newWorld(t, func(ctx context.Context, in *Incoming) {
+			if _, err := in.Accept(); err != nil {
+				t.Errorf("accept: %v", err)
+			}
+			<-over // nothing is read
+		}, func(cfg *ServerConfig) { cfg.H2.StreamWindow = 2 })
+		p := w.pool(nil)
+		p.earlyFresh = time.Hour
+		w.warm(p)
+		lent := buffer.InUse()
+		client, proxied := tcpPair(t)
+		if _, err := client.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		awaitReadable(t, proxied)
+		r := request
+		r.Early = NewEarly(proxied, nil)
+		s := w.mustOpenWith(p, r)
+		ended := make(chan error, 1)
+		Relayer{stallCheck: time.Millisecond}.Start(context.Background(), proxied, s, nil, func(err error) { ended <- err })
+		_ = client.SetLinger(0)
+		_ = client.Close()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%d bytes: the relay ended: %v", n, err)
+			}
+		case <-time.After(patience):
+			t.Errorf("%d bytes: the relay does not end", n)
+			_ = p.Close()
+			<-ended
+		}
+		close(over)
+		_ = p.Close()
+		await(t, "all buffers are given back", func() bool { return buffer.InUse() <= lent })
+	}
+}
+
+// TestEarlyAndReset wants that what was sent with the request is counted, and its buffer given back, if the stream is reset at once.
+func TestEarlyAndReset(t *testing.T) {
+	lent := buffer.InUse()
+	w := newWorld(t, func(_ context.Context, in *Incoming) {
+		if s, err := in.Accept(); err == nil {
+			s.Reset(h2.ConnectError)
+		}
+	}, nil)
+	p := w.pool(nil)
+	p.earlyFresh = time.Hour
+	w.warm(p)
+	client, proxied := tcpPair(t)
+	if _, err := io.WriteString(client, "ambit"); err != nil {
+		t.Fatal(err)
+	}
+	awaitReadable(t, proxied)
+	r := request
+	r.Early = NewEarly(proxied, nil)
+	s := w.mustOpenWith(p, r)
+	await(t, "the reset has come", s.s.Done)
+	var counters Counters
+	ended := make(chan error, 1)
+	Relayer{}.Start(context.Background(), proxied, s, &counters, func(err error) { ended <- err })
+	if err := <-ended; err == nil {
+		t.Error("the relay ended without an error")
+	}
+	if n := counters.Sent.Load(); n != 5 {
+		t.Errorf("counted %d bytes, want 5", n)
+	}
+	client.Close()
+	_ = p.Close()
+	_ = w.server.Close()
+	await(t, "all buffers are given back", func() bool { return buffer.InUse() <= lent })
 }

@@ -338,7 +338,7 @@ func (r *relay) flush() {
 // whoever waits for them would also wait for the read that finds nothing.
 func (r *relay) forward(limit int) error {
 	if r.first != nil {
-		return r.forwardFirst()
+		return r.forwardFirst(limit)
 	}
 	buf, n, err := r.in.read(h2.Headroom, r.load.limit(limit))
 	if err != nil {
@@ -365,22 +365,29 @@ func (r *relay) sent(n int) {
 }
 
 // forwardFirst is forward for what was read before up began.
-func (r *relay) forwardFirst() error {
+func (r *relay) forwardFirst(limit int) error {
 	f := r.first
-	r.first = nil
 	if f.err != nil {
+		r.first = nil
 		return f.err
 	}
-	k := f.sent
-	var err error
-	if k < f.n {
-		var more int
-		more, err = r.s.Write(f.buf[h2.Headroom+k : h2.Headroom+f.n])
-		k += more
+	k, err := r.s.Write(f.buf[h2.Headroom+f.sent : h2.Headroom+min(f.n, f.sent+limit)])
+	f.sent += k
+	k, f.told = f.sent-f.told, f.sent
+	if f.sent == f.n {
+		r.dropFirst()
 	}
-	buffer.Put(f.buf)
 	r.sent(k)
 	return err
+}
+
+// dropFirst gives back what was read before up began, once it was sent, or cannot be any more.
+func (r *relay) dropFirst() {
+	if f := r.first; f != nil {
+		r.counters.addSent(f.sent - f.told)
+		buffer.Put(f.buf)
+		r.first = nil
+	}
 }
 
 // TryWrite implements h2.Sink. A drainer that is about to return does not write any more.
@@ -596,6 +603,7 @@ func (r *relay) closeConnLocked() {
 // finish closes both sides, whatever their state, and returns what ended the relay.
 func (r *relay) finish() error {
 	r.unwatch()
+	r.dropFirst()
 	r.s.Close()
 	r.close(nil)
 	_ = r.conn.Close()
