@@ -166,6 +166,11 @@ func (c *Conn) Run() error {
 
 	err := c.end(c.readLoop())
 	c.wg.Wait()
+	c.mu.Lock()
+	for c.send.writing { // by a stream's user, perhaps, who has not noticed yet
+		c.send.room.Wait()
+	}
+	c.mu.Unlock()
 	c.t.Release()
 	return err
 }
