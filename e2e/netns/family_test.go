@@ -9,6 +9,7 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/workload"
@@ -48,7 +49,11 @@ func testProbes(w *world) {
 			if err != nil {
 				return err
 			}
-			return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: source.AsSlice(), Mask: net.CIDRMask(source.BitLen(), source.BitLen())}})
+			mask := net.CIDRMask(source.BitLen(), source.BitLen())
+			return netlink.AddrAdd(link, &netlink.Addr{
+				IPNet: &net.IPNet{IP: source.AsSlice(), Mask: mask},
+				Flags: unix.IFA_F_NODAD, // else it may be used only when the kernel has come to look for a duplicate
+			})
 		}))
 		to := addr(server, v6, 8080)
 		if seen, err := w.fromRouter(source, to); err != nil || seen != source.String() {

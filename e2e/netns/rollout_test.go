@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/cni/rules"
@@ -289,6 +290,7 @@ func (w *world) inherit(heir, old *lab.Pod, mac net.HardwareAddr) {
 			if err != nil {
 				return err
 			}
+			parsed.Flags = unix.IFA_F_NODAD // usable at once
 			if err := netlink.AddrAdd(link, parsed); err != nil {
 				return err
 			}
