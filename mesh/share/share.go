@@ -39,6 +39,8 @@ const (
 	idleWindows = 3
 	// muchWork is the work in a window, as a share of it, from which on a party can be in the others' way.
 	muchWork = 0.1
+	// littleOfFair is the share of an equal part below which a party does little: it is for such ones that others hold back.
+	littleOfFair = 0.5
 	// slower and faster change what a party may do, each interval.
 	slower, faster = 0.8, 1.02
 	// leastCost and mostCost bound how wrong estimates of work are taken to be. What the process spends beyond that it spends
@@ -272,6 +274,10 @@ func (d *Divider) divide(slot int, late bool, cost float64) bool {
 		}
 	}
 	slices.SortFunc(active, func(a, b use) int { return cmp.Compare(b.used, a.used) })
+	// Where all do about as much, such as the two ends of one transfer, there is nobody whom holding back would help.
+	if n := len(active); n > 0 {
+		late = late && active[n-1].used < littleOfFair*total/float64(n)
+	}
 	for _, u := range active {
 		heavy := len(active) > 1 && u.used > total/float64(len(active)) && u.used > d.cfg.Least
 		switch {

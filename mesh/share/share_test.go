@@ -133,6 +133,27 @@ func TestAloneNobodyWaits(t *testing.T) {
 	})
 }
 
+// TestEqualsDoNotWait has two parties do about as much on a machine that is late, such as the two ends of a transfer within a node: if
+// one of them held back so would the other, and nobody would have anything of it.
+func TestEqualsDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{late: time.Second}
+		d := m.run(t)
+		sender, receiver := d.Join(), d.Join()
+		defer sender.Leave()
+		defer receiver.Leave()
+		var wg sync.WaitGroup
+		for _, p := range []*Party{sender, receiver} {
+			wg.Go(func() {
+				if took := m.works(p, time.Millisecond, 1000); took != time.Second {
+					t.Errorf("a second of work took %v", took)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
 // TestLeftAloneNobodyWaits holds a party back, and then has the other one stop, while the machine stays late because of
 // somebody else.
 func TestLeftAloneNobodyWaits(t *testing.T) {
@@ -146,6 +167,7 @@ func TestLeftAloneNobodyWaits(t *testing.T) {
 		var over atomic.Bool
 		wg.Go(func() {
 			for !over.Load() {
+				time.Sleep(time.Millisecond)
 				m.works(light, 10*time.Microsecond, 1)
 			}
 		})
