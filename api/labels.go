@@ -34,14 +34,31 @@ const (
 	LabelUseWaypoint = "istio.io/use-waypoint"
 	// LabelUseWaypointNamespace is the namespace of that Gateway where it is another one.
 	LabelUseWaypointNamespace = "istio.io/use-waypoint-namespace"
-	// LabelWaypointFor, on a Gateway or GatewayClass: service, workload, all or none.
-	LabelWaypointFor = "istio.io/waypoint-for"
+	// UseWaypointNone, as the value of LabelUseWaypoint, opts out of the waypoint that the namespace names.
+	UseWaypointNone = "none"
+	// LabelWaypointFor, on a Gateway or GatewayClass, says which traffic is sent to it: that of services, the default, that of
+	// pods' own addresses, both, or none.
+	LabelWaypointFor    = "istio.io/waypoint-for"
+	WaypointForService  = "service"
+	WaypointForWorkload = "workload"
+	WaypointForAll      = "all"
+	WaypointForNone     = "none"
+	// ConditionWaypointBound is the condition on Services, ServiceEntries and WorkloadEntries that says whether their traffic
+	// takes the waypoint that they name.
+	ConditionWaypointBound = "istio.io/WaypointBound"
 	// LabelTunnel, on a Pod or WorkloadEntry, with the value "http": the workload speaks HBONE itself.
 	LabelTunnel = "networking.istio.io/tunnel"
 	// LabelGatewayManaged marks objects that the control plane made for a Gateway.
 	LabelGatewayManaged = "gateway.istio.io/managed"
+	// GatewayManagedWaypoint is the value of LabelGatewayManaged on those of a waypoint.
+	GatewayManagedWaypoint = "istio.io-mesh-controller"
 	// LabelGatewayName is the Gateway that an object was made for.
 	LabelGatewayName = "gateway.networking.k8s.io/gateway-name"
+	// LabelGatewayClassName is that Gateway's class.
+	LabelGatewayClassName = "gateway.networking.k8s.io/gateway-class-name"
+	// LabelRevision says which of several control planes an object is for; "" or RevisionDefault is this one.
+	LabelRevision   = "istio.io/rev"
+	RevisionDefault = "default"
 
 	// LabelCanonicalName and LabelCanonicalRevision override the canonical service name and revision of a workload.
 	LabelCanonicalName     = "service.istio.io/canonical-name"

@@ -39,6 +39,16 @@ const (
 	CRLConfigMap = "istio-ca-crl"
 	CRLKey       = "ca-crl.pem"
 
+	// ClassWaypoint is the GatewayClass of waypoints and ControllerWaypoint its controller, which is also that of routes whose
+	// parents are services. ClassIngress and ControllerIngress are those of Istio's ingress gateways.
+	ClassWaypoint      = "istio-waypoint"
+	ControllerWaypoint = "istio.io/mesh-controller"
+	ClassIngress       = "istio"
+	ControllerIngress  = "istio.io/gateway-controller"
+	// MeshName is the XMesh of the mesh, and ControllerMesh its controller.
+	MeshName       = "ambit"
+	ControllerMesh = "ambit.io/mesh-controller"
+
 	// TokenAudience is the audience of service account tokens for the control plane.
 	TokenAudience = "istio-ca"
 )

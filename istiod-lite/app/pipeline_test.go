@@ -73,6 +73,9 @@ var (
 	peerAuthenticationGVR  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 	authorizationPolicyGVR = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
 	serviceEntryGVR        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
+	gatewayGVR             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
+	gatewayClassGVR        = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
+	meshGVR                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	workloadEntryGVR       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
@@ -97,7 +100,8 @@ func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
 		T: t, core: fake.NewClientset(objects...), tokens: map[string]authenticationv1.TokenReviewStatus{},
 		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
 			peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList",
-			serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList"}),
+			serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList",
+			gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList"}),
 	}
 	a.core.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		review := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview).DeepCopy()

@@ -35,6 +35,10 @@ const (
 	KindServiceEntry        Kind = "ServiceEntry"
 	KindWorkloadEntry       Kind = "WorkloadEntry"
 	KindConfigMap           Kind = "ConfigMap"
+	KindGateway             Kind = "Gateway"
+	KindGatewayClass        Kind = "GatewayClass"
+	KindMesh                Kind = "XMesh"
+	KindDeployment          Kind = "Deployment"
 )
 
 // Object is one of the nouns of this package.

@@ -41,6 +41,22 @@ func (ls Labels) Get(name string) string {
 	return ""
 }
 
+// Has reports whether there is a label of that name. With Lookup it lets selectors of Kubernetes match.
+func (ls Labels) Has(name string) bool {
+	_, ok := ls.Lookup(name)
+	return ok
+}
+
+// Lookup returns the value of a label, and whether it is there.
+func (ls Labels) Lookup(name string) (string, bool) {
+	for _, l := range ls {
+		if l.Name() == name {
+			return l.Value(), true
+		}
+	}
+	return "", false
+}
+
 // First returns the first value that is not empty of several labels.
 func (ls Labels) First(names ...string) string {
 	for _, n := range names {

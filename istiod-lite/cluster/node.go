@@ -70,6 +70,8 @@ type Namespace struct {
 	Distribution string
 	// Network is api.LabelNetwork, which has a meaning on the control plane's namespace only.
 	Network string
+	// Labels are all of the namespace's: listeners of Gateways select namespaces by them.
+	Labels Labels
 }
 
 // ObjectKind is KindNamespace.
@@ -79,7 +81,9 @@ func (*Namespace) ObjectKind() Kind { return KindNamespace }
 func (n *Namespace) ObjectKey() Key { return Key{Name: n.Name} }
 
 // Equal reports whether both are the same in every field.
-func (n *Namespace) Equal(o *Namespace) bool { return *n == *o }
+func (n *Namespace) Equal(o *Namespace) bool {
+	return n.Name == o.Name && n.Terminating == o.Terminating && n.Distribution == o.Distribution && n.Network == o.Network && n.Labels.Equal(o.Labels)
+}
 
 // NamespaceOf reduces a Kubernetes namespace.
 func NamespaceOf(in *corev1.Namespace) *Namespace {
@@ -88,6 +92,7 @@ func NamespaceOf(in *corev1.Namespace) *Namespace {
 		Terminating:  in.Status.Phase == corev1.NamespaceTerminating || in.DeletionTimestamp != nil,
 		Distribution: in.Annotations[api.AnnotationTrafficDistribution],
 		Network:      in.Labels[api.LabelNetwork],
+		Labels:       LabelsOf(in.Labels),
 	}
 }
 

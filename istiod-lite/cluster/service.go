@@ -35,6 +35,14 @@ type Service struct {
 	Distribution, DistributionAnnotation string
 	// IPv4 and IPv6 are the families of the service; neither if the API server has not said.
 	IPv4, IPv6 bool
+	// Waypoint is what the service's labels say of its waypoint.
+	Waypoint WaypointUse
+	// Gateway is the Gateway that the service was made for; "" for others. Such a service has no waypoint itself.
+	Gateway string
+	// Bound is the condition api.ConditionWaypointBound as the object has it.
+	Bound Condition
+	// Generation is that of the object; 0 where the API server counts none for services.
+	Generation int64
 	Faults     []string
 }
 
@@ -59,7 +67,7 @@ func (s *Service) Equal(o *Service) bool {
 		slices.Equal(s.ClusterIPs, o.ClusterIPs) && slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) &&
 		slices.Equal(s.Ports, o.Ports) && s.Selector.Equal(o.Selector) && s.PublishNotReady == o.PublishNotReady &&
 		s.InternalLocal == o.InternalLocal && s.Affinity == o.Affinity && s.Distribution == o.Distribution &&
-		s.DistributionAnnotation == o.DistributionAnnotation && s.IPv4 == o.IPv4 && s.IPv6 == o.IPv6 &&
+		s.DistributionAnnotation == o.DistributionAnnotation && s.Waypoint == o.Waypoint && s.Gateway == o.Gateway && s.Bound == o.Bound && s.Generation == o.Generation && s.IPv4 == o.IPv4 && s.IPv6 == o.IPv6 &&
 		slices.Equal(s.Faults, o.Faults)
 }
 
@@ -73,6 +81,16 @@ func ServiceOf(in *corev1.Service) *Service {
 		PublishNotReady:        in.Spec.PublishNotReadyAddresses,
 		InternalLocal:          in.Spec.InternalTrafficPolicy != nil && *in.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		DistributionAnnotation: in.Annotations[api.AnnotationTrafficDistribution],
+		Waypoint:               waypointUseOf(in.Labels),
+		Generation:             in.Generation,
+	}
+	if in.Labels[api.LabelGatewayManaged] != "" {
+		s.Gateway = in.Labels[api.LabelGatewayName]
+	}
+	for _, c := range in.Status.Conditions {
+		if c.Type == api.ConditionWaypointBound {
+			s.Bound = Condition{c.Type, string(c.Status), c.Reason, c.Message, c.ObservedGeneration}
+		}
 	}
 	if in.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		s.setAffinity(in.Spec.SessionAffinityConfig)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,7 +34,7 @@ import (
 var Kinds = []cluster.Kind{
 	cluster.KindConfigMap, cluster.KindNamespace, cluster.KindNode, cluster.KindService, cluster.KindEndpointSlice,
 	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
-	cluster.KindPod,
+	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 }
 
 // Config configures a Source. All fields are required.
@@ -98,13 +99,18 @@ const (
 	livePods = "status.phase!=" + string(corev1.PodSucceeded) + ",status.phase!=" + string(corev1.PodFailed)
 	// Slices that Kubernetes makes from pods say nothing that the pods do not.
 	slicesByHand = discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io"
+	// Deployments of waypoints.
+	managed = api.LabelGatewayManaged + "=" + api.GatewayManagedWaypoint
 )
 
-// Kinds of Istio's.
+// Kinds of Istio's and of the Gateway API.
 var (
 	peerAuthentications   = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 	authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
 	serviceEntries        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
+	gateways              = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
+	gatewayClasses        = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
+	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
@@ -122,10 +128,14 @@ func (s *Source) watches() []watched {
 		of(typed(core.Services(metav1.NamespaceAll), "", "", cluster.ServiceOf), cluster.KindService, &corev1.Service{}),
 		of(typed(discovery.EndpointSlices(metav1.NamespaceAll), "", slicesByHand, cluster.EndpointSliceOf), cluster.KindEndpointSlice, &discoveryv1.EndpointSlice{}),
 		of(typed(core.Pods(metav1.NamespaceAll), livePods, "", cluster.PodOf), cluster.KindPod, &corev1.Pod{}),
+		of(typed(s.cfg.Core.AppsV1().Deployments(metav1.NamespaceAll), "", managed, cluster.DeploymentOf), cluster.KindDeployment, &appsv1.Deployment{}),
 		s.custom(peerAuthentications, cluster.KindPeerAuthentication, func(u *unstructured.Unstructured) cluster.Object { return cluster.PeerAuthenticationOf(u) }),
 		s.custom(authorizationPolicies, cluster.KindAuthorizationPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.AuthorizationPolicyOf(u) }),
 		s.custom(serviceEntries, cluster.KindServiceEntry, func(u *unstructured.Unstructured) cluster.Object { return cluster.ServiceEntryOf(u) }),
 		s.custom(workloadEntries, cluster.KindWorkloadEntry, func(u *unstructured.Unstructured) cluster.Object { return cluster.WorkloadEntryOf(u) }),
+		s.custom(gateways, cluster.KindGateway, func(u *unstructured.Unstructured) cluster.Object { return cluster.GatewayOf(u) }),
+		s.custom(gatewayClasses, cluster.KindGatewayClass, func(u *unstructured.Unstructured) cluster.Object { return cluster.GatewayClassOf(u) }),
+		s.custom(meshes, cluster.KindMesh, func(u *unstructured.Unstructured) cluster.Object { return cluster.MeshOf(u) }),
 	}
 }
 

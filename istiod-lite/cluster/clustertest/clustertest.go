@@ -3,14 +3,17 @@ package clustertest
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -22,10 +25,14 @@ func Parse(text []byte) ([]cluster.Object, error) {
 	var out []cluster.Object
 	dec := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
 	for {
-		var u unstructured.Unstructured
-		if err := dec.Decode(&u.Object); errors.Is(err, io.EOF) {
+		var text json.RawMessage
+		if err := dec.Decode(&text); errors.Is(err, io.EOF) {
 			return out, nil
 		} else if err != nil {
+			return nil, fmt.Errorf("parse objects: %w", err)
+		}
+		var u unstructured.Unstructured
+		if err := utiljson.Unmarshal(text, &u.Object); err != nil { // whole numbers as clients of the API have them
 			return nil, fmt.Errorf("parse objects: %w", err)
 		}
 		if len(u.Object) == 0 {
@@ -61,6 +68,14 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.ServiceEntryOf(u), nil
 	case cluster.KindWorkloadEntry:
 		return cluster.WorkloadEntryOf(u), nil
+	case cluster.KindDeployment:
+		return as(u, &appsv1.Deployment{}, cluster.DeploymentOf)
+	case cluster.KindGateway:
+		return cluster.GatewayOf(u), nil
+	case cluster.KindGatewayClass:
+		return cluster.GatewayClassOf(u), nil
+	case cluster.KindMesh:
+		return cluster.MeshOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
