@@ -29,6 +29,10 @@ images: ## build the images (product and test) as OCI archives in .cache/images;
 load: ## put the images, or FILES="a.tar b.tar", on both nodes
 	@$(CLUSTER) load $(abspath $(FILES))
 
+.PHONY: conformance
+conformance: ## run the Gateway API's conformance suite on the cluster and write its report (root); SUITE="-run-test=MeshBasic"
+	@go run ./e2e/conformance/cmd/conformance $(if $(REPORT),--report $(REPORT)) -- $(SUITE)
+
 .PHONY: demo demo-down
 demo: ## cluster, mesh and sample application; shows the main job and checks each line (root)
 	@go run ./e2e/demo/cmd/demo

@@ -16,17 +16,22 @@ import (
 
 	"github.com/ambit-mesh/ambit/e2e/cluster/debian"
 	"github.com/ambit-mesh/ambit/e2e/cluster/image"
+	"github.com/ambit-mesh/ambit/e2e/cluster/pki"
 )
 
 // Image is an image of this repository: its reference is docker.io/ambit/<Name>:<tag>, its archive <Name>.tar.
 type Image struct {
 	Name       string
-	Programs   []string // packages below the repository's folder; "dir/..." is every program below dir. Each goes to /usr/local/bin.
+	Reference  string   // the whole one, where others' manifests name the image
+	Module     string   // folder, below the repository's, of the module that Programs are packages of
+	Programs   []string // packages of the module; "dir/..." is every program below dir. Each goes to /usr/local/bin.
 	Entrypoint []string
 	User       string // "" is root
 	Userland   []string
 	Links      map[string]string
-	Test       bool // only tests and the demo use it
+	KeyPair    string // path without its suffix of a certificate (.crt) and its key (.key) for any name, signed by nobody known
+	Test       bool   // only tests and the demo use it
+	OnRequest  bool   // built only when it is named
 }
 
 // Images are all of them.
@@ -44,6 +49,13 @@ func Images() []Image {
 		},
 		// Manifests name the program that they want of it.
 		{Name: "samples", Programs: []string{"./deploy/samples/cmd/..."}, User: "65532:65532", Test: true},
+		// What the Gateway API's conformance suite v1.7.0 runs in its mesh tests (mesh/manifests.yaml): Istio's test server and client.
+		{
+			Name: "echo-advanced", Reference: "registry.k8s.io/gateway-api/conformance/echo-advanced:v0.1.0",
+			Module:     "e2e/conformance/echo",
+			Programs:   []string{"istio.io/istio/pkg/test/echo/cmd/server", "istio.io/istio/pkg/test/echo/cmd/client"},
+			Entrypoint: []string{"/usr/local/bin/server"}, User: "1338:1338", KeyPair: "/cert", Test: true, OnRequest: true,
+		},
 	}
 }
 
@@ -76,7 +88,7 @@ type Builder struct {
 	Version string
 }
 
-// Build builds the named images, or all if none is named, and returns the archives. One that fails does not keep the
+// Build builds the named images, or all but those on request if none is named, and returns the archives. One that fails does not keep the
 // others from being built.
 func (b *Builder) Build(ctx context.Context, names []string) ([]string, error) {
 	chosen, err := choose(names)
@@ -106,7 +118,7 @@ func (b *Builder) Build(ctx context.Context, names []string) ([]string, error) {
 func choose(names []string) ([]Image, error) {
 	all := Images()
 	if len(names) == 0 {
-		return all, nil
+		return slices.DeleteFunc(all, func(i Image) bool { return i.OnRequest }), nil
 	}
 	var chosen []Image
 	for _, name := range names {
@@ -124,14 +136,25 @@ func choose(names []string) ([]Image, error) {
 }
 
 func (b *Builder) build(ctx context.Context, i Image) (string, error) {
-	programs, err := b.compile(ctx, i)
+	dir := filepath.Join(b.Dir, "programs", i.Name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	files, err := b.compile(ctx, i, dir)
 	if err != nil {
 		return "", err
 	}
+	if i.KeyPair != "" {
+		pair, err := issue(i, dir)
+		if err != nil {
+			return "", err
+		}
+		files = append(files, pair...)
+	}
 	archive := filepath.Join(b.Dir, i.Name+".tar")
 	return archive, image.Write(image.Definition{
-		Name:       "docker.io/ambit/" + i.Name + ":" + b.tag(i),
-		Files:      programs,
+		Name:       b.reference(i),
+		Files:      files,
 		Entrypoint: i.Entrypoint,
 		User:       i.User,
 		Userland:   i.Userland,
@@ -139,18 +162,41 @@ func (b *Builder) build(ctx context.Context, i Image) (string, error) {
 	}, archive)
 }
 
-// tag is an image's tag. Manifests of tests name test images, of whatever version, by "dev".
-func (b *Builder) tag(i Image) string {
-	if b.Version == "" || i.Test {
-		return "dev"
+// reference is an image's name and tag. Manifests of tests name test images, of whatever version, by "dev".
+func (b *Builder) reference(i Image) string {
+	switch {
+	case i.Reference != "":
+		return i.Reference
+	case b.Version == "" || i.Test:
+		return "docker.io/ambit/" + i.Name + ":dev"
 	}
-	return b.Version
+	return "docker.io/ambit/" + i.Name + ":" + b.Version
 }
 
-// compile builds the image's programs. They stay beside the archives, where the next build finds those that are up to
-// date.
-func (b *Builder) compile(ctx context.Context, i Image) ([]image.File, error) {
-	list, err := b.run(ctx, "go", append([]string{"list", "-f", `{{if eq .Name "main"}}{{.ImportPath}}{{end}}`}, i.Programs...)...)
+// issue makes the certificate and key that a test server wants to find in its image.
+func issue(i Image, dir string) ([]image.File, error) {
+	authority, err := pki.NewAuthority(i.Name)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := authority.Issue(pki.Subject{Name: i.Name, Server: true, DNS: []string{"*", "localhost"}})
+	if err != nil {
+		return nil, err
+	}
+	var files []image.File
+	for suffix, data := range map[string][]byte{".crt": pair.Cert, ".key": pair.Key} {
+		path := filepath.Join(dir, "pair"+suffix)
+		if err := os.WriteFile(path, data, 0o644); err != nil { // it proves nothing to anybody
+			return nil, err
+		}
+		files = append(files, image.File{From: path, To: i.KeyPair + suffix})
+	}
+	return files, nil
+}
+
+// compile builds the image's programs into dir. They stay there, where the next build finds those that are up to date.
+func (b *Builder) compile(ctx context.Context, i Image, dir string) ([]image.File, error) {
+	list, err := b.run(ctx, i.Module, "go", append([]string{"list", "-f", `{{if eq .Name "main"}}{{.ImportPath}}{{end}}`}, i.Programs...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -160,16 +206,12 @@ func (b *Builder) compile(ctx context.Context, i Image) ([]image.File, error) {
 	}
 	version := b.Version
 	if version == "" {
-		if version, err = b.run(ctx, "git", "describe", "--tags", "--always", "--dirty"); err != nil {
+		if version, err = b.run(ctx, "", "git", "describe", "--tags", "--always", "--dirty"); err != nil {
 			version = "dev" // not a clone
 		}
 	}
-	dir := filepath.Join(b.Dir, "programs", i.Name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
 	args := []string{"build", "-trimpath", "-ldflags", "-s -w -X github.com/ambit-mesh/ambit/api/build.version=" + strings.TrimSpace(version), "-o", dir + "/"}
-	if _, err := b.run(ctx, "go", append(args, packages...)...); err != nil {
+	if _, err := b.run(ctx, i.Module, "go", append(args, packages...)...); err != nil {
 		return nil, err
 	}
 	var files []image.File
@@ -180,10 +222,10 @@ func (b *Builder) compile(ctx context.Context, i Image) ([]image.File, error) {
 	return files, nil
 }
 
-// run runs a program in the repository and returns what it prints.
-func (b *Builder) run(ctx context.Context, name string, args ...string) (string, error) {
+// run runs a program in a folder of the repository and returns what it prints.
+func (b *Builder) run(ctx context.Context, folder, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = b.Repository
+	cmd.Dir = filepath.Join(b.Repository, folder)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -24,7 +24,8 @@ const usage = `cluster runs a real two-node Kubernetes on this machine. All but 
   cluster down                                  remove it, and whatever an earlier one left
   cluster reboot NODE                           cut the node's power and start it again with its disk
   cluster images [--version V] [--of TREE] [IMAGE...]
-                                                build images as OCI archives in .cache/images; all if none is named
+                                                build images as OCI archives in .cache/images; if none is named, all
+                                                but echo-advanced, which only the conformance suite wants
   cluster load [ARCHIVE...]                     import images on both nodes; all that were built if none is named
   cluster exec MACHINE -- COMMAND [ARG...]      run a command in the namespaces of node1, node2 or cp
 
