@@ -35,10 +35,14 @@ const (
 	KindServiceEntry        Kind = "ServiceEntry"
 	KindWorkloadEntry       Kind = "WorkloadEntry"
 	KindConfigMap           Kind = "ConfigMap"
-	KindGateway             Kind = "Gateway"
 	KindGatewayClass        Kind = "GatewayClass"
 	KindMesh                Kind = "XMesh"
 	KindDeployment          Kind = "Deployment"
+	KindHTTPRoute           Kind = "HTTPRoute"
+	KindGRPCRoute           Kind = "GRPCRoute"
+	KindTLSRoute            Kind = "TLSRoute"
+	KindTCPRoute            Kind = "TCPRoute"
+	KindGateway             Kind = "Gateway"
 )
 
 // Object is one of the nouns of this package.

@@ -23,6 +23,8 @@ type Snapshot struct {
 	AuthorizationPolicies []*cluster.AuthorizationPolicy
 	ServiceEntries        []*cluster.ServiceEntry
 	WorkloadEntries       []*cluster.WorkloadEntry
+	// Routes are translated by package l7.
+	Routes []*cluster.Route
 	// Shortages are those of ServiceEntries.
 	Shortages map[cluster.Key][]cluster.Shortage
 }

@@ -76,6 +76,14 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.GatewayClassOf(u), nil
 	case cluster.KindMesh:
 		return cluster.MeshOf(u), nil
+	case cluster.KindHTTPRoute:
+		return cluster.HTTPRouteOf(u), nil
+	case cluster.KindGRPCRoute:
+		return cluster.GRPCRouteOf(u), nil
+	case cluster.KindTLSRoute:
+		return cluster.TLSRouteOf(u), nil
+	case cluster.KindTCPRoute:
+		return cluster.TCPRouteOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -121,6 +129,8 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.ServiceEntries = append(s.ServiceEntries, o)
 		case *cluster.WorkloadEntry:
 			s.WorkloadEntries = append(s.WorkloadEntries, o)
+		case *cluster.Route:
+			s.Routes = append(s.Routes, o)
 		}
 	}
 	return s

@@ -1,0 +1,203 @@
+package cluster
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+// httpFilters reads a list of filters.
+func (b *ruleReader) httpFilters(where string, in []gatewayv1.HTTPRouteFilter) RouteFilters {
+	var out RouteFilters
+	seen := map[gatewayv1.HTTPRouteFilterType]bool{}
+	for i, f := range in {
+		at := fmt.Sprintf("%s[%d]", where, i)
+		if seen[f.Type] && f.Type != gatewayv1.HTTPRouteFilterRequestMirror {
+			b.rule.Faults = append(b.rule.Faults, Fault{true, fmt.Sprintf("%s: there is a %s already", at, f.Type)})
+			continue
+		}
+		seen[f.Type] = true
+		missing := false
+		switch f.Type {
+		case gatewayv1.HTTPRouteFilterRequestHeaderModifier:
+			if missing = f.RequestHeaderModifier == nil; !missing {
+				out.Request = headerChanges(f.RequestHeaderModifier)
+			}
+		case gatewayv1.HTTPRouteFilterResponseHeaderModifier:
+			if missing = f.ResponseHeaderModifier == nil; !missing {
+				out.Response = headerChanges(f.ResponseHeaderModifier)
+			}
+		case gatewayv1.HTTPRouteFilterRequestRedirect:
+			if missing = f.RequestRedirect == nil; !missing {
+				out.Redirect = b.redirect(at+".requestRedirect", f.RequestRedirect)
+			}
+		case gatewayv1.HTTPRouteFilterURLRewrite:
+			if missing = f.URLRewrite == nil; !missing {
+				out.Rewrite = &Rewrite{Path: b.pathChange(at+".urlRewrite.path", f.URLRewrite.Path)}
+				if f.URLRewrite.Hostname != nil {
+					out.Rewrite.Hostname = string(*f.URLRewrite.Hostname)
+				}
+			}
+		case gatewayv1.HTTPRouteFilterRequestMirror:
+			if missing = f.RequestMirror == nil; !missing {
+				out.Mirrors = append(out.Mirrors, b.mirror(at+".requestMirror", f.RequestMirror))
+			}
+		case gatewayv1.HTTPRouteFilterCORS:
+			if missing = f.CORS == nil; !missing {
+				out.CORS = b.cors(at+".cors", f.CORS)
+			}
+		case gatewayv1.HTTPRouteFilterExtensionRef:
+			if missing = f.ExtensionRef == nil; !missing {
+				b.fault("%s.extensionRef: %s %s is not supported", at, f.ExtensionRef.Kind, f.ExtensionRef.Name)
+			}
+		default:
+			b.fault("%s: filter %s is not supported", at, f.Type)
+		}
+		if missing {
+			b.fault("%s: %s has no settings", at, f.Type)
+		}
+	}
+	return out
+}
+
+func headerChanges(in *gatewayv1.HTTPHeaderFilter) *HeaderChanges {
+	headers := func(in []gatewayv1.HTTPHeader) []Header {
+		var out []Header
+		for _, h := range in {
+			name := strings.ToLower(string(h.Name))
+			// Of several with one name the first counts, as the Gateway API wants it.
+			if !slices.ContainsFunc(out, func(o Header) bool { return o.Name == name }) {
+				out = append(out, Header{name, h.Value})
+			}
+		}
+		return out
+	}
+	out := &HeaderChanges{Set: headers(in.Set), Add: headers(in.Add)}
+	for _, name := range in.Remove {
+		if name = strings.ToLower(name); !slices.Contains(out.Remove, name) {
+			out.Remove = append(out.Remove, name)
+		}
+	}
+	return out
+}
+
+func (b *ruleReader) pathChange(where string, in *gatewayv1.HTTPPathModifier) PathChange {
+	if in == nil {
+		return PathChange{}
+	}
+	switch {
+	case in.Type == gatewayv1.FullPathHTTPPathModifier && in.ReplaceFullPath != nil:
+		return PathChange{PathReplaced, slashed(*in.ReplaceFullPath)}
+	case in.Type == gatewayv1.PrefixMatchHTTPPathModifier && in.ReplacePrefixMatch != nil:
+		return PathChange{PathPrefixReplaced, strings.TrimRight(slashed(*in.ReplacePrefixMatch), "/")}
+	case in.Type == gatewayv1.FullPathHTTPPathModifier || in.Type == gatewayv1.PrefixMatchHTTPPathModifier:
+		b.fault("%s: type %s has no value", where, in.Type)
+	default:
+		b.fault("%s.type: %q is not supported", where, in.Type)
+	}
+	return PathChange{}
+}
+
+// slashed gives a path the slash that it has to begin with.
+func slashed(path string) string {
+	if strings.HasPrefix(path, "/") {
+		return path
+	}
+	return "/" + path
+}
+
+// redirectStatus is the status of a redirect that does not name one.
+const redirectStatus = 302
+
+func (b *ruleReader) redirect(where string, in *gatewayv1.HTTPRequestRedirectFilter) *Redirect {
+	out := &Redirect{Status: redirectStatus, Path: b.pathChange(where+".path", in.Path)}
+	if in.Scheme != nil {
+		if out.Scheme = *in.Scheme; out.Scheme != "http" && out.Scheme != "https" {
+			b.fault("%s.scheme: %q is not supported", where, out.Scheme)
+		}
+	}
+	if in.Hostname != nil {
+		out.Hostname = string(*in.Hostname)
+	}
+	if in.Port != nil {
+		var fault string
+		if out.Port, fault = parsePort(where+".port", *in.Port); fault != "" {
+			b.fault("%s", fault)
+		}
+	}
+	if in.StatusCode != nil {
+		out.Status = *in.StatusCode
+		switch out.Status {
+		case 301, 302, 303, 307, 308:
+		default:
+			b.fault("%s.statusCode: %d is not supported", where, out.Status)
+		}
+	}
+	return out
+}
+
+// million is the denominator of Mirror.PerMillion.
+const million = 1_000_000
+
+func (b *ruleReader) mirror(where string, in *gatewayv1.HTTPRequestMirrorFilter) Mirror {
+	out := Mirror{Backend: b.ref(in.BackendRef), PerMillion: million}
+	switch {
+	case in.Percent != nil && in.Fraction != nil:
+		b.rule.Faults = append(b.rule.Faults, Fault{true, where + ": percent and fraction exclude each other"})
+	case in.Percent != nil:
+		if *in.Percent < 0 || *in.Percent > 100 {
+			b.fault("%s.percent: %d is not between 0 and 100", where, *in.Percent)
+			break
+		}
+		out.PerMillion = uint32(*in.Percent) * (million / 100)
+	case in.Fraction != nil:
+		n, d := in.Fraction.Numerator, int32(100)
+		if in.Fraction.Denominator != nil {
+			d = *in.Fraction.Denominator
+		}
+		if n < 0 || d < 1 || n > d {
+			b.fault("%s.fraction: %d/%d is not between 0 and 1", where, n, d)
+			break
+		}
+		out.PerMillion = uint32(math.Round(float64(n) / float64(d) * million))
+	}
+	return out
+}
+
+// corsMaxAge is the max age of preflight answers where none is given, the Gateway API's.
+const corsMaxAge = 5 * time.Second
+
+func (b *ruleReader) cors(where string, in *gatewayv1.HTTPCORSFilter) *CORS {
+	out := &CORS{Credentials: in.AllowCredentials != nil && *in.AllowCredentials, MaxAge: corsMaxAge}
+	for i, o := range in.AllowOrigins {
+		origin := strings.ToLower(string(o))
+		scheme, host, ok := strings.Cut(origin, "://")
+		switch {
+		case origin == "*":
+		case ok && host != "" && !strings.Contains(host, "/") && (scheme == "http" || scheme == "https"):
+			// Browsers leave default ports out.
+			origin = strings.TrimSuffix(origin, map[string]string{"http": ":80", "https": ":443"}[scheme])
+		default:
+			b.fault("%s.allowOrigins[%d]: %q is not an origin of scheme http or https", where, i, o)
+			continue
+		}
+		out.Origins = append(out.Origins, origin)
+	}
+	for _, m := range in.AllowMethods {
+		out.Methods = append(out.Methods, string(m))
+	}
+	for _, h := range in.AllowHeaders {
+		out.Headers = append(out.Headers, string(h))
+	}
+	for _, h := range in.ExposeHeaders {
+		out.Exposed = append(out.Exposed, string(h))
+	}
+	if in.MaxAge > 0 {
+		out.MaxAge = time.Duration(in.MaxAge) * time.Second
+	}
+	return out
+}
