@@ -63,7 +63,7 @@ func (p *program) listenGRPC() (*grpcServers, error) {
 	authenticator, refusals := p.authenticator(), auth.NewRefusals(p.log)
 	s.secured = newServer(grpc.Creds(credentials.NewTLS(p.tlsConfig())))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.secured, &xds.Server{
-		Hub: p.hub, Identify: authenticator.Caller, Admit: xds.NodeProxies(p.cfg.TrustedNodeAccounts),
+		Hub: p.hub, Waypoints: p.waypoints, Identify: authenticator.Caller, Admit: xds.NodeProxies(p.cfg.TrustedNodeAccounts),
 		Refusals: refusals, Log: p.log.With("room", "xds"),
 	})
 	(&ca.Service{
@@ -74,7 +74,7 @@ func (p *program) listenGRPC() (*grpcServers, error) {
 	if s.plain != nil {
 		s.unguarded = newServer()
 		discoveryv3.RegisterAggregatedDiscoveryServiceServer(s.unguarded, &xds.Server{
-			Hub:      p.hub,
+			Hub: p.hub, Waypoints: p.waypoints, Unguarded: true,
 			Identify: func(context.Context) (auth.Caller, error) { return auth.Caller{}, nil },
 			Admit:    func(auth.Caller) error { return nil },
 			Refusals: refusals, Log: p.log.With("room", "xds", "plaintext", true),
@@ -158,7 +158,10 @@ func (p *program) drain(s *grpcServers, endElection func()) {
 	time.Sleep(p.cfg.DrainDelay)
 	var calls sync.WaitGroup
 	calls.Go(s.graceful) // first, so that a client whose stream ends does not open another on the same connection
+	var told sync.WaitGroup
+	told.Go(func() { p.waypoints.Drain(drainStreams) })
 	p.hub.Drain(drainStreams)
+	told.Wait()
 	calls.Wait()
 	p.log.Info("drained")
 }

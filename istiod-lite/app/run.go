@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/ca"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/leader"
+	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/roots"
 	"github.com/ambit-mesh/ambit/istiod-lite/roster"
 	"github.com/ambit-mesh/ambit/istiod-lite/source"
@@ -115,6 +116,7 @@ type program struct {
 	reports   *status.Writer
 	vips      *vips.Writer
 	hub       *xds.Hub
+	waypoints *xds.Waypoints
 	keeper    *ca.Keeper
 	writers   []*roots.Writer
 	caMetrics *ca.Metrics
@@ -126,12 +128,13 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	p := &program{cfg: cfg, clients: c, log: log, registry: prometheus.NewRegistry(), status: newReadiness()}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 	p.caMetrics = ca.NewMetrics(p.registry)
-	p.hub = xds.NewHub(xds.NewMetrics(p.registry))
+	told := xds.NewMetrics(p.registry)
+	p.hub, p.waypoints = xds.NewHub(told), xds.NewWaypoints(told)
 	p.reports = status.New(c.dynamic, log.With("room", "status"))
 	p.vips = vips.New(c.dynamic, entries{p}, log.With("room", "vips"))
 	p.loop = state.NewLoop(state.LoopConfig{
 		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
-		Publish: p.hub.Publish, Report: p.report, Registerer: p.registry, Log: log.With("room", "state"),
+		Publish: p.publish, Report: p.report, Registerer: p.registry, Log: log.With("room", "state"),
 	})
 	p.roster = roster.New(source.API{Core: c.callers})
 	p.source = source.New(source.Config{
@@ -184,6 +187,12 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	}
 	p.drain(grpc, endElection)
 	return nil
+}
+
+// publish tells data planes of a change: waypoints first, so that they know a service before node proxies send them its traffic.
+func (p *program) publish(change resource.Change) {
+	p.waypoints.Publish(change.Views)
+	p.hub.Publish(change)
 }
 
 // report passes on what has become of objects.

@@ -95,7 +95,7 @@ func (p *program) listenWeb() (*web, error) {
 		w.close()
 		return nil, fmt.Errorf("listen for debug views: %w", err)
 	}
-	w.add(w.debug, debug.Views{Hub: p.hub, Loop: p.loop, Status: p.statusAll}.Handler())
+	w.add(w.debug, debug.Views{Hub: p.hub, Waypoints: p.waypoints, Loop: p.loop, Status: p.statusAll}.Handler())
 	return w, nil
 }
 

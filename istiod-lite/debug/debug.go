@@ -4,10 +4,15 @@ package debug
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/pprof"
 	"strings"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -22,8 +27,9 @@ import (
 
 // Views are what is shown. All fields are required.
 type Views struct {
-	Hub  *xds.Hub
-	Loop *state.Loop
+	Hub       *xds.Hub
+	Waypoints *xds.Waypoints
+	Loop      *state.Loop
 	// Status tells what each part waits for or suffers from; what is well is not in it.
 	Status func() map[string]string
 }
@@ -47,7 +53,8 @@ func (v Views) Handler() http.Handler {
 }
 
 const help = `/debug/adsz       who is connected, what they subscribed to, and the last pushes to each
-/debug/configz    the resources that are served; ?type=Address|Authorization and ?name=<part of the name> pick some
+/debug/configz    the resources that are served to node proxies; ?type=Address|Authorization and ?name=<part of the name> pick
+                  some; ?waypoint=<namespace>/<name> shows those of a waypoint instead
 /debug/problemz   what is malformed or conflicting in the cluster's objects
 /debug/mesh       the mesh settings in force
 /debug/statusz    what each part waits for or suffers from
@@ -59,7 +66,9 @@ func index(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write([]byte(help)) // whoever asked may be gone
 }
 
-func (v Views) clients(w http.ResponseWriter, _ *http.Request) { answer(w, v.Hub.Clients()) }
+func (v Views) clients(w http.ResponseWriter, _ *http.Request) {
+	answer(w, append(v.Hub.Clients(), v.Waypoints.Clients()...))
+}
 
 // config shows resources as they are sent, and the version that each has.
 func (v Views) config(w http.ResponseWriter, r *http.Request) {
@@ -71,11 +80,18 @@ func (v Views) config(w http.ResponseWriter, r *http.Request) {
 	}
 	part, typ := r.FormValue("name"), r.FormValue("type")
 	out := []entry{}
+	hub := v.Hub
+	if name := r.FormValue("waypoint"); name != "" {
+		if hub = v.Waypoints.Hub(name); hub == nil {
+			http.Error(w, fmt.Sprintf("there is no waypoint %s; there are %v", name, v.Waypoints.Names()), http.StatusNotFound)
+			return
+		}
+	}
 	for t := range resource.Type(resource.Types) {
 		if typ != "" && !strings.EqualFold(typ, t.String()) {
 			continue
 		}
-		for _, res := range v.Hub.Resources(t) {
+		for _, res := range hub.Resources(t) {
 			if !strings.Contains(res.Name, part) {
 				continue
 			}
@@ -101,6 +117,14 @@ func message(t resource.Type) proto.Message {
 		return &extension.Settings{}
 	case resource.Authorization:
 		return &security.Authorization{}
+	case resource.Cluster:
+		return &clusterv3.Cluster{}
+	case resource.Endpoints:
+		return &endpointv3.ClusterLoadAssignment{}
+	case resource.Listener:
+		return &listenerv3.Listener{}
+	case resource.Routes:
+		return &routev3.RouteConfiguration{}
 	}
 	return &workload.Address{}
 }

@@ -28,6 +28,11 @@ const (
 	Settings
 	// Address is istio.workload.Address: a workload or a service.
 	Address
+	// Cluster, Endpoints, Listener and Routes are Envoy's, which waypoints are told.
+	Cluster
+	Endpoints
+	Listener
+	Routes
 	// Types is their number.
 	Types = iota
 )
@@ -35,7 +40,10 @@ const (
 const typePrefix = "type.googleapis.com/"
 
 // typeNames are the protobuf names of the types.
-var typeNames = [Types]string{"istio.security.Authorization", "ambit.v1.Settings", "istio.workload.Address"}
+var typeNames = [Types]string{
+	"istio.security.Authorization", "ambit.v1.Settings", "istio.workload.Address", "envoy.config.cluster.v3.Cluster",
+	"envoy.config.endpoint.v3.ClusterLoadAssignment", "envoy.config.listener.v3.Listener", "envoy.config.route.v3.RouteConfiguration",
+}
 
 // URL is the type URL of discovery requests and responses.
 func (t Type) URL() string { return typePrefix + typeNames[t] }
@@ -112,6 +120,20 @@ type Change struct {
 	Upserts []*Resource
 	// Removed are gone.
 	Removed []Name
+	// Views are the waypoints that are told something else than before. Whatever is in them is in neither of the above.
+	Views []View
+}
+
+// View is one step of what the waypoint of a Gateway is told.
+type View struct {
+	// Gateway is "namespace/name". Account is the service account that the waypoint must have, "namespace/name".
+	Gateway, Account string
+	// Upserts are new or differ from what was there. They may be shared with other views. The first step has the whole state.
+	Upserts []*Resource
+	// Removed are gone.
+	Removed []Name
+	// Gone says that there is no such waypoint any more; nothing else is said then.
+	Gone bool
 }
 
 // Name names a resource.
@@ -121,4 +143,4 @@ type Name struct {
 }
 
 // Empty reports whether nothing changed.
-func (c Change) Empty() bool { return len(c.Upserts) == 0 && len(c.Removed) == 0 }
+func (c Change) Empty() bool { return len(c.Upserts) == 0 && len(c.Removed) == 0 && len(c.Views) == 0 }

@@ -20,7 +20,6 @@ type Hub struct {
 	conns     map[*conn]struct{}
 	// generation counts changes.
 	generation uint64
-	lastConn   uint64
 	draining   bool
 }
 
@@ -40,6 +39,7 @@ func (h *Hub) Publish(change resource.Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.generation++
+	before := h.sizes()
 	for _, r := range change.Upserts {
 		h.resources[r.Type][r.Name] = r
 	}
@@ -61,9 +61,34 @@ func (h *Hub) Publish(change resource.Change) {
 			c.wake()
 		}
 	}
+	h.measure(before)
+}
+
+// sizes counts the resources by type. The caller holds mu.
+func (h *Hub) sizes() (n [resource.Types]int) {
 	for t := range h.resources {
-		h.metrics.resources.WithLabelValues(resource.Type(t).String()).Set(float64(len(h.resources[t])))
+		n[t] = len(h.resources[t])
 	}
+	return n
+}
+
+// measure adds what there is more than before to what all hubs have. The caller holds mu.
+func (h *Hub) measure(before [resource.Types]int) {
+	for t, n := range h.sizes() {
+		h.metrics.resources.WithLabelValues(resource.Type(t).String()).Add(float64(n - before[t]))
+	}
+}
+
+// close ends all streams at once, refuses new ones, and forgets the resources: nobody is served any more.
+func (h *Hub) close() {
+	h.Drain(0)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := h.sizes()
+	for t := range h.resources {
+		clear(h.resources[t])
+	}
+	h.measure(before)
 }
 
 // Generation counts the changes that were published.
@@ -89,6 +114,10 @@ func (h *Hub) Resources(t resource.Type) []*resource.Resource {
 // moment, and refuses new ones. It returns when the last has been told.
 func (h *Hub) Drain(over time.Duration) {
 	h.mu.Lock()
+	if h.draining {
+		h.mu.Unlock()
+		return
+	}
 	h.draining = true
 	conns := make([]*conn, 0, len(h.conns))
 	for c := range h.conns {
@@ -115,10 +144,9 @@ func (h *Hub) join(c *conn) bool {
 	if h.draining {
 		return false
 	}
-	h.lastConn++
-	c.id = h.lastConn
+	c.id = h.metrics.nextConn.Add(1)
 	h.conns[c] = struct{}{}
-	h.metrics.connections.Set(float64(len(h.conns)))
+	h.metrics.connections.Inc()
 	return true
 }
 
@@ -126,7 +154,7 @@ func (h *Hub) leave(c *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.conns, c)
-	h.metrics.connections.Set(float64(len(h.conns)))
+	h.metrics.connections.Dec()
 }
 
 // maxPush bounds the resources of one response in bytes, but for a type's first on a stream: a client takes the first

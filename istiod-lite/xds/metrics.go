@@ -1,8 +1,12 @@
 package xds
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"sync/atomic"
 
-// Metrics are the hub's, under Istio's names where Istio has them.
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are those of all hubs together, under Istio's names where Istio has them.
 type Metrics struct {
 	connections prometheus.Gauge
 	resources   *prometheus.GaugeVec
@@ -12,6 +16,8 @@ type Metrics struct {
 	staleNonces prometheus.Counter
 	refused     prometheus.Counter
 	convergence prometheus.Histogram
+
+	nextConn atomic.Uint64 // numbers connections, so that no two hubs have the same
 }
 
 // NewMetrics makes the metrics and registers them.

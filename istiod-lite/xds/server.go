@@ -21,15 +21,18 @@ import (
 // Node proxies ask for both at once.
 const patience = time.Second
 
-// Server serves a Hub by delta ADS. All fields are required.
+// Server serves a Hub and the hubs of waypoints by delta ADS. All fields but Unguarded are required.
 type Server struct {
-	Hub *Hub
+	Hub       *Hub
+	Waypoints *Waypoints
 	// Identify returns who calls, or a gRPC status that says why nobody does.
 	Identify func(context.Context) (auth.Caller, error)
-	// Admit returns nil for callers that may know the mesh, and otherwise what to tell them.
-	Admit    func(auth.Caller) error
-	Refusals *auth.Refusals
-	Log      *slog.Logger
+	// Admit returns nil for callers that may know all of the mesh, and otherwise what to tell them if they are no waypoint.
+	Admit func(auth.Caller) error
+	// Unguarded servers take a client's word for who it is: they are for loopback.
+	Unguarded bool
+	Refusals  *auth.Refusals
+	Log       *slog.Logger
 
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 }
@@ -49,10 +52,12 @@ func (s *Server) DeltaAggregatedResources(st discoveryv3.AggregatedDiscoveryServ
 		s.refuse(st.Context(), caller, err)
 		return err
 	}
-	if err := s.Admit(caller); err != nil {
-		err = status.Error(codes.PermissionDenied, err.Error())
-		s.refuse(st.Context(), caller, err)
-		return err
+	denied := s.Admit(caller)
+	if denied != nil {
+		if err := s.Waypoints.admit(caller, denied); err != nil {
+			s.refuse(st.Context(), caller, err)
+			return err
+		}
 	}
 	first, err := st.Recv()
 	if errors.Is(err, io.EOF) {
@@ -65,14 +70,21 @@ func (s *Server) DeltaAggregatedResources(st discoveryv3.AggregatedDiscoveryServ
 		s.refuse(st.Context(), caller, err)
 		return err
 	}
-	c := newConn(s.Hub, caller, first.GetNode(), addrOf(st.Context()))
-	if !s.Hub.join(c) {
+	hub := s.Hub
+	if denied != nil || isWaypoint(first.GetNode()) {
+		if hub, err = s.Waypoints.find(caller, first.GetNode(), s.Unguarded); err != nil {
+			s.refuse(st.Context(), caller, err)
+			return err
+		}
+	}
+	c := newConn(hub, caller, first.GetNode(), addrOf(st.Context()))
+	if !hub.join(c) {
 		return errDraining
 	}
 	log := s.Log.With("conn", c.id, "client", first.GetNode().GetId(), "account", caller.Account(), "node", caller.Node, "peer", c.peer)
 	log.Info("client connected", "known", len(first.GetInitialResourceVersions()))
 	err = s.serve(st, c, first, log)
-	s.Hub.leave(c)
+	hub.leave(c)
 	log.Info("client left", "cause", err, "after", time.Since(c.since).Round(time.Millisecond).String())
 	return err
 }
@@ -91,7 +103,7 @@ func (s *Server) serve(st stream, c *conn, first *discoveryv3.DeltaDiscoveryRequ
 		// One of three things happens: something may be owed, the client is gone, or it is to go.
 		select {
 		case <-c.woken:
-			for _, r := range s.Hub.next(c) {
+			for _, r := range c.hub.next(c) {
 				if err := st.SendMsg(r); err != nil {
 					return err
 				}
@@ -154,7 +166,7 @@ func NodeProxies(accounts []string) func(auth.Caller) error {
 	}
 	return func(c auth.Caller) error {
 		if !trusted[c.Account()] {
-			return fmt.Errorf("service account %s is not a node proxy's (%v): it is told nothing of the mesh", c.Account(), accounts)
+			return fmt.Errorf("service account %s is not a node proxy's (%v) nor that of a waypoint: it is told nothing of the mesh", c.Account(), accounts)
 		}
 		return nil
 	}

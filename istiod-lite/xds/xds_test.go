@@ -38,13 +38,22 @@ func TestMain(m *testing.M) { leaktest.Main(m) }
 // serve serves a hub in memory until the test ends.
 func serve(t *testing.T, identify func(context.Context) (auth.Caller, error)) (*Hub, *grpc.ClientConn) {
 	t.Helper()
-	hub := NewHub(NewMetrics(prometheus.NewRegistry()))
+	hub, _, conn := serveAll(t, identify)
+	return hub, conn
+}
+
+// serveAll serves a hub and those of waypoints.
+func serveAll(t *testing.T, identify func(context.Context) (auth.Caller, error)) (*Hub, *Waypoints, *grpc.ClientConn) {
+	t.Helper()
+	metrics := NewMetrics(prometheus.NewRegistry())
+	hub, waypoints := NewHub(metrics), NewWaypoints(metrics)
+	waypoints.Publish(nil)
 	if identify == nil {
 		identify = func(context.Context) (auth.Caller, error) { return proxy, nil }
 	}
 	server := grpc.NewServer(grpc.ForceServerCodecV2(Codec()))
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, &Server{
-		Hub: hub, Identify: identify, Admit: NodeProxies([]string{"istio-system/ztunnel"}), Log: slog.New(slog.DiscardHandler), Refusals: auth.NewRefusals(slog.New(slog.DiscardHandler)),
+		Hub: hub, Waypoints: waypoints, Identify: identify, Admit: NodeProxies([]string{"istio-system/ztunnel"}), Log: slog.New(slog.DiscardHandler), Refusals: auth.NewRefusals(slog.New(slog.DiscardHandler)),
 	})
 	ln := bufconn.Listen(1 << 20)
 	done := make(chan struct{})
@@ -55,7 +64,7 @@ func serve(t *testing.T, identify func(context.Context) (auth.Caller, error)) (*
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(); server.Stop(); <-done })
-	return hub, conn
+	return hub, waypoints, conn
 }
 
 var proxy = auth.Caller{Namespace: "istio-system", ServiceAccount: "ztunnel", Pod: "ztunnel-1", PodUID: "u", Node: "node1"}
