@@ -1,0 +1,129 @@
+package route
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// RetryOn is a set of conditions under which a request is tried again.
+type RetryOn uint32
+
+// Conditions, named as in retry_on. The first four are what can happen before a response, which is what Before is told.
+const (
+	// OnConnectFailure: no connection to the endpoint could be made; nothing was sent.
+	OnConnectFailure RetryOn = 1 << iota
+	// OnRefusedStream: the endpoint says that it has not begun with the stream (HTTP/2 REFUSED_STREAM, or beyond a GOAWAY).
+	OnRefusedStream
+	// OnReset: the endpoint ended the stream, or did not answer, or the try took longer than PerTryTimeout, before it sent the
+	// header of a response. As a condition it stands for the others of these four as well.
+	OnReset
+	// OnResetBeforeRequest: as OnReset, but before anything of the request was sent to it.
+	OnResetBeforeRequest
+	// On5xx: a status of 500 to 599, or OnReset.
+	On5xx
+	// OnGatewayError: 502, 503 or 504, or OnReset.
+	OnGatewayError
+	// OnRetriable4xx: 409.
+	OnRetriable4xx
+	// OnStatusCodes: a status that is in Codes.
+	OnStatusCodes
+	// OnCancelled and the next four: a grpc-status of that name in the header of the response.
+	OnCancelled
+	OnDeadlineExceeded
+	OnInternal
+	OnResourceExhausted
+	OnUnavailable
+)
+
+// retryNames are the words of retry_on.
+var retryNames = map[string]RetryOn{
+	"connect-failure": OnConnectFailure, "refused-stream": OnRefusedStream, "reset": OnReset,
+	"reset-before-request": OnResetBeforeRequest, "5xx": On5xx, "gateway-error": OnGatewayError,
+	"retriable-4xx": OnRetriable4xx, "retriable-status-codes": OnStatusCodes, "cancelled": OnCancelled,
+	"deadline-exceeded": OnDeadlineExceeded, "internal": OnInternal, "resource-exhausted": OnResourceExhausted,
+	"unavailable": OnUnavailable,
+}
+
+// Retry says when a request is tried again, and how.
+type Retry struct {
+	// On are the conditions, one of which must hold.
+	On RetryOn
+	// Codes are the statuses of OnStatusCodes, ascending.
+	Codes []int
+	// Number is how many tries may follow the first; 0 for none.
+	Number int
+	// PerTryTimeout bounds each try, from when the request has been sent to the header of the response; 0 for no bound of its own.
+	PerTryTimeout time.Duration
+	// PerTryIdleTimeout ends a try in which nothing comes or goes; 0 for none.
+	PerTryIdleTimeout time.Duration
+	// BackOffBase and BackOffMax: see BackOff.
+	BackOffBase, BackOffMax time.Duration
+	// AvoidPrevious: an endpoint that was tried already is chosen again only if ChoiceAttempts choices in a row found no other.
+	AvoidPrevious  bool
+	ChoiceAttempts int
+}
+
+// Envoy's defaults.
+const (
+	defaultRetries     = 1
+	defaultBackOff     = 25 * time.Millisecond
+	defaultBackOffMax  = 10 // times the base
+	defaultChoices     = 1
+	defaultRouteTime   = 15 * time.Second
+	maxChoiceAttempts  = 100
+	maxDirectBodyBytes = 64 << 10
+)
+
+// Before tells whether what happened to a try before the header of a response is one to try again after: happened is one of
+// OnConnectFailure, OnRefusedStream, OnReset and OnResetBeforeRequest. Whether the request can be sent again is for the caller
+// to know.
+func (r *Retry) Before(happened RetryOn) bool {
+	return r.On&(happened|OnReset|On5xx|OnGatewayError) != 0
+}
+
+// Status tells whether a response of this status is one to try again after.
+func (r *Retry) Status(code int) bool {
+	switch {
+	case r.On&On5xx != 0 && code >= 500 && code <= 599:
+		return true
+	case r.On&OnGatewayError != 0 && code >= 502 && code <= 504:
+		return true
+	case r.On&OnRetriable4xx != 0 && code == 409:
+		return true
+	case r.On&OnStatusCodes != 0:
+		_, found := slices.BinarySearch(r.Codes, code)
+		return found
+	}
+	return false
+}
+
+// GRPC tells whether a response with this grpc-status in its header (not in its trailers) is one to try again after.
+func (r *Retry) GRPC(status string) bool {
+	switch status {
+	case "1":
+		return r.On&OnCancelled != 0
+	case "4":
+		return r.On&OnDeadlineExceeded != 0
+	case "8":
+		return r.On&OnResourceExhausted != 0
+	case "13":
+		return r.On&OnInternal != 0
+	case "14":
+		return r.On&OnUnavailable != 0
+	}
+	return false
+}
+
+// BackOff returns the pause before the n-th try after the first (n from 1): a random time below BackOffBase x (2^n - 1), and at
+// most BackOffMax.
+func (r *Retry) BackOff(n int) time.Duration {
+	most := r.BackOffMax
+	if n < 20 { // beyond, any base has met its maximum
+		most = min(most, r.BackOffBase*(1<<n-1))
+	}
+	if most <= 0 {
+		return 0
+	}
+	return rand.N(most)
+}
