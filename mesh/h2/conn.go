@@ -419,17 +419,24 @@ func (c *Conn) Open(fields []Field, end bool) (*Stream, error) {
 
 // OpenReserved is Open with a stream that Reserve promised. It gives the promise back if it fails.
 func (c *Conn) OpenReserved(fields []Field, end bool) (*Stream, error) {
-	s, _, err := c.openReserved(fields, nil, end)
+	s, _, err := c.openReserved(fields, nil, end, true)
+	return s, err
+}
+
+// AddReserved is OpenReserved that keeps the header until Flush, so that it goes out together with what follows. The caller
+// must call Flush before it waits for anything.
+func (c *Conn) AddReserved(fields []Field, end bool) (*Stream, error) {
+	s, _, err := c.openReserved(fields, nil, end, false)
 	return s, err
 }
 
 // OpenReservedWith is OpenReserved with the beginning of the request's body, which goes out with the header. It does not wait
 // for the peer's windows: it returns how much of it was sent, none if it is large.
 func (c *Conn) OpenReservedWith(fields []Field, body []byte) (*Stream, int, error) {
-	return c.openReserved(fields, body, false)
+	return c.openReserved(fields, body, false, true)
 }
 
-func (c *Conn) openReserved(fields []Field, body []byte, end bool) (*Stream, int, error) {
+func (c *Conn) openReserved(fields []Field, body []byte, end, now bool) (*Stream, int, error) {
 	c.mu.Lock()
 	err := c.waitRoomLocked()
 	c.reserved--
@@ -461,7 +468,9 @@ func (c *Conn) openReserved(fields []Field, body []byte, end bool) (*Stream, int
 		c.send.window -= int64(n)
 		c.appendDataLocked(s.id, body[:n], false)
 	}
-	c.kickLocked()
+	if now {
+		c.kickLocked()
+	}
 	c.mu.Unlock()
 	return s, n, nil
 }
@@ -502,6 +511,7 @@ func listSize(fields []Field) uint64 {
 type sender struct {
 	pend    []byte // pooled; nil while pendLen is zero
 	pendLen int
+	tail    dataFrame     // the latest DATA in pend
 	framer  *http2.Framer // writes to pend
 	enc     *hpack.Encoder
 	block   bytes.Buffer // of enc
@@ -518,4 +528,10 @@ type sender struct {
 
 	closing bool // close when everything is sent
 	closed  bool
+}
+
+// dataFrame is where in what is pending a stream's DATA frame begins and ends.
+type dataFrame struct {
+	id      uint32
+	at, end int
 }

@@ -397,8 +397,8 @@ func (r *reader) handOver() {
 func (r *reader) donate(from, to int) chunk {
 	n, rest := to-from, r.w-r.r
 	if n < len(r.buf)/4 || n < rest {
-		b := buffer.Get(n)
-		return chunk{b, 0, copy(b, r.buf[from:to])}
+		b := buffer.Get(Headroom + n)
+		return chunk{b, Headroom, Headroom + copy(b[Headroom:], r.buf[from:to])}
 	}
 	ch := chunk{r.buf, from, to}
 	if rest == 0 {

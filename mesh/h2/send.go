@@ -67,7 +67,7 @@ func (c *Conn) appendLocked(p []byte) {
 
 func (c *Conn) dropPendingLocked() {
 	buffer.Put(c.send.pend)
-	c.send.pend, c.send.pendLen = nil, 0
+	c.send.pend, c.send.pendLen, c.send.tail = nil, 0, dataFrame{}
 }
 
 // waitRoomLocked waits until header blocks may be added to what is pending.
@@ -126,8 +126,10 @@ func putDataHeader(b []byte, id uint32, length int, end bool) {
 func (c *Conn) appendDataLocked(id uint32, p []byte, end bool) {
 	var h [Headroom]byte
 	putDataHeader(h[:], id, len(p), end)
+	at := c.send.pendLen
 	c.appendLocked(h[:])
 	c.appendLocked(p)
+	c.send.tail = dataFrame{id, at, at + Headroom + len(p)}
 }
 
 // kickLocked sends what is pending, unless somebody is writing, who will. It unlocks mu meanwhile.
@@ -214,7 +216,7 @@ func (c *Conn) passTurnLocked() {
 func (c *Conn) writeLocked(buf []byte, at, n int, id uint32) {
 	sd := &c.send
 	pend, pendLen := sd.pend, sd.pendLen
-	sd.pend, sd.pendLen = nil, 0
+	sd.pend, sd.pendLen, sd.tail = nil, 0, dataFrame{}
 	frame := c.framePayload()
 	sd.writes++
 	sd.room.Broadcast()
@@ -386,7 +388,7 @@ func (s *Stream) AddScratch(buf []byte) (n int, kept bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for at < len(buf) {
-		if kept && !s.writableLocked() {
+		if !s.writableLocked() {
 			c.kickLocked()
 			kept = false
 		}
@@ -410,6 +412,35 @@ func (s *Stream) AddScratch(buf []byte) (n int, kept bool, err error) {
 		at += n
 	}
 	return at - Headroom, kept, nil
+}
+
+// Add is Write that may keep what it is given until Conn.Flush, as AddScratch does.
+func (s *Stream) Add(p []byte) (kept bool, err error) {
+	if len(p) > smallWrite {
+		_, err := s.Write(p)
+		return false, err
+	}
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(p) > 0 {
+		if !s.writableLocked() {
+			c.kickLocked()
+			kept = false
+		}
+		n, err := s.reserveLocked(len(p))
+		if err != nil {
+			return kept, err
+		}
+		if err := s.waitPendingLocked(n); err != nil {
+			c.send.window += int64(n)
+			c.wakeWindowLocked()
+			return kept, err
+		}
+		c.appendDataLocked(s.id, p[:n], false)
+		kept, p = true, p[n:]
+	}
+	return kept, nil
 }
 
 // Write sends p as DATA. It blocks while the peer's flow-control windows are closed, and may return before the bytes have
@@ -470,12 +501,23 @@ func (s *Stream) CloseWrite() error {
 		c.mu.Unlock()
 		return err
 	}
-	c.appendDataLocked(s.id, nil, true)
+	if !c.send.endLast(s.id) {
+		c.appendDataLocked(s.id, nil, true)
+	}
 	c.endLocalLocked(s)
 	c.kickLocked()
 	c.mu.Unlock()
 	c.changed()
 	return nil
+}
+
+// endLast makes what is pending end the stream, if the last of it is the stream's DATA.
+func (sd *sender) endLast(id uint32) bool {
+	if sd.pendLen == 0 || sd.tail.id != id || sd.tail.end != sd.pendLen {
+		return false
+	}
+	sd.pend[sd.tail.at+4] |= byte(http2.FlagDataEndStream)
+	return true
 }
 
 // endLocalLocked notes that this side has ended the stream.
@@ -488,6 +530,16 @@ func (c *Conn) endLocalLocked(s *Stream) {
 
 // WriteHeaders sends a header block: a server's response header (or one of 1xx before it), or trailers with end.
 func (s *Stream) WriteHeaders(fields []Field, end bool) error {
+	err := s.AddHeaders(fields, end)
+	if err == nil {
+		s.c.Flush()
+	}
+	return err
+}
+
+// AddHeaders is WriteHeaders that keeps the block until Conn.Flush, so that it goes out together with what follows. The
+// caller must call Flush before it waits for anything.
+func (s *Stream) AddHeaders(fields []Field, end bool) error {
 	c := s.c
 	c.mu.Lock()
 	err := c.waitRoomLocked()
@@ -506,7 +558,6 @@ func (s *Stream) WriteHeaders(fields []Field, end bool) error {
 	if end {
 		c.endLocalLocked(s)
 	}
-	c.kickLocked()
 	c.mu.Unlock()
 	if end {
 		c.changed()

@@ -62,6 +62,15 @@ type Chunk struct {
 // Bytes returns the payload, valid until Release.
 func (c Chunk) Bytes() []byte { return c.c.buf[c.c.r:c.c.w] }
 
+// Scratch returns the payload with Headroom bytes before it, as WriteScratch and AddScratch take it, or nil if there is no
+// such room. What it is written to overwrites it.
+func (c Chunk) Scratch() []byte {
+	if c.c.r < Headroom {
+		return nil
+	}
+	return c.c.buf[c.c.r-Headroom : c.c.w]
+}
+
 // Skip takes n bytes off the beginning.
 func (c *Chunk) Skip(n int) { c.c.r += n }
 
@@ -183,6 +192,13 @@ func (s *Stream) Trailers() []Field {
 	s.rmu.Lock()
 	defer s.rmu.Unlock()
 	return s.trailers
+}
+
+// Ready tells whether Read, Next or Headers would return at once.
+func (s *Stream) Ready() bool {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	return len(s.queue) > 0 || len(s.blocks) > 0 || s.readErrLocked() != nil
 }
 
 // takeHeaders takes a header block, from the connection's reader.
