@@ -309,6 +309,13 @@ func (c *Conn) Streams() int {
 	return len(c.streams)
 }
 
+// Active returns the number of this side's streams that are open or promised.
+func (c *Conn) Active() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.own + c.reserved
+}
+
 // SettingsSeen tells whether the peer has sent its SETTINGS, and so speaks HTTP/2.
 func (c *Conn) SettingsSeen() bool {
 	c.mu.Lock()

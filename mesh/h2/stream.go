@@ -201,6 +201,13 @@ func (s *Stream) Ready() bool {
 	return len(s.queue) > 0 || len(s.blocks) > 0 || s.readErrLocked() != nil
 }
 
+// Ended tells whether the peer has ended the stream and all of its payload was read: what is left are trailers.
+func (s *Stream) Ended() bool {
+	s.rmu.Lock()
+	defer s.rmu.Unlock()
+	return s.recvEnd && len(s.queue) == 0
+}
+
 // takeHeaders takes a header block, from the connection's reader.
 func (s *Stream) takeHeaders(fields []Field, header, end bool) {
 	s.rmu.Lock()

@@ -37,7 +37,7 @@ type Request struct {
 	// Path is the path with the query, as it came; "*" for OPTIONS of the whole server.
 	Path string
 	// Header has no pseudo-fields, no host, and nothing of one connection only (Hop). A content-length stays as it came, to
-	// be looked at: what is sent follows from Length. An expect is gone; the codecs see to it.
+	// be looked at: what is sent follows from Length. An expect is in Expect.
 	Header Fields
 	// Body is nil if there is none. Whoever takes the request over closes it.
 	Body Body
@@ -48,6 +48,9 @@ type Request struct {
 	// Upgrade is what the client would rather speak on the connection, as it named it ("websocket"); "" for nothing. Only
 	// HTTP/1.1 has that, towards the backend as well.
 	Upgrade string
+	// Expect says that the client waits for status 100 before it sends Body. The backend is asked in turn; the client is told
+	// when Body is first pulled.
+	Expect bool
 }
 
 // Clone returns a request of its own with the same header, without the body.

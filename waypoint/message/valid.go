@@ -27,8 +27,7 @@ func ValidValue(value string) bool { return httpguts.ValidHeaderFieldValue(value
 // changes nothing on the wire. "te: trailers" is the exception: it stays, since gRPC asks for it.
 func Hop(name string) bool {
 	switch name {
-	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "trailer", "http2-settings",
-		"proxy-authenticate", "proxy-authorization":
+	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "http2-settings":
 		return true
 	}
 	return false

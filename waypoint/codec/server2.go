@@ -1,0 +1,322 @@
+package codec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/h2"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+)
+
+// run2 serves HTTP/2.
+func (s *Server) run2(ctx context.Context, in *input) error {
+	_ = s.nc.SetReadDeadline(time.Time{})
+	idle := &idle2{limit: s.cfg.IdleTimeout, since: time.Now()}
+	conn := h2.NewServer(h2.NetTransport(&unread{Conn: s.nc, in: in}), s.cfg.H2, func(st *h2.Stream) {
+		idle.enter()
+		defer idle.leave()
+		s.stream(ctx, st)
+	})
+	s.mu.Lock()
+	s.two, s.one = conn, nil
+	draining, closed := s.draining, s.closed
+	s.mu.Unlock()
+	switch {
+	case closed:
+		conn.Close()
+	case draining:
+		conn.Shutdown()
+	}
+	idle.start(conn)
+	defer idle.stop()
+	err := conn.Run()
+	if errors.Is(err, h2.ErrClosed) && s.ending() {
+		return nil
+	}
+	return err
+}
+
+// idle2 shuts a connection down that has had no streams for limit.
+type idle2 struct {
+	limit time.Duration
+
+	mu    sync.Mutex // guards what follows
+	busy  int
+	since time.Time // busy is zero
+	timer *time.Timer
+}
+
+func (i *idle2) start(conn *h2.Conn) {
+	if i.limit <= 0 {
+		return
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.timer = time.AfterFunc(i.limit, func() {
+		i.mu.Lock()
+		left := i.limit
+		if i.busy == 0 {
+			left -= time.Since(i.since)
+		}
+		if left > 0 {
+			i.timer.Reset(left)
+		}
+		i.mu.Unlock()
+		if left <= 0 {
+			conn.Shutdown()
+		}
+	})
+}
+
+func (i *idle2) stop() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.timer != nil {
+		i.timer.Stop()
+	}
+}
+
+func (i *idle2) enter() {
+	i.mu.Lock()
+	i.busy++
+	i.mu.Unlock()
+}
+
+func (i *idle2) leave() {
+	i.mu.Lock()
+	if i.busy--; i.busy == 0 {
+		i.since = time.Now()
+	}
+	i.mu.Unlock()
+}
+
+// exchange2 is an exchange on a stream.
+type exchange2 struct {
+	Exchange
+	s *h2.Stream
+}
+
+var exchanges2 = sync.Pool{New: func() any { return new(exchange2) }}
+
+// stream serves one request.
+func (s *Server) stream(ctx context.Context, st *h2.Stream) {
+	fields, err := st.Headers(ctx)
+	if err != nil {
+		return // it was reset
+	}
+	x := exchanges2.Get().(*exchange2)
+	x.s, x.w = st, x
+	defer func() {
+		*x = exchange2{}
+		exchanges2.Put(x)
+	}()
+	if status := x.read(fields, s.cfg); status != 0 {
+		_ = x.Respond(&message.Response{Status: status})
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	x.ctx = ctx
+	st.OnReset(cancel)
+	defer st.OnReset(nil)
+	s.serve(&x.Exchange)
+}
+
+// read makes the request of a header, and returns the status that refuses it, or zero. mesh/h2 has looked at names, values
+// and pseudo-fields.
+func (x *exchange2) read(fields []h2.Field, cfg *ServerConfig) (refused int) {
+	req := &x.Request
+	req.Proto = message.HTTP2
+	n := 0
+	for ; n < len(fields) && strings.HasPrefix(fields[n].Name, ":"); n++ {
+		switch v := fields[n].Value; fields[n].Name {
+		case ":method":
+			req.Method = v
+		case ":scheme":
+			req.Scheme = v
+		case ":authority":
+			req.Authority = v
+		case ":path":
+			req.Path = v
+		}
+	}
+	if len(fields)-n > cfg.MaxFields {
+		return 431
+	}
+	x.head = req.Method == "HEAD"
+	kept := fields[:n]
+	for _, f := range fields[n:] {
+		switch {
+		case f.Name == "host":
+			if req.Authority == "" {
+				req.Authority = f.Value
+			} else if !strings.EqualFold(req.Authority, f.Value) {
+				return 400
+			}
+		case f.Name == "expect":
+			if !strings.EqualFold(f.Value, "100-continue") {
+				return 417
+			}
+			req.Expect = true
+		case f.Name != "te" && message.Hop(f.Name):
+		default:
+			kept = append(kept, f)
+		}
+	}
+	req.Header = message.Fields(kept[n:])
+	joinCookies(&req.Header)
+	length, ok := declared(req.Header)
+	if !ok {
+		return 400
+	}
+	if status := checkRequest(req); status != 0 {
+		return status
+	}
+	x.body(length)
+	return 0
+}
+
+// body gives the request its body, if it has one.
+func (x *exchange2) body(length int64) {
+	req := &x.Request
+	if x.s.Ended() && x.s.Trailers() == nil {
+		req.Length = 0
+		req.Expect = false
+		return
+	}
+	st := x.s
+	b := &body2{s: st, left: length, fault: clientFault}
+	if req.Expect {
+		b.before = func() { _ = st.WriteHeaders([]message.Field{{Name: ":status", Value: "100"}}, false) }
+	}
+	req.Body, req.Length = b, length
+}
+
+// clientFault says that it was the client.
+func clientFault(err error) error {
+	var reset *h2.StreamError
+	if errors.As(err, &reset) && !reset.Remote && reset.Code == h2.ProtocolError {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return clientErr(err)
+}
+
+// checkRequest normalises a request, and returns the status that refuses it, or zero.
+func checkRequest(req *message.Request) (refused int) {
+	switch {
+	case req.Method == "CONNECT":
+		return 501
+	case !message.ValidMethod(req.Method):
+		return 400
+	case !message.ValidPath(req.Path) || req.Path == "*" && req.Method != "OPTIONS":
+		return 400
+	case req.Authority == "" && req.Proto == message.HTTP10:
+	case !message.ValidAuthority(req.Authority):
+		return 400
+	}
+	req.Authority = strings.ToLower(req.Authority)
+	req.Scheme = strings.ToLower(req.Scheme)
+	if req.Scheme != "http" && req.Scheme != "https" {
+		return 400
+	}
+	return 0
+}
+
+func (x *exchange2) inform(resp *message.Response) error {
+	l := fieldLists.Get().(*[]message.Field)
+	defer putFields(l)
+	*l = append(*l, message.Field{Name: ":status", Value: statusText(resp.Status)})
+	*l = appendHeader(*l, resp.Header)
+	if err := x.s.WriteHeaders(*l, false); err != nil {
+		return clientErr(err)
+	}
+	return nil
+}
+
+func (x *exchange2) respond(_ *Exchange, resp *message.Response) error {
+	defer discard(resp)
+	if resp.Tunnel != nil {
+		x.s.Reset(h2.InternalError)
+		return fmt.Errorf("%w: %w", ErrResponseBody, ErrUpgrade)
+	}
+	bodyless := x.bodyless(resp.Status)
+	length := resp.Length
+	if resp.Body == nil && !bodyless {
+		length = 0
+	}
+	l := fieldLists.Get().(*[]message.Field)
+	*l = append(*l, message.Field{Name: ":status", Value: statusText(resp.Status)})
+	*l = appendHeader(*l, resp.Header)
+	if length >= 0 && resp.Status != 204 && (resp.Body != nil || !bodyless || resp.Header.Has("content-length")) {
+		*l = append(*l, message.Field{Name: "content-length", Value: lengthText(resp.Header, length)})
+	}
+	end := bodyless || resp.Body == nil
+	err := x.s.AddHeaders(*l, end)
+	putFields(l)
+	if err != nil {
+		x.s.Reset(h2.InternalError)
+		return clientErr(err)
+	}
+	if end {
+		x.s.Conn().Flush()
+		return nil
+	}
+	t := sending2{s: x.s, body: resp.Body, length: length}
+	t.run(false)
+	x.sent = t.sent
+	switch {
+	case t.bodyErr != nil:
+		x.s.Reset(h2.InternalError)
+		return fmt.Errorf("%w: %w", ErrResponseBody, t.bodyErr)
+	case t.err != nil:
+		return clientErr(t.err)
+	}
+	return nil
+}
+
+func (x *exchange2) abort() { x.s.Reset(h2.InternalError) }
+
+// unread is a connection of which some bytes were read already.
+type unread struct {
+	net.Conn
+	in *input // nil once everything in it was read again
+}
+
+func (u *unread) Read(p []byte) (int, error) {
+	if u.in == nil {
+		return u.Conn.Read(p)
+	}
+	n := copy(p, u.in.bytes())
+	u.in.take(n)
+	if len(u.in.bytes()) == 0 {
+		u.in.release()
+		u.in = nil
+	}
+	return n, nil
+}
+
+// WaitReadable is for whoever would hold no buffer meanwhile.
+func (u *unread) WaitReadable() error {
+	if u.in != nil {
+		return nil
+	}
+	if w, ok := u.Conn.(interface{ WaitReadable() error }); ok {
+		return w.WaitReadable()
+	}
+	return nil
+}
+
+// CloseWrite ends the direction to the peer, if the connection has such a thing.
+func (u *unread) CloseWrite() error { return closeWrite(u.Conn) }
+
+func closeWrite(nc net.Conn) error {
+	if cw, ok := nc.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return nil
+}
