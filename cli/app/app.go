@@ -18,6 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/cli/uninstall"
 	"github.com/ambit-mesh/ambit/cli/upgrade"
 	"github.com/ambit-mesh/ambit/cli/versions"
+	"github.com/ambit-mesh/ambit/cli/waypoint"
 	"github.com/ambit-mesh/ambit/cli/ztunnel"
 )
 
@@ -77,6 +78,7 @@ func New(env *command.Env) *cobra.Command {
 		check.New(env),
 		versions.New(env),
 		ztunnel.New(env),
+		waypoint.New(env),
 	)
 	return root
 }

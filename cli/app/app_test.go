@@ -66,7 +66,7 @@ func TestCommands(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"objects": cmdObjects, "stored": cmdStored, "field": cmdField, "agent": cmdAgent, "deny": cmdDeny, "code": cmdCode, "remove": cmdRemove,
-			"dump": cmdDump,
+			"dump": cmdDump, "unknown": cmdUnknown,
 		},
 	})
 }
@@ -134,6 +134,16 @@ func cmdDump(ts *testscript.TestScript, _ bool, args []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.dumps[args[0]] = ts.ReadFile(args[1])
+}
+
+// cmdUnknown PLURAL... takes kinds away.
+func cmdUnknown(ts *testscript.TestScript, _ bool, args []string) {
+	f := fake(ts)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, plural := range args {
+		f.unknown[plural] = true
+	}
 }
 
 // cmdDeny "VERB RESOURCE"... takes rights away.

@@ -51,6 +51,9 @@ var kinds = []kind{
 	{"admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", false},
 	{"apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", false},
 	{"security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy", true},
+	{"networking.istio.io", "v1", "serviceentries", "ServiceEntry", true},
+	{"gateway.networking.k8s.io", "v1", "gateways", "Gateway", true},
+	{"gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", false},
 	{"authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", false},
 }
 
@@ -73,6 +76,8 @@ type fakeAPI struct {
 	mu       sync.Mutex // guards the fields below
 	objects  map[string]map[string]object
 	revision int
+	// unknown are the plurals of kinds that the cluster does not know.
+	unknown map[string]bool
 	// denied are "verb resource" pairs that access reviews refuse.
 	denied map[string]bool
 	// reports are what the agent on a node answers at /release, in this order; the last one again and again.
@@ -82,7 +87,7 @@ type fakeAPI struct {
 }
 
 func newFakeAPI(t testing.TB) *fakeAPI {
-	f := &fakeAPI{objects: map[string]map[string]object{}, denied: map[string]bool{}, reports: map[string][]string{},
+	f := &fakeAPI{objects: map[string]map[string]object{}, unknown: map[string]bool{}, denied: map[string]bool{}, reports: map[string][]string{},
 		dumps: map[string]string{}, levels: map[string]string{}}
 	f.server = httptest.NewServer(f)
 	t.Cleanup(f.server.Close)
@@ -146,6 +151,8 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
+	case f.unknown[r.kind.plural]:
+		fail(w, http.StatusNotFound, "NotFound", "the server could not find the requested resource")
 	case r.kind.plural == "selfsubjectaccessreviews":
 		f.review(w, body)
 	case req.Method == http.MethodGet && r.name == "":

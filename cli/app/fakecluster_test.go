@@ -32,6 +32,8 @@ func (f *fakeAPI) reconcile(k kind, namespace string, o object) {
 		f.runPods(namespace, o, nodes)
 	case "CustomResourceDefinition":
 		o["status"] = object{"conditions": []any{object{"type": "Established", "status": "True"}}}
+	case "Gateway":
+		f.waypoint(namespace, o)
 	case "Service":
 		name := str(meta(o), "name")
 		f.store(kindOf("endpointslices"), namespace, object{
@@ -42,6 +44,26 @@ func (f *fakeAPI) reconcile(k kind, namespace string, o object) {
 	if k.name == "Deployment" && str(meta(o), "name") == api.ControlPlaneDeployment {
 		f.controlPlane(namespace)
 	}
+}
+
+// waypoint does for a Gateway what the control plane does: a Deployment, and a condition. What is named "broken" does not become ready.
+func (f *fakeAPI) waypoint(namespace string, o object) {
+	name := str(meta(o), "name")
+	image := "ambit/waypoint"
+	condition := object{"type": "Programmed", "status": "True", "reason": "Programmed", "message": "2 of 2 pods are ready",
+		"observedGeneration": meta(o)["generation"], "lastTransitionTime": "2026-01-01T00:00:00Z"}
+	if strings.Contains(name, "broken") {
+		image += "-broken"
+		condition["status"], condition["reason"], condition["message"] = "False", "Pending", "0 of 2 pods are ready"
+	}
+	f.store(kindOf("deployments"), namespace, object{
+		"metadata": object{"name": name, "labels": object{api.LabelGatewayName: name}},
+		"spec": object{"replicas": 2.0, "selector": object{"matchLabels": object{api.LabelGatewayName: name}}, "template": object{
+			"metadata": object{"labels": object{api.LabelGatewayName: name}},
+			"spec":     object{"serviceAccountName": name, "containers": []any{object{"name": "waypoint", "image": image}}},
+		}},
+	})
+	o["status"] = object{"conditions": []any{condition}, "addresses": []any{object{"type": "Hostname", "value": name + "." + namespace + ".svc"}}}
 }
 
 func spec(o object) object { m, _ := o["spec"].(object); return m }

@@ -9,8 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/cli/survey"
 	"github.com/ambit-mesh/ambit/mesh/authz"
-	"github.com/ambit-mesh/ambit/mesh/meshconfig"
 )
 
 var authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
@@ -39,7 +39,7 @@ func (c *checker) policies() {
 	for _, ns := range namespaces.Items {
 		enrolled[ns.Name] = true
 	}
-	root := c.rootNamespace()
+	root := survey.Settings(c.ctx, c.cluster.Kubernetes, c.mesh).RootNamespace
 	looked, other := 0, 0
 	for i := range list {
 		u := &list[i]
@@ -85,15 +85,4 @@ func (c *checker) listPolicies() ([]unstructured.Unstructured, error) {
 			return out, nil
 		}
 	}
-}
-
-// rootNamespace is where policies are for all of the mesh; settings that cannot be read are another check's.
-func (c *checker) rootNamespace() string {
-	config, err := c.cluster.Kubernetes.CoreV1().ConfigMaps(c.mesh).Get(c.ctx, api.MeshConfigMap, metav1.GetOptions{})
-	if err == nil {
-		if s, err := meshconfig.Parse([]byte(config.Data[api.MeshConfigKey])); err == nil && s.RootNamespace != "" {
-			return s.RootNamespace
-		}
-	}
-	return c.mesh
 }

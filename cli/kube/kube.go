@@ -2,6 +2,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
@@ -51,6 +53,8 @@ type Cluster struct {
 	Config     *rest.Config
 	Kubernetes kubernetes.Interface
 	Dynamic    dynamic.Interface
+	// Namespace is the one that the kubeconfig's context names, else default, as kubectl has it.
+	Namespace string
 
 	context string // of the kubeconfig; empty in a pod
 }
@@ -96,9 +100,12 @@ func (f *Flags) Connect(namespace string) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a client: %w", err)
 	}
-	cluster := &Cluster{Getter: getter, Config: config, Kubernetes: clients, Dynamic: dyn, context: raw.CurrentContext}
-	if f.Context != "" {
-		cluster.context = f.Context
+	cluster := &Cluster{
+		Getter: getter, Config: config, Kubernetes: clients, Dynamic: dyn,
+		Namespace: metav1.NamespaceDefault, context: cmp.Or(f.Context, raw.CurrentContext),
+	}
+	if named := raw.Contexts[cluster.context]; named != nil && named.Namespace != "" {
+		cluster.Namespace = named.Namespace
 	}
 	return cluster, nil
 }

@@ -99,7 +99,7 @@ func (w *Waiter) tell(ctx context.Context, p survey.Part, told map[survey.Compon
 	line := fmt.Sprintf("%-14s %d/%d ready", p.Component.Title(), p.Ready, p.Desired)
 	if !Ready(p) {
 		// Only what is wrong for good is worth a line; that containers are being made is not.
-		if troubles := w.troubles(ctx, p, false); len(troubles) > 0 {
+		if troubles := w.Troubles(ctx, p, false); len(troubles) > 0 {
 			line += "  " + troubles[0]
 		}
 	}
@@ -117,14 +117,14 @@ func (w *Waiter) explain(parts []survey.Part, cause error) error {
 	defer cancel()
 	e := &NotReadyError{Parts: parts, Cause: cause}
 	for _, p := range parts {
-		e.Troubles = append(e.Troubles, w.troubles(ctx, p, true)...)
+		e.Troubles = append(e.Troubles, w.Troubles(ctx, p, true)...)
 	}
 	return e
 }
 
-// troubles says for each pod of a part that is not ready what keeps it, as far as that can be seen. With events it also
+// Troubles says for each pod of a part that is not ready what keeps it, as far as that can be seen. With events it also
 // asks for the last warning about the pod.
-func (w *Waiter) troubles(ctx context.Context, p survey.Part, events bool) []string {
+func (w *Waiter) Troubles(ctx context.Context, p survey.Part, events bool) []string {
 	pods, err := w.Client.CoreV1().Pods(p.Namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(p.Selector).String()})
 	if err != nil {
 		return nil

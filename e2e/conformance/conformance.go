@@ -121,7 +121,7 @@ func (r *Run) compile(ctx context.Context) error {
 func (r *Run) inSuite(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = r.suiteDir()
-	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=auto", "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=auto", "GOWORK=off")
 	var stdout strings.Builder
 	cmd.Stdout, cmd.Stderr = &stdout, r.Out
 	if err := cmd.Run(); err != nil {

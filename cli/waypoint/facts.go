@@ -1,0 +1,223 @@
+package waypoint
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/ambit-mesh/ambit/api"
+)
+
+// subject is an object whose label names a waypoint.
+type subject struct {
+	kind string // namespace, service, serviceentry, pod or workloadentry
+	key         // of a namespace the namespace is empty
+	// uses is the waypoint that it names.
+	uses key
+	// refused is the condition WaypointBound if that is False.
+	refused *metav1.Condition
+}
+
+func (s subject) String() string {
+	if s.namespace == "" {
+		return s.kind + " " + s.name
+	}
+	return s.kind + " " + s.key.String()
+}
+
+// home is the namespace that a subject is in; a namespace is in itself.
+func (s subject) home() string { return cmp.Or(s.namespace, s.name) }
+
+// label is the command that sets labels of the subject, or takes them off.
+func (s subject) label(change string) string {
+	if s.namespace == "" {
+		return fmt.Sprintf("kubectl label namespace %s %s", s.name, change)
+	}
+	return fmt.Sprintf("kubectl -n %s label %s %s %s", s.namespace, s.kind, s.name, change)
+}
+
+// usedBy is the waypoint that an object of a namespace names by its labels; zero if it names none, or that it wants none.
+func usedBy(labels map[string]string, namespace string) key {
+	name := labels[api.LabelUseWaypoint]
+	if name == "" || name == api.UseWaypointNone {
+		return key{}
+	}
+	return key{cmp.Or(labels[api.LabelUseWaypointNamespace], namespace), name}
+}
+
+// facts are what advice is made of: who names which waypoint, and what is behind those services. Where a namespace was chosen,
+// subjects of other namespaces are only those that name a waypoint in it.
+type facts struct {
+	namespace string          // that was chosen; empty: all
+	exists    map[key]bool    // waypoints
+	enrolled  map[string]bool // namespaces
+	subjects  []subject
+	// services are those that use a waypoint, by their own label or their namespace's, by waypoint.
+	services map[key][]service
+	accounts map[key]string // service accounts of waypoints
+	sources  map[key]string // address of a pod of waypoints, if there is one
+	policies policies
+}
+
+// service is a Service that uses a waypoint, with its pods.
+type service struct {
+	key
+	ports []corev1.ServicePort
+	pods  []corev1.Pod
+}
+
+// of returns the subjects that name a waypoint, in order.
+func (f *facts) of(waypoint key) []subject {
+	return slices.DeleteFunc(slices.Clone(f.subjects), func(s subject) bool { return s.uses != waypoint })
+}
+
+// gather reads what there is to know about waypoints.
+func (s *session) gather(ctx context.Context, waypoints []*gatewayv1.Gateway) (*facts, error) {
+	f := &facts{
+		namespace: s.namespace, exists: map[key]bool{}, enrolled: map[string]bool{}, services: map[key][]service{},
+		accounts: map[key]string{}, sources: map[key]string{},
+	}
+	err := each(ctx, s.cluster.Dynamic.Resource(gateways), "", func(u *unstructured.Unstructured) {
+		if class, _, _ := unstructured.NestedString(u.Object, "spec", "gatewayClassName"); s.classes[class] {
+			f.exists[nameOf(u)] = true
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list Gateways: %w", err)
+	}
+	byNamespace, err := s.namespaces(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.labelled(ctx, f); err != nil {
+		return nil, err
+	}
+	for _, gateway := range waypoints {
+		if err := s.behind(ctx, f, nameOf(gateway), byNamespace); err != nil {
+			return nil, err
+		}
+		s.account(ctx, f, gateway)
+	}
+	f.subjects = slices.DeleteFunc(f.subjects, func(subject subject) bool {
+		return s.namespace != "" && subject.home() != s.namespace && subject.uses.namespace != s.namespace
+	})
+	slices.SortFunc(f.subjects, func(a, b subject) int {
+		return cmp.Or(cmp.Compare(kindOrder[a.kind], kindOrder[b.kind]), a.compare(b.key))
+	})
+	f.policies, err = s.readPolicies(ctx, f)
+	return f, err
+}
+
+// kindOrder is the order in which subjects are told: the wide ones first.
+var kindOrder = map[string]int{"namespace": 0, "service": 1, "serviceentry": 2, "pod": 3, "workloadentry": 4}
+
+// namespaces finds out which are enrolled and which name a waypoint; it returns the latter.
+func (s *session) namespaces(ctx context.Context, f *facts) (map[string]key, error) {
+	list, err := s.cluster.Kubernetes.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list Namespaces: %w", err)
+	}
+	byNamespace := map[string]key{}
+	for _, ns := range list.Items {
+		f.enrolled[ns.Name] = ns.Labels[api.LabelDataplaneMode] == api.DataplaneModeAmbient
+		if uses := usedBy(ns.Labels, ns.Name); uses != (key{}) {
+			byNamespace[ns.Name] = uses
+			f.subjects = append(f.subjects, subject{kind: "namespace", key: key{name: ns.Name}, uses: uses})
+		}
+	}
+	return byNamespace, nil
+}
+
+// labelled finds the objects that have a label of their own.
+func (s *session) labelled(ctx context.Context, f *facts) error {
+	for _, kind := range []struct{ name, group, version, plural string }{
+		{"service", "", "v1", "services"}, {"pod", "", "v1", "pods"},
+		{"serviceentry", "networking.istio.io", "v1", "serviceentries"}, {"workloadentry", "networking.istio.io", "v1", "workloadentries"},
+	} {
+		err := each(ctx, s.cluster.Dynamic.Resource(resource(kind.group, kind.version, kind.plural)), api.LabelUseWaypoint, func(u *unstructured.Unstructured) {
+			if uses := usedBy(u.GetLabels(), u.GetNamespace()); uses != (key{}) {
+				f.subjects = append(f.subjects, subject{kind: kind.name, key: nameOf(u), uses: uses, refused: refused(u)})
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("list %s: %w", kind.plural, err)
+		}
+	}
+	return nil
+}
+
+// refused is the condition with which the control plane says that an object's traffic does not take the waypoint that it names.
+func refused(u *unstructured.Unstructured) *metav1.Condition {
+	var status struct {
+		Conditions []metav1.Condition `json:"conditions"`
+	}
+	fields, _, _ := unstructured.NestedMap(u.Object, "status")
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(fields, &status); err != nil {
+		return nil // a pod's conditions have other fields
+	}
+	condition := meta.FindStatusCondition(status.Conditions, api.ConditionWaypointBound)
+	if condition == nil || condition.Status != metav1.ConditionFalse {
+		return nil
+	}
+	return condition
+}
+
+// behind finds the services that use a waypoint, and their pods.
+func (s *session) behind(ctx context.Context, f *facts, waypoint key, byNamespace map[string]key) error {
+	namespaces := map[string]bool{}
+	for _, subject := range f.of(waypoint) {
+		if subject.kind == "namespace" || subject.kind == "service" {
+			namespaces[subject.home()] = true
+		}
+	}
+	for namespace := range namespaces {
+		list, err := s.cluster.Kubernetes.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return fmt.Errorf("list Services of %s: %w", namespace, err)
+		}
+		for _, svc := range list.Items {
+			uses := usedBy(svc.Labels, namespace)
+			if _, own := svc.Labels[api.LabelUseWaypoint]; !own {
+				uses = byNamespace[namespace]
+			}
+			// What was made for a waypoint is not itself behind one.
+			if uses != waypoint || len(svc.Spec.Selector) == 0 || svc.Labels[api.LabelGatewayManaged] != "" {
+				continue
+			}
+			pods, err := s.cluster.Kubernetes.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(svc.Spec.Selector).String()})
+			if err != nil {
+				return fmt.Errorf("list Pods of Service %s/%s: %w", namespace, svc.Name, err)
+			}
+			f.services[waypoint] = append(f.services[waypoint], service{key{namespace, svc.Name}, svc.Spec.Ports, pods.Items})
+		}
+	}
+	slices.SortFunc(f.services[waypoint], func(a, b service) int { return a.compare(b.key) })
+	return nil
+}
+
+// account finds out as whom, and from where, a waypoint calls.
+func (s *session) account(ctx context.Context, f *facts, gateway *gatewayv1.Gateway) {
+	name := nameOf(gateway)
+	f.accounts[name] = gateway.Name
+	pods, err := s.cluster.Kubernetes.CoreV1().Pods(gateway.Namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.Set{api.LabelGatewayName: gateway.Name}.String(),
+	})
+	if err != nil {
+		return // no pod yet is as good
+	}
+	for _, pod := range pods.Items {
+		f.accounts[name] = cmp.Or(pod.Spec.ServiceAccountName, gateway.Name)
+		if pod.Status.PodIP != "" {
+			f.sources[name] = pod.Status.PodIP
+		}
+	}
+}
