@@ -47,14 +47,14 @@ func AuthorizationPolicyOf(in *unstructured.Unstructured) *AuthorizationPolicy {
 		Policy:     authz.Read(in.GetNamespace(), in.GetName(), in.GetAnnotations(), in.Object["spec"]),
 	}
 	p.Selector = LabelsOf(p.Policy.Selector)
-	p.Seen = seenBy(in)
+	p.Seen = seenBy(in, authz.ConditionType)
 	return p
 }
 
-// seenBy is the condition that an object has of the type that the control plane writes.
-func seenBy(in *unstructured.Unstructured) Condition {
+// seenBy is the condition that an object has of a type.
+func seenBy(in *unstructured.Unstructured, typ string) Condition {
 	for _, c := range ConditionsOf(in) {
-		if c.Type == authz.ConditionType {
+		if c.Type == typ {
 			return c
 		}
 	}

@@ -72,6 +72,8 @@ type Namespace struct {
 	Network string
 	// Labels are all of the namespace's: listeners of Gateways select namespaces by them.
 	Labels Labels
+	// Waypoint is what they say of the waypoint of objects that say nothing themselves.
+	Waypoint WaypointUse
 }
 
 // ObjectKind is KindNamespace.
@@ -82,7 +84,7 @@ func (n *Namespace) ObjectKey() Key { return Key{Name: n.Name} }
 
 // Equal reports whether both are the same in every field.
 func (n *Namespace) Equal(o *Namespace) bool {
-	return n.Name == o.Name && n.Terminating == o.Terminating && n.Distribution == o.Distribution && n.Network == o.Network && n.Labels.Equal(o.Labels)
+	return n.Name == o.Name && n.Terminating == o.Terminating && n.Distribution == o.Distribution && n.Network == o.Network && n.Waypoint == o.Waypoint && n.Labels.Equal(o.Labels)
 }
 
 // NamespaceOf reduces a Kubernetes namespace.
@@ -93,6 +95,7 @@ func NamespaceOf(in *corev1.Namespace) *Namespace {
 		Distribution: in.Annotations[api.AnnotationTrafficDistribution],
 		Network:      in.Labels[api.LabelNetwork],
 		Labels:       LabelsOf(in.Labels),
+		Waypoint:     waypointUseOf(in.Labels),
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 // Resolution says how clients of a ServiceEntry find its endpoints.
@@ -69,7 +70,9 @@ type ServiceEntry struct {
 	// Distribution is api.AnnotationTrafficDistribution.
 	Distribution string
 	// Seen is the condition that the object has of the type that the control plane writes.
-	Seen   Condition
+	Seen Condition
+	// Bound is the condition api.ConditionWaypointBound.
+	Bound  Condition
 	Faults []string
 }
 
@@ -93,7 +96,7 @@ func (s *ServiceEntry) ObjectKey() Key { return s.Key }
 
 // Equal reports whether both are the same in every field.
 func (s *ServiceEntry) Equal(o *ServiceEntry) bool {
-	return s.Key == o.Key && s.Created.Equal(o.Created) && s.Labels.Equal(o.Labels) && slices.Equal(s.Hosts, o.Hosts) && s.Generation == o.Generation && s.Seen == o.Seen &&
+	return s.Key == o.Key && s.Created.Equal(o.Created) && s.Labels.Equal(o.Labels) && slices.Equal(s.Hosts, o.Hosts) && s.Generation == o.Generation && s.Seen == o.Seen && s.Bound == o.Bound &&
 		slices.Equal(s.Addresses, o.Addresses) && slices.Equal(s.Assigned, o.Assigned) && s.AutoAddress == o.AutoAddress &&
 		slices.Equal(s.Ports, o.Ports) && s.Internal == o.Internal && s.Resolution == o.Resolution &&
 		slices.EqualFunc(s.Endpoints, o.Endpoints, EntryEndpoint.Equal) && s.Selector.Equal(o.Selector) &&
@@ -115,7 +118,7 @@ func (s *ServiceEntry) WantsAddresses() bool {
 func ServiceEntryOf(in *unstructured.Unstructured) *ServiceEntry {
 	s := &ServiceEntry{
 		Key: Key{in.GetNamespace(), in.GetName()}, Created: in.GetCreationTimestamp().Time, Labels: LabelsOf(in.GetLabels()),
-		Generation: in.GetGeneration(), Seen: seenBy(in),
+		Generation: in.GetGeneration(), Seen: seenBy(in, authz.ConditionType), Bound: seenBy(in, api.ConditionWaypointBound),
 		AutoAddress:  in.GetLabels()[api.LabelAutoAllocate] != "false",
 		Distribution: in.GetAnnotations()[api.AnnotationTrafficDistribution],
 	}

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 // WorkloadEntry is a workload outside Kubernetes, such as a virtual machine.
@@ -29,7 +30,9 @@ type WorkloadEntry struct {
 	Labels Labels
 	EntryEndpoint
 	// Seen is the condition that the object has of the type that the control plane writes.
-	Seen   Condition
+	Seen Condition
+	// Bound is the condition api.ConditionWaypointBound.
+	Bound  Condition
 	Faults []string
 }
 
@@ -58,7 +61,7 @@ func (w *WorkloadEntry) ObjectKey() Key { return w.Key }
 
 // Equal reports whether both are the same in every field.
 func (w *WorkloadEntry) Equal(o *WorkloadEntry) bool {
-	return w.Key == o.Key && w.Created.Equal(o.Created) && w.Labels.Equal(o.Labels) && w.Generation == o.Generation && w.Seen == o.Seen &&
+	return w.Key == o.Key && w.Created.Equal(o.Created) && w.Labels.Equal(o.Labels) && w.Generation == o.Generation && w.Seen == o.Seen && w.Bound == o.Bound &&
 		w.EntryEndpoint.Equal(o.EntryEndpoint) && slices.Equal(w.Faults, o.Faults)
 }
 
@@ -80,7 +83,7 @@ func (e EntryEndpoint) Port(name string) (uint16, bool) {
 
 // WorkloadEntryOf reduces a WorkloadEntry.
 func WorkloadEntryOf(in *unstructured.Unstructured) *WorkloadEntry {
-	w := &WorkloadEntry{Key: Key{in.GetNamespace(), in.GetName()}, Created: in.GetCreationTimestamp().Time, Generation: in.GetGeneration(), Seen: seenBy(in)}
+	w := &WorkloadEntry{Key: Key{in.GetNamespace(), in.GetName()}, Created: in.GetCreationTimestamp().Time, Generation: in.GetGeneration(), Seen: seenBy(in, authz.ConditionType), Bound: seenBy(in, api.ConditionWaypointBound)}
 	var spec networkingv1.WorkloadEntry
 	w.Faults = readSpec(in, &spec)
 	labels := maps.Clone(spec.GetLabels())

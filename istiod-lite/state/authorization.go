@@ -6,6 +6,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 // setAuthorization takes an AuthorizationPolicy, nil if it is gone. One with a selector matters to the pods that it selects,
@@ -74,7 +75,7 @@ func (c *collector) authorization(k cluster.Key) {
 	p := s.authorizations[k]
 	if p == nil {
 		c.one(o, name, nil, nil)
-		s.statuses = append(s.statuses, translate.Status{Kind: o.kind, Key: k, Gone: true})
+		s.gone(o, authz.ConditionType)
 		return
 	}
 	a, problems := translate.AuthorizationPolicy(s.mesh, p)

@@ -121,6 +121,7 @@ func keyOf(e *cluster.ServiceEntry) cluster.Key {
 
 // settle marks what hangs on who has the hosts and the addresses that were asked for, or given up, since the last Flush.
 func (s *State) settle() {
+	s.settleWaypoints()
 	for spot := range s.dirty.contests {
 		s.settleHost(spot)
 	}

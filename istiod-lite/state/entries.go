@@ -11,6 +11,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 // ServiceEntries lists all that are known, in no order.
@@ -25,6 +26,14 @@ func (s *State) setEntry(key cluster.Key, e *cluster.ServiceEntry) {
 	if old == nil && e == nil || old != nil && e != nil && old.Equal(e) {
 		return
 	}
+	var was, is cluster.WaypointUse
+	if old != nil {
+		was = cluster.UseOf(old.Labels)
+	}
+	if e != nil {
+		is = cluster.UseOf(e.Labels)
+	}
+	s.use(object{cluster.KindServiceEntry, key}, was, is)
 	group := s.group(key.Namespace)
 	s.touchEntry(key) // its hosts of before
 	s.dirty.entries[key] = struct{}{}
@@ -73,7 +82,7 @@ func sameMembers(a, b *cluster.ServiceEntry) bool {
 		return false
 	}
 	x, y := *a, *b
-	x.Assigned, x.Generation, x.Seen = y.Assigned, y.Generation, y.Seen
+	x.Assigned, x.Generation, x.Seen, x.Bound = y.Assigned, y.Generation, y.Seen, y.Bound
 	return x.Equal(&y)
 }
 
@@ -145,6 +154,14 @@ func (s *State) setWorkloadEntry(key cluster.Key, e *cluster.WorkloadEntry) {
 		return
 	}
 	s.dirty.workloadEntries[key] = struct{}{}
+	var was, is cluster.WaypointUse
+	if old != nil {
+		was = cluster.UseOf(old.Labels)
+	}
+	if e != nil {
+		is = cluster.UseOf(e.Labels)
+	}
+	s.use(object{cluster.KindWorkloadEntry, key}, was, is)
 	group := s.group(key.Namespace)
 	if old != nil {
 		drop(s.workloadEntriesAt, old.Addr, key)
@@ -168,10 +185,8 @@ func (c *collector) entryInput(e *cluster.ServiceEntry) translate.EntryInput {
 		return in
 	}
 	s := c.state
-	in := translate.EntryInput{Entry: e, Lost: s.lost(e), Shortages: s.shortages[e.Key]}
-	if n := s.namespaces[e.Namespace]; n != nil {
-		in.Namespace = n.object
-	}
+	in := translate.EntryInput{Entry: e, Lost: s.lost(e), Shortages: s.shortages[e.Key], Namespace: s.namespaceOf(e.Namespace)}
+	in.Waypoint = s.bind(translate.EntryBind(e, in.Namespace))
 	for _, claim := range translate.EntryClaims(e) {
 		if rival, granted := translate.Settle(claim, s.rivals(claim)); !granted {
 			if in.Rivals == nil {
@@ -269,7 +284,8 @@ func (c *collector) entry(k cluster.Key) {
 	e := s.entries[k]
 	if e == nil {
 		c.many(o, resource.Address, nil, nil)
-		s.statuses = append(s.statuses, translate.Status{Kind: o.kind, Key: k, Gone: true})
+		s.gone(o, authz.ConditionType)
+		s.unbound(o)
 		return
 	}
 	in := c.entryInput(e)
@@ -280,6 +296,7 @@ func (c *collector) entry(k cluster.Key) {
 	problems := in.Problems()
 	c.many(o, resource.Address, contents, problems)
 	s.statuses = append(s.statuses, translate.EntryStatus(in, problems))
+	s.tellBound(translate.EntryWaypointStatus(e, in.Waypoint))
 }
 
 // workloadEntry translates a WorkloadEntry.
@@ -290,12 +307,13 @@ func (c *collector) workloadEntry(k cluster.Key) {
 	e := s.workloadEntries[k]
 	if e == nil {
 		c.one(o, name, nil, nil)
-		s.statuses = append(s.statuses, translate.Status{Kind: o.kind, Key: k, Gone: true})
+		s.gone(o, authz.ConditionType)
+		s.unbound(o)
 		return
 	}
 	in := translate.WorkloadEntryInput{
 		Entry: e, Entries: c.chosen(k.Namespace, e.Labels, nil), Policies: s.policiesOf(k.Namespace, e.Labels),
-		Virtual: s.virtual(e.Addr),
+		Virtual: s.virtual(e.Addr), Waypoint: s.bind(translate.WorkloadEntryBind(e, s.namespaceOf(e.Namespace))),
 	}
 	if at := s.podsAt[e.Addr]; len(at) > 0 {
 		in.Pod = slices.MinFunc(at, func(a, b *cluster.Pod) int { return a.Key.Compare(b.Key) })
@@ -312,6 +330,7 @@ func (c *collector) workloadEntry(k cluster.Key) {
 	}
 	c.one(o, name, content, problems)
 	s.statuses = append(s.statuses, translate.WorkloadEntryStatus(e, problems))
+	s.tellBound(translate.WorkloadEntryWaypointStatus(e, in.Waypoint))
 }
 
 // selectedBy finds the services whose selectors pick what has these labels.

@@ -28,6 +28,12 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setEntry(o.Key, o)
 	case *cluster.WorkloadEntry:
 		s.setWorkloadEntry(o.Key, o)
+	case *cluster.Gateway:
+		s.setGateway(o.Key, o)
+	case *cluster.GatewayClass:
+		s.setClass(o.Name, o)
+	case *cluster.Deployment:
+		s.setDeployment(o.Key, o)
 	}
 }
 
@@ -52,6 +58,12 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setEntry(key, nil)
 	case cluster.KindWorkloadEntry:
 		s.setWorkloadEntry(key, nil)
+	case cluster.KindGateway:
+		s.setGateway(key, nil)
+	case cluster.KindGatewayClass:
+		s.setClass(key.Name, nil)
+	case cluster.KindDeployment:
+		s.setDeployment(key, nil)
 	}
 }
 
@@ -88,6 +100,14 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		out = keysOf(s.entries)
 	case cluster.KindWorkloadEntry:
 		out = keysOf(s.workloadEntries)
+	case cluster.KindGateway:
+		out = keysOf(s.bindings.gateways)
+	case cluster.KindDeployment:
+		out = keysOf(s.bindings.deployments)
+	case cluster.KindGatewayClass:
+		for name := range s.bindings.classes {
+			out = append(out, cluster.Key{Name: name})
+		}
 	case cluster.KindNode:
 		for name := range s.nodes {
 			out = append(out, cluster.Key{Name: name})
@@ -145,6 +165,14 @@ func (s *State) setPod(key cluster.Key, p *cluster.Pod) {
 		return
 	}
 	s.dirty.pods[key] = struct{}{}
+	var was, is cluster.WaypointUse
+	if old != nil {
+		was = cluster.UseOf(old.Labels)
+	}
+	if p != nil {
+		is = cluster.UseOf(p.Labels)
+	}
+	s.use(object{cluster.KindPod, key}, was, is)
 	if p == nil {
 		delete(s.pods, key)
 		delete(s.group(key.Namespace).pods, key)
@@ -250,6 +278,17 @@ func (s *State) setService(key cluster.Key, svc *cluster.Service) {
 	}
 	s.dirty.services[key] = struct{}{}
 	group := s.group(key.Namespace)
+	var was, is cluster.WaypointUse
+	if old != nil {
+		was = old.Waypoint
+	}
+	if svc != nil {
+		is = svc.Waypoint
+	}
+	s.use(object{cluster.KindService, key}, was, is)
+	if old != nil && old.Gateway != "" || svc != nil && svc.Gateway != "" || s.bindings.gateways[key] != nil {
+		s.dirty.gateways[key] = struct{}{}
+	}
 	if old != nil {
 		s.unclaim(translate.Claims(old))
 		if len(old.Selector) > 0 {
@@ -393,6 +432,7 @@ func (s *State) setNamespace(name string, n *cluster.Namespace) {
 			s.touchEntry(k)
 		}
 	}
+	s.useOfNamespace(name, old, n)
 	s.ungroup(name)
 }
 

@@ -38,6 +38,7 @@ func (c *collector) pod(k cluster.Key) {
 		Entries:  c.chosen(p.Namespace, p.Labels, p),
 		Policies: s.policiesOf(p.Namespace, p.Labels),
 		Others:   s.others(p),
+		Waypoint: s.bind(translate.PodBind(p, s.namespaceOf(p.Namespace))),
 	})
 	if w == nil {
 		c.one(object{cluster.KindPod, k}, name, nil, problems)
@@ -126,7 +127,10 @@ func (c *collector) service(k cluster.Key) {
 	svc := s.services[k]
 	if svc == nil || svc.External {
 		var problems []translate.Problem
-		if svc != nil {
+		if svc == nil {
+			s.unbound(object{cluster.KindService, k})
+		} else {
+			s.tellBound(translate.ServiceStatus(svc, translate.Binding{}))
 			_, problems = translate.Service(s.mesh, translate.ServiceInput{Service: svc})
 		}
 		if s.ownerOf(k.Namespace, translate.Hostname(s.mesh, k)) != nil {
@@ -136,10 +140,9 @@ func (c *collector) service(k cluster.Key) {
 		c.one(object{cluster.KindService, k}, name, nil, problems)
 		return
 	}
-	in := translate.ServiceInput{Service: svc}
-	if n := s.namespaces[k.Namespace]; n != nil {
-		in.Namespace = n.object
-	}
+	in := translate.ServiceInput{Service: svc, Namespace: s.namespaceOf(k.Namespace)}
+	in.Waypoint = s.bind(translate.ServiceBind(svc, in.Namespace))
+	s.tellBound(translate.ServiceStatus(svc, in.Waypoint))
 	for _, claim := range translate.Claims(svc) {
 		if rival, granted := translate.Settle(claim, s.rivals(claim)); !granted {
 			if in.Rivals == nil {

@@ -78,6 +78,8 @@ type State struct {
 
 	workloadEntriesAt map[netip.Addr]set[cluster.Key]
 
+	bindings bindings
+
 	shortages map[cluster.Key][]cluster.Shortage // of virtual addresses, by ServiceEntry
 
 	dirty struct {
@@ -86,7 +88,9 @@ type State struct {
 		// it up, and spots where somebody does so with an address.
 		hosts, contests set[cluster.Key]
 		spots           set[addrSpot]
-		static          bool
+		// gateways are those of which it may be another thing whether traffic can be sent to them.
+		gateways set[cluster.Key]
+		static   bool
 	}
 
 	// out is what data planes were last told, by type and name.
@@ -134,6 +138,7 @@ func New(mesh translate.Mesh) *State {
 
 		workloadEntries:   map[cluster.Key]*cluster.WorkloadEntry{},
 		workloadEntriesAt: map[netip.Addr]set[cluster.Key]{},
+		bindings:          newBindings(),
 	}
 	for t := range s.out {
 		s.out[t] = map[string]*resource.Resource{}
@@ -149,7 +154,7 @@ func (s *State) clean() {
 	s.dirty.authorizations, s.dirty.entries = set[cluster.Key]{}, set[cluster.Key]{}
 	s.dirty.workloadEntries, s.dirty.hosts = set[cluster.Key]{}, set[cluster.Key]{}
 	s.dirty.contests, s.dirty.spots = set[cluster.Key]{}, set[addrSpot]{}
-	s.dirty.static = false
+	s.dirty.gateways, s.dirty.static = set[cluster.Key]{}, false
 }
 
 // Mesh returns the settings in force.
@@ -187,6 +192,9 @@ func (s *State) SetMesh(m translate.Mesh) {
 	}
 	for k := range s.workloadEntries {
 		s.dirty.workloadEntries[k] = struct{}{}
+	}
+	for k := range s.bindings.gateways {
+		s.dirty.gateways[k] = struct{}{}
 	}
 }
 
@@ -233,6 +241,11 @@ func (s *State) TakeStatuses() []translate.Status {
 	return out
 }
 
+// gone takes note that an object says nothing any more by conditions of a type.
+func (s *State) gone(o object, typ string) {
+	s.statuses = append(s.statuses, translate.Status{Kind: o.kind, Key: o.key, Type: typ, Gone: true})
+}
+
 // faultChange is an object whose problems are others than before.
 type faultChange struct {
 	object
@@ -273,6 +286,9 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindAuthorizationPolicy: len(s.authorizations),
 		cluster.KindServiceEntry:        len(s.entries),
 		cluster.KindWorkloadEntry:       len(s.workloadEntries),
+		cluster.KindGateway:             len(s.bindings.gateways),
+		cluster.KindGatewayClass:        len(s.bindings.classes),
+		cluster.KindDeployment:          len(s.bindings.deployments),
 	}
 }
 

@@ -15,7 +15,9 @@ import (
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
@@ -139,6 +141,8 @@ func checkEmpty(t *testing.T, s *State) {
 		"namespaces": len(s.namespaces), "nodes": len(s.nodes), "pods": len(s.pods), "services": len(s.services),
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
+		"gateways": len(s.bindings.gateways), "classes": len(s.bindings.classes), "deployments": len(s.bindings.deployments),
+		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
 		"claims": len(s.claims), "authorizations": len(s.authorizations),
 		"entries": len(s.entries), "hosts": len(s.hosts), "entriesAt": len(s.entriesAt),
 		"workloadEntries": len(s.workloadEntries), "workloadEntriesAt": len(s.workloadEntriesAt), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
@@ -180,7 +184,13 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(18) {
+	switch w.IntN(24) {
+	case 18, 19, 20:
+		return w.gateway()
+	case 21, 22:
+		return &cluster.Deployment{Key: w.key(), Gateway: pick(w, "x", "y", "z"), Replicas: int32(w.IntN(3)), Ready: int32(w.IntN(2)), Deleting: w.IntN(8) == 0}
+	case 23:
+		return &cluster.GatewayClass{Name: pick(w, "c1", "c2"), Controller: pick(w, api.ControllerWaypoint, api.ControllerWaypoint, "other"), WaypointFor: pick(w, "", "all")}
 	case 14, 15:
 		return w.serviceEntry()
 	case 16, 17:
@@ -190,6 +200,7 @@ func (w world) object() cluster.Object {
 		} else {
 			we.Host = "vm.example"
 		}
+		we.Labels, we.Bound = w.withUse(we.Labels), w.bound()
 		if w.IntN(2) == 0 {
 			we.Ports = []cluster.NamedPort{{Name: "named", Port: 9001}}
 		}
@@ -197,7 +208,7 @@ func (w world) object() cluster.Object {
 	case 12, 13:
 		return w.authorizationPolicy()
 	case 0:
-		return &cluster.Namespace{Name: pick(w, "a", "b", "istio-system"), Distribution: pick(w, "", "PreferClose", "wrong")}
+		return &cluster.Namespace{Name: pick(w, "a", "b", "istio-system"), Distribution: pick(w, "", "PreferClose", "wrong"), Labels: w.labels(), Waypoint: w.use()}
 	case 1:
 		return &cluster.Node{Name: pick(w, "n1", "n2"), Locality: cluster.Locality{Zone: pick(w, "", "z1", "z2")}, Addrs: []netip.Addr{w.addr("10.3.0")}}
 	case 2, 3:
@@ -213,6 +224,10 @@ func (w world) object() cluster.Object {
 		svc := &cluster.Service{
 			Key: w.key(), Created: w.created(), Selector: w.labels(), External: w.IntN(6) == 0,
 			ClusterIPs: []netip.Addr{w.addr("10.2.0")}, Ports: []cluster.ServicePort{{Name: "p", Port: 80, Target: uint16(80 + w.IntN(2))}, {Name: "q", Port: 81, TargetName: "named"}},
+		}
+		svc.Waypoint, svc.Bound = w.use(), w.bound()
+		if w.IntN(3) == 0 {
+			svc.Gateway = svc.Name
 		}
 		if w.IntN(2) == 0 {
 			svc.LoadBalancerIPs = []netip.Addr{w.addr("10.3.0"), w.addr("10.2.0")}
@@ -233,6 +248,7 @@ func (w world) object() cluster.Object {
 		Key: w.key(), Node: w.node(), ServiceAccount: pick(w, "s", "t"), Labels: w.labels(), Ready: w.IntN(2) == 0,
 		Terminal: w.IntN(8) == 0, Deleting: w.IntN(4) == 0, Created: w.created(), HostNetwork: w.IntN(8) == 0, Redirected: w.IntN(2) == 0, Redirection: pick(w, "enabled", "odd"),
 	}
+	p.Labels = w.withUse(p.Labels)
 	for range w.IntN(3) {
 		if a := w.addr("10.1.0"); !slices.Contains(p.IPs, a) {
 			p.IPs = append(p.IPs, a)
@@ -244,6 +260,51 @@ func (w world) object() cluster.Object {
 	return p
 }
 
+// use is what some say of their waypoint, and others leave unsaid.
+func (w world) use() cluster.WaypointUse {
+	return pick(w, cluster.WaypointUse{}, cluster.WaypointUse{}, cluster.WaypointUse{Name: api.UseWaypointNone}, cluster.WaypointUse{Name: pick(w, "x", "y", "z")},
+		cluster.WaypointUse{Name: pick(w, "x", "y", "z"), Namespace: pick(w, "a", "b")})
+}
+
+func (w world) withUse(ls cluster.Labels) cluster.Labels {
+	m := map[string]string{}
+	for _, l := range ls {
+		m[l.Name()] = l.Value()
+	}
+	if use := w.use(); use.Name != "" {
+		m[api.LabelUseWaypoint] = use.Name
+		if use.Namespace != "" {
+			m[api.LabelUseWaypointNamespace] = use.Namespace
+		}
+	}
+	if w.IntN(10) == 0 {
+		m[api.LabelGatewayManaged] = api.GatewayManagedWaypoint
+	}
+	return cluster.LabelsOf(m)
+}
+
+func (w world) bound() cluster.Condition {
+	return pick(w, cluster.Condition{}, cluster.Condition{Type: api.ConditionWaypointBound, Status: "True", Reason: "WaypointAccepted"})
+}
+
+func (w world) gateway() cluster.Object {
+	g := &cluster.Gateway{
+		Key: w.key(), Created: w.created(), Generation: int64(w.IntN(3)), Deleting: w.IntN(8) == 0, Class: pick(w, "c1", "c2"), Programmed: w.IntN(3) > 0,
+		Revision: pick(w, "", "", "default", "other"), WaypointFor: pick(w, "", "", "service", "workload", "all", "none"),
+	}
+	if w.IntN(6) > 0 {
+		selector, err := labels.Parse("app=1")
+		if err != nil {
+			panic(err)
+		}
+		g.Listeners = []cluster.Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE", From: pick(w, "Same", "All", "Selector"), Selector: selector}}
+	}
+	if w.IntN(6) == 0 {
+		g.Addresses = []cluster.GatewayAddress{{Type: pick(w, "IPAddress", "Hostname", "odd"), Value: pick(w, "10.9.9.9", "far.example")}}
+	}
+	return g
+}
+
 func (w world) serviceEntry() cluster.Object {
 	e := &cluster.ServiceEntry{
 		Key: w.key(), Created: w.created(), Labels: w.labels(), AutoAddress: w.IntN(2) == 0, Generation: int64(w.IntN(2)),
@@ -251,6 +312,7 @@ func (w world) serviceEntry() cluster.Object {
 		Visibility: pick(w, cluster.VisiblePublic, cluster.VisiblePublic, cluster.VisibleNamespace, cluster.VisibleNone),
 		Ports:      []cluster.ServicePort{{Name: "p", Port: 80, Target: uint16(80 + w.IntN(2))}}, Distribution: pick(w, "", "PreferClose", "wrong"),
 	}
+	e.Labels, e.Bound = w.withUse(e.Labels), w.bound()
 	for _, h := range []string{"x.a.svc.cluster.local", "y.b.svc.cluster.local", "h1.example", "h2.example", "*.w.example"} {
 		if w.IntN(3) == 0 {
 			e.Hosts = append(e.Hosts, h)
@@ -293,21 +355,27 @@ func (w world) authorizationPolicy() cluster.Object {
 	}})
 }
 
+// said is a condition of an object.
+type said struct {
+	of  object
+	typ string
+}
+
 // checkStatuses lets known follow what is to be reported, and compares it with what All says.
-func checkStatuses(t *testing.T, s *State, known map[object]translate.Status, objects []cluster.Object) {
+func checkStatuses(t *testing.T, s *State, known map[said]translate.Status, objects []cluster.Object) {
 	t.Helper()
 	for _, status := range s.TakeStatuses() {
-		if o := (object{status.Kind, status.Key}); status.Gone {
+		if o := (said{object{status.Kind, status.Key}, status.Type}); status.Gone {
 			delete(known, o)
 		} else {
 			known[o] = status
 		}
 	}
-	wanted := map[object]translate.Status{}
+	wanted := map[said]translate.Status{}
 	for _, status := range translate.All(snapshot(s, objects)).Statuses {
-		wanted[object{status.Kind, status.Key}] = status
+		wanted[said{object{status.Kind, status.Key}, status.Type}] = status
 	}
-	if diff := cmp.Diff(wanted, known, cmp.AllowUnexported(object{})); diff != "" {
+	if diff := cmp.Diff(wanted, known, cmp.AllowUnexported(said{}, object{})); diff != "" {
 		t.Fatalf("statuses (-want +got):\n%s", diff)
 	}
 }
@@ -328,7 +396,7 @@ func TestIncrementalIsAll(t *testing.T) {
 			t.Parallel()
 			w := world{rand.New(rand.NewPCG(seed, 2))}
 			s, m := New(mesh), model{}
-			objects, statuses := map[object]cluster.Object{}, map[object]translate.Status{}
+			objects, statuses := map[object]cluster.Object{}, map[said]translate.Status{}
 			for range steps {
 				switch w.IntN(40) {
 				default:
@@ -342,7 +410,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {

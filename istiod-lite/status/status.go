@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -38,12 +39,17 @@ var kinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindAuthorizationPolicy: {Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
 	cluster.KindServiceEntry:        {Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"},
 	cluster.KindWorkloadEntry:       {Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"},
+	cluster.KindService:             {Version: "v1", Resource: "services"},
 }
 
-// object names an object.
+// byType are kinds whose definition keeps conditions apart by type: of those, only what is ours is applied.
+var byType = map[cluster.Kind]bool{cluster.KindService: true}
+
+// object names a condition of an object.
 type object struct {
 	kind cluster.Kind
 	key  cluster.Key
+	typ  string
 }
 
 // Writer writes. Make one with New.
@@ -66,7 +72,7 @@ func (w *Writer) Update(statuses []translate.Status) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, s := range statuses {
-		o := object{s.Kind, s.Key}
+		o := object{s.Kind, s.Key, s.Type}
 		if s.Gone || kinds[s.Kind].Empty() {
 			delete(w.want, o)
 			continue
@@ -123,7 +129,8 @@ func (w *Writer) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 }
 
 // write makes the condition of an object what it should be. In Istio's definitions conditions are one list, which is applied
-// as a whole: so the others are read and left as they are, and the write is refused if the object has changed since.
+// as a whole: so the others are read and left as they are, and the write is refused if the object has changed since. It is so for
+// every kind that is not in byType.
 func (w *Writer) write(ctx context.Context, o object) error {
 	w.mu.Lock()
 	s, ok := w.want[o]
@@ -138,12 +145,15 @@ func (w *Writer) write(ctx context.Context, o object) error {
 	} else if err != nil {
 		return fmt.Errorf("read %s %s: %w", o.kind, o.key, err)
 	}
-	if current.GetGeneration() != s.Want.Generation || current.GetDeletionTimestamp() != nil {
+	if s.Want.Type != "" && current.GetGeneration() != s.Want.Generation || current.GetDeletionTimestamp() != nil {
 		return nil // what was judged is not what is there; the watch will tell
 	}
-	conditions, changed := merge(current, s.Want)
+	conditions, changed := merge(current, s.Type, s.Want)
 	if !changed {
 		return nil
+	}
+	if byType[o.kind] {
+		conditions = slices.DeleteFunc(conditions, func(c any) bool { m, ok := c.(map[string]any); return !ok || m["type"] != s.Type })
 	}
 	patch := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": current.GetAPIVersion(), "kind": current.GetKind(),
@@ -160,8 +170,9 @@ func (w *Writer) write(ctx context.Context, o object) error {
 	return nil
 }
 
-// merge puts a condition into the place of that of its type, and leaves all others as they are.
-func merge(in *unstructured.Unstructured, want cluster.Condition) (conditions []any, changed bool) {
+// merge puts a condition into the place of that of its type, or takes that out if the condition is zero, and leaves all others as
+// they are.
+func merge(in *unstructured.Unstructured, typ string, want cluster.Condition) (conditions []any, changed bool) {
 	list, _, err := unstructured.NestedSlice(in.Object, "status", "conditions")
 	if err != nil {
 		list = nil // no list of conditions, so nobody's conditions
@@ -176,16 +187,25 @@ func merge(in *unstructured.Unstructured, want cluster.Condition) (conditions []
 			return nil, false
 		}
 	}
+	if in.GetKind() == string(cluster.KindService) {
+		ours["observedGeneration"] = want.Generation
+	}
 	for i, v := range list {
 		m, ok := v.(map[string]any)
-		if !ok || m["type"] != want.Type {
+		if !ok || m["type"] != typ {
 			continue
+		}
+		if want.Type == "" {
+			return slices.Delete(list, i, i+1), true
 		}
 		if since, ok := m["lastTransitionTime"]; ok && m["status"] == want.Status {
 			ours["lastTransitionTime"] = since
 		}
 		list[i] = ours
 		return list, true
+	}
+	if want.Type == "" {
+		return nil, false
 	}
 	return append(list, ours), true
 }

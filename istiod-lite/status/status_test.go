@@ -78,7 +78,7 @@ func object(name string, generation int64, conditions ...any) *unstructured.Unst
 }
 
 func want(name string, generation int64, value string) translate.Status {
-	return translate.Status{Kind: cluster.KindAuthorizationPolicy, Key: cluster.Key{Namespace: "shop", Name: name},
+	return translate.Status{Kind: cluster.KindAuthorizationPolicy, Key: cluster.Key{Namespace: "shop", Name: name}, Type: "ZtunnelAccepted",
 		Want: cluster.Condition{Type: "ZtunnelAccepted", Status: value, Reason: "R", Message: "m", Generation: generation}}
 }
 

@@ -23,6 +23,9 @@ type Snapshot struct {
 	AuthorizationPolicies []*cluster.AuthorizationPolicy
 	ServiceEntries        []*cluster.ServiceEntry
 	WorkloadEntries       []*cluster.WorkloadEntry
+	Gateways              []*cluster.Gateway
+	GatewayClasses        []*cluster.GatewayClass
+	Deployments           []*cluster.Deployment
 	// Routes are translated by package l7.
 	Routes []*cluster.Route
 	// Shortages are those of ServiceEntries.
@@ -68,7 +71,11 @@ func All(s Snapshot) Config {
 		out.Statuses = append(out.Statuses, AuthorizationPolicyStatus(p))
 	}
 	for _, svc := range s.Services {
-		w, problems := Service(s.Mesh, s.serviceInput(svc))
+		in := s.serviceInput(svc)
+		if status := ServiceStatus(svc, in.Waypoint); !status.Gone {
+			out.Statuses = append(out.Statuses, status)
+		}
+		w, problems := Service(s.Mesh, in)
 		if w != nil {
 			out.Addresses[ServiceName(s.Mesh, svc.Key)] = &workload.Address{Type: &workload.Address_Service{Service: w}}
 		}
@@ -145,11 +152,9 @@ func SortAttachments(as []Attachment) {
 }
 
 func (s Snapshot) serviceInput(svc *cluster.Service) ServiceInput {
-	in := ServiceInput{Service: svc}
-	for _, ns := range s.Namespaces {
-		if ns.Name == svc.Namespace {
-			in.Namespace = ns
-		}
+	in := ServiceInput{Service: svc, Namespace: s.namespace(svc.Namespace)}
+	if !svc.External {
+		in.Waypoint = Bind(s.Mesh, ServiceBind(svc, in.Namespace), s.Waypoint)
 	}
 	for _, claim := range Claims(svc) {
 		if rival, granted := Settle(claim, s.claims(claim.Addr)); !granted {
@@ -163,7 +168,7 @@ func (s Snapshot) serviceInput(svc *cluster.Service) ServiceInput {
 }
 
 func (s Snapshot) podInput(p *cluster.Pod) PodInput {
-	in := PodInput{Pod: p, Node: s.node(p.Node), Others: s.Pods}
+	in := PodInput{Pod: p, Node: s.node(p.Node), Others: s.Pods, Waypoint: Bind(s.Mesh, PodBind(p, s.namespace(p.Namespace)), s.Waypoint)}
 	for _, svc := range s.Services {
 		if Selects(svc, p) {
 			in.Services = append(in.Services, Attachment{Service: svc})
@@ -222,6 +227,36 @@ func (s Snapshot) podsOf(slice *cluster.EndpointSlice, e cluster.Endpoint) []*cl
 		}
 	}
 	return out
+}
+
+// Waypoint looks up a waypoint, nil if there is no such Gateway or it is none.
+func (s Snapshot) Waypoint(k cluster.Key) *Waypoint {
+	in := WaypointInput{Service: s.service(k)}
+	for _, g := range s.Gateways {
+		if g.Key == k {
+			in.Gateway = g
+		}
+	}
+	for _, d := range s.Deployments {
+		if d.Key == k {
+			in.Deployment = d
+		}
+	}
+	for _, c := range s.GatewayClasses {
+		if in.Gateway != nil && c.Name == in.Gateway.Class {
+			in.Class = c
+		}
+	}
+	return WaypointOf(s.Mesh, in)
+}
+
+func (s Snapshot) namespace(name string) *cluster.Namespace {
+	for _, ns := range s.Namespaces {
+		if ns.Name == name {
+			return ns
+		}
+	}
+	return nil
 }
 
 func (s Snapshot) service(k cluster.Key) *cluster.Service {

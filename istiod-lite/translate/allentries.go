@@ -15,6 +15,9 @@ func (s Snapshot) entries(out *Config) {
 		problems := in.Problems()
 		out.Problems = append(out.Problems, problems...)
 		out.Statuses = append(out.Statuses, EntryStatus(in, problems))
+		if status := EntryWaypointStatus(e, in.Waypoint); !status.Gone {
+			out.Statuses = append(out.Statuses, status)
+		}
 		for uid, w := range EntryEndpoints(s.Mesh, in) {
 			out.Addresses[uid] = &workload.Address{Type: &workload.Address_Workload{Workload: w}}
 		}
@@ -38,9 +41,13 @@ func (s Snapshot) entries(out *Config) {
 				in.Pod = p
 			}
 		}
+		in.Waypoint = Bind(s.Mesh, WorkloadEntryBind(e, s.namespace(e.Namespace)), s.Waypoint)
 		w, problems := WorkloadEntry(s.Mesh, in)
 		out.Problems = append(out.Problems, problems...)
 		out.Statuses = append(out.Statuses, WorkloadEntryStatus(e, problems))
+		if status := WorkloadEntryWaypointStatus(e, in.Waypoint); !status.Gone {
+			out.Statuses = append(out.Statuses, status)
+		}
 		if w != nil {
 			out.Addresses[w.Uid] = &workload.Address{Type: &workload.Address_Workload{Workload: w}}
 		}
@@ -82,11 +89,8 @@ func (s Snapshot) entryInput(e *cluster.ServiceEntry) EntryInput {
 		Entry: e, Lost: map[string]string{}, Rivals: map[netip.Addr]Rival{}, Pods: map[netip.Addr]bool{}, Virtual: map[netip.Addr]bool{},
 		Shortages: s.Shortages[e.Key],
 	}
-	for _, ns := range s.Namespaces {
-		if ns.Name == e.Namespace {
-			in.Namespace = ns
-		}
-	}
+	in.Namespace = s.namespace(e.Namespace)
+	in.Waypoint = Bind(s.Mesh, EntryBind(e, in.Namespace), s.Waypoint)
 	for _, h := range e.Hosts {
 		all, service, served := s.claimants(h)
 		owner := FirstEntry(slices.DeleteFunc(all, func(o *cluster.ServiceEntry) bool { return o.Namespace != e.Namespace }))

@@ -42,9 +42,11 @@ func PoliciesOf(converted []string, policies []*cluster.AuthorizationPolicy) []s
 type Status struct {
 	Kind cluster.Kind
 	Key  cluster.Key
-	// Want is that condition, Seen the one that the object has of that type.
+	// Type is that of the condition.
+	Type string
+	// Want is that condition, zero if the object should have none of the type; Seen is the one that the object has.
 	Want, Seen cluster.Condition
-	// Gone says that the object is gone; Want and Seen are zero then.
+	// Gone says that there is nothing to say, such as when the object is gone; Want and Seen are zero then.
 	Gone bool
 }
 
@@ -55,5 +57,5 @@ func AuthorizationPolicyStatus(p *cluster.AuthorizationPolicy) Status {
 	if c.Accepted {
 		want.Status = "True"
 	}
-	return Status{Kind: p.ObjectKind(), Key: p.Key, Want: want, Seen: p.Seen}
+	return Status{Kind: p.ObjectKind(), Key: p.Key, Type: authz.ConditionType, Want: want, Seen: p.Seen}
 }

@@ -78,6 +78,8 @@ type EntryInput struct {
 	Virtual map[netip.Addr]bool
 	// Shortages are the virtual addresses that could not be given.
 	Shortages []cluster.Shortage
+	// Waypoint is the decision on the entry's.
+	Waypoint Binding
 }
 
 // Hosts lists those that the entry has.
@@ -171,7 +173,7 @@ func EntryStatus(in EntryInput, problems []Problem) Status {
 	if len(in.Lost) > 0 {
 		want.Reason = reasonConflict
 	}
-	return Status{Kind: in.Entry.ObjectKind(), Key: in.Entry.Key, Want: want, Seen: in.Entry.Seen}
+	return Status{Kind: in.Entry.ObjectKind(), Key: in.Entry.Key, Type: authz.ConditionType, Want: want, Seen: in.Entry.Seen}
 }
 
 // Reasons of conditions on ServiceEntries and WorkloadEntries.
@@ -232,6 +234,7 @@ func EntryService(m Mesh, in EntryInput, host string, canonical bool) *workload.
 	e := in.Entry
 	out := &workload.Service{
 		Name: e.Name, Namespace: e.Namespace, Hostname: host, Canonical: canonical, SubjectAltNames: e.SubjectAltNames,
+		Waypoint: in.Waypoint.Address,
 	}
 	if e.Visibility == cluster.VisibleNamespace {
 		out.Visibility = workload.Service_NAMESPACE
@@ -409,6 +412,8 @@ type WorkloadEntryInput struct {
 	Pod *cluster.Pod
 	// Virtual says that its address is a virtual one, or a node's own.
 	Virtual bool
+	// Waypoint is the decision on its own.
+	Waypoint Binding
 }
 
 // WorkloadEntryUID is the key of the workload of a WorkloadEntry.
@@ -428,7 +433,7 @@ func WorkloadEntry(m Mesh, in WorkloadEntryInput) (*workload.Workload, []Problem
 		return nil, append(problems, Problem{e.ObjectKind(), e.Key, fmt.Sprintf("address %s is that of pod %s: select the pod by its labels", e.Addr, in.Pod.Key)})
 	}
 	w := entryWorkload(m, e.Key, e.EntryEndpoint, e.Labels)
-	w.Uid, w.AuthorizationPolicies = WorkloadEntryUID(m, e.Key), in.Policies
+	w.Uid, w.AuthorizationPolicies, w.Waypoint = WorkloadEntryUID(m, e.Key), in.Policies, in.Waypoint.Address
 	if in.Virtual {
 		w.NetworkMode = workload.NetworkMode_HOST_NETWORK
 	}
@@ -458,5 +463,5 @@ func WorkloadEntry(m Mesh, in WorkloadEntryInput) (*workload.Workload, []Problem
 
 // WorkloadEntryStatus says what became of a WorkloadEntry.
 func WorkloadEntryStatus(e *cluster.WorkloadEntry, problems []Problem) Status {
-	return Status{Kind: e.ObjectKind(), Key: e.Key, Want: accepted(e.Generation, problems), Seen: e.Seen}
+	return Status{Kind: e.ObjectKind(), Key: e.Key, Type: authz.ConditionType, Want: accepted(e.Generation, problems), Seen: e.Seen}
 }

@@ -32,6 +32,8 @@ type ServiceInput struct {
 	Namespace *cluster.Namespace
 	// Rivals names, for each address of the service that it does not own, who else claims it.
 	Rivals map[netip.Addr]Rival
+	// Waypoint is the decision on the service's.
+	Waypoint Binding
 }
 
 // Service translates a service. The result is nil for one of type ExternalName, which is DNS' business.
@@ -48,6 +50,7 @@ func Service(m Mesh, in ServiceInput) (*workload.Service, []Problem) {
 		// A Kubernetes service wins its host name from everything else that may claim it.
 		Canonical:  true,
 		IpFamilies: ipFamilies(s),
+		Waypoint:   in.Waypoint.Address,
 	}
 	for _, claim := range Claims(s) {
 		if rival, lost := in.Rivals[claim.Addr]; lost {

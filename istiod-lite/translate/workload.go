@@ -44,6 +44,8 @@ type PodInput struct {
 	Policies []string
 	// Others are pods that have one of its addresses too.
 	Others []*cluster.Pod
+	// Waypoint is the decision on the pod's own.
+	Waypoint Binding
 }
 
 // owned are the addresses that are the pod's and nobody else's. An address may be given to a new pod before the old one is
@@ -105,6 +107,7 @@ func Pod(m Mesh, in PodInput) (*workload.Workload, []Problem) {
 		Locality:              locality(in.Node, ""),
 		Services:              portLists(m, in.Services, p),
 		Status:                workload.WorkloadStatus_UNHEALTHY,
+		Waypoint:              in.Waypoint.Address,
 	}
 	if p.Ready && !p.Deleting {
 		w.Status = workload.WorkloadStatus_HEALTHY

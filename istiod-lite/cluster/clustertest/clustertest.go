@@ -129,6 +129,12 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.ServiceEntries = append(s.ServiceEntries, o)
 		case *cluster.WorkloadEntry:
 			s.WorkloadEntries = append(s.WorkloadEntries, o)
+		case *cluster.Gateway:
+			s.Gateways = append(s.Gateways, o)
+		case *cluster.GatewayClass:
+			s.GatewayClasses = append(s.GatewayClasses, o)
+		case *cluster.Deployment:
+			s.Deployments = append(s.Deployments, o)
 		case *cluster.Route:
 			s.Routes = append(s.Routes, o)
 		}

@@ -1,0 +1,200 @@
+package state
+
+import (
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// bindings is what is known of waypoints, and who means which of them.
+type bindings struct {
+	gateways    map[cluster.Key]*cluster.Gateway
+	classes     map[string]*cluster.GatewayClass
+	deployments map[cluster.Key]*cluster.Deployment
+	// users are the objects that name a Gateway themselves, namespaces those that name it for others.
+	users      map[cluster.Key]set[object]
+	namespaces map[cluster.Key]set[string]
+	// told are the objects that say, or should say, what became of their waypoint.
+	told set[object]
+	// waypoints are as of the last Flush.
+	waypoints map[cluster.Key]*translate.Waypoint
+}
+
+func newBindings() bindings {
+	return bindings{
+		gateways: map[cluster.Key]*cluster.Gateway{}, classes: map[string]*cluster.GatewayClass{}, deployments: map[cluster.Key]*cluster.Deployment{},
+		users: map[cluster.Key]set[object]{}, namespaces: map[cluster.Key]set[string]{}, told: set[object]{}, waypoints: map[cluster.Key]*translate.Waypoint{},
+	}
+}
+
+// setGateway takes a Gateway, nil if it is gone.
+func (s *State) setGateway(key cluster.Key, g *cluster.Gateway) {
+	old := s.bindings.gateways[key]
+	if old == nil && g == nil || old != nil && g != nil && old.Equal(g) {
+		return
+	}
+	s.dirty.gateways[key] = struct{}{}
+	if g == nil {
+		delete(s.bindings.gateways, key)
+	} else {
+		s.bindings.gateways[key] = g
+	}
+}
+
+// setClass takes a GatewayClass, nil if it is gone.
+func (s *State) setClass(name string, c *cluster.GatewayClass) {
+	old := s.bindings.classes[name]
+	if old == nil && c == nil || old != nil && c != nil && old.Equal(c) {
+		return
+	}
+	if c == nil {
+		delete(s.bindings.classes, name)
+	} else {
+		s.bindings.classes[name] = c
+	}
+	for k, g := range s.bindings.gateways {
+		if g.Class == name {
+			s.dirty.gateways[k] = struct{}{}
+		}
+	}
+}
+
+// setDeployment takes a Deployment of a Gateway, nil if it is gone.
+func (s *State) setDeployment(key cluster.Key, d *cluster.Deployment) {
+	if d == nil {
+		delete(s.bindings.deployments, key)
+	} else {
+		s.bindings.deployments[key] = d
+	}
+	s.dirty.gateways[key] = struct{}{}
+}
+
+// waypoint looks up a waypoint as it is now, nil if there is none.
+func (s *State) waypoint(k cluster.Key) *translate.Waypoint { return s.bindings.waypoints[k] }
+
+// settleWaypoints works out which waypoints are others than before, and marks what is bound to them.
+func (s *State) settleWaypoints() {
+	for k := range s.dirty.gateways {
+		in := translate.WaypointInput{Gateway: s.bindings.gateways[k], Service: s.services[k], Deployment: s.bindings.deployments[k]}
+		if in.Gateway != nil {
+			in.Class = s.bindings.classes[in.Gateway.Class]
+		}
+		was, is := s.bindings.waypoints[k], translate.WaypointOf(s.mesh, in)
+		if was.Equal(is) {
+			continue
+		}
+		if is == nil {
+			delete(s.bindings.waypoints, k)
+		} else {
+			s.bindings.waypoints[k] = is
+		}
+		for o := range s.bindings.users[k] {
+			s.touchObject(o)
+		}
+		for name := range s.bindings.namespaces[k] {
+			s.touchInheritors(name)
+		}
+	}
+}
+
+// use enters that an object means another Gateway than before.
+func (s *State) use(o object, old, now cluster.WaypointUse) {
+	if old == now {
+		return
+	}
+	if k, ok := old.Key(o.key.Namespace); ok {
+		drop(s.bindings.users, k, o)
+	}
+	if k, ok := now.Key(o.key.Namespace); ok {
+		add(s.bindings.users, k, o)
+	}
+}
+
+// useOfNamespace enters that a namespace, nil for none, says another thing than before of the waypoint of what is in it, or that
+// listeners may look at it in another way.
+func (s *State) useOfNamespace(name string, old, now *cluster.Namespace) {
+	var was, is cluster.WaypointUse
+	var before, after cluster.Labels
+	if old != nil {
+		was, before = old.Waypoint, old.Labels
+	}
+	if now != nil {
+		is, after = now.Waypoint, now.Labels
+	}
+	if was != is {
+		if k, ok := was.Key(name); ok {
+			drop(s.bindings.namespaces, k, name)
+		}
+		if k, ok := is.Key(name); ok {
+			add(s.bindings.namespaces, k, name)
+		}
+	}
+	if was == is && (len(s.bindings.gateways) == 0 || before.Equal(after)) {
+		return
+	}
+	s.touchInheritors(name)
+}
+
+// touchInheritors marks what is in a namespace and may be bound to a waypoint.
+func (s *State) touchInheritors(name string) {
+	n := s.namespaces[name]
+	if n == nil {
+		return
+	}
+	for k := range n.services {
+		s.dirty.services[k] = struct{}{}
+	}
+	for k := range n.entries {
+		s.touchEntry(k)
+	}
+	for k := range n.pods {
+		s.dirty.pods[k] = struct{}{}
+	}
+	for k := range n.workloadEntries {
+		s.dirty.workloadEntries[k] = struct{}{}
+	}
+}
+
+func (s *State) touchObject(o object) {
+	switch o.kind {
+	case cluster.KindService:
+		s.dirty.services[o.key] = struct{}{}
+	case cluster.KindPod:
+		s.dirty.pods[o.key] = struct{}{}
+	case cluster.KindServiceEntry:
+		s.touchEntry(o.key)
+	case cluster.KindWorkloadEntry:
+		s.dirty.workloadEntries[o.key] = struct{}{}
+	}
+}
+
+// tellBound takes note of what an object should say of its waypoint; most say nothing, and nothing is noted.
+func (s *State) tellBound(status translate.Status) {
+	o := object{status.Kind, status.Key}
+	if _, before := s.bindings.told[o]; !before && status.Gone {
+		return
+	}
+	if status.Gone {
+		delete(s.bindings.told, o)
+	} else {
+		s.bindings.told[o] = struct{}{}
+	}
+	s.statuses = append(s.statuses, status)
+}
+
+// unbound takes note that an object is gone which may have said something of its waypoint.
+func (s *State) unbound(o object) {
+	s.tellBound(translate.Status{Kind: o.kind, Key: o.key, Type: api.ConditionWaypointBound, Gone: true})
+}
+
+// namespaceOf is the object of a namespace, nil if it is not known.
+func (s *State) namespaceOf(name string) *cluster.Namespace {
+	if n := s.namespaces[name]; n != nil {
+		return n.object
+	}
+	return nil
+}
+
+func (s *State) bind(in translate.BindInput) translate.Binding {
+	return translate.Bind(s.mesh, in, s.waypoint)
+}
