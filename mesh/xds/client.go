@@ -29,6 +29,15 @@ const (
 	TypeAddress       = "type.googleapis.com/istio.workload.Address"
 )
 
+// Type URLs of the resources that an L7 proxy learns, Envoy's, in the order in which to subscribe to them: what is referred to
+// before what refers to it.
+const (
+	TypeCluster   = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	TypeEndpoints = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	TypeListener  = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	TypeRoutes    = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+)
+
 // Pauses between attempts to get a stream. They are Istio's ztunnel's, but spread by a fifth, so that a restarted control
 // plane does not get all its clients at once.
 const (

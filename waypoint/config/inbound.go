@@ -1,6 +1,10 @@
 package config
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/ambit-mesh/ambit/waypoint/route"
+)
 
 // inbound is the listener that tunnels end in, main_internal: which chain serves which destination. It is immutable.
 type inbound struct {
@@ -8,6 +12,8 @@ type inbound struct {
 	byAddr map[netip.AddrPort]*Chain
 	// ranges are prefixes of addresses that are longer than one address, the longest first.
 	ranges []addressRange
+	// waiting: a former chain serves a destination until the routes of the new one come.
+	waiting bool
 }
 
 // addressRange is what serves the addresses of one prefix, by port.
@@ -29,4 +35,42 @@ func (l *inbound) chain(dst netip.AddrPort) *Chain {
 		}
 	}
 	return nil
+}
+
+// inForce returns what of l is in force: where a chain has no routes yet, the chain that served the destination in old before,
+// if that needs none or has its own, goes on serving it. Without such a chain requests wait for the routes.
+func (l *inbound) inForce(old *inbound, routes table[*route.Table]) *inbound {
+	if l == nil {
+		return nil
+	}
+	ready := func(c *Chain) bool {
+		if c.HTTP == nil {
+			return true
+		}
+		_, ok := routes.get(c.HTTP.Routes)
+		return ok
+	}
+	var kept map[netip.AddrPort]*Chain
+	for dst, c := range l.byAddr {
+		if old == nil || ready(c) {
+			continue
+		}
+		if before := old.chain(dst); before != nil && before != c && ready(before) {
+			if kept == nil {
+				kept = map[netip.AddrPort]*Chain{}
+			}
+			kept[dst] = before
+		}
+	}
+	if kept == nil {
+		return l
+	}
+	out := &inbound{chains: l.chains, byAddr: make(map[netip.AddrPort]*Chain, len(l.byAddr)), ranges: l.ranges, waiting: true}
+	for dst, c := range l.byAddr {
+		if before := kept[dst]; before != nil {
+			c = before
+		}
+		out.byAddr[dst] = c
+	}
+	return out
 }

@@ -1,0 +1,233 @@
+package config
+
+import (
+	"math"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+
+	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/strict"
+)
+
+// Type URLs of what a filter can be.
+const (
+	typeHCM    = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+	typeTCP    = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+	typeRouter = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+	typeCORS   = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
+)
+
+// Envoy's defaults, which the control plane relies on where it leaves a field out.
+const (
+	defaultIdle          = time.Hour
+	defaultStreamIdle    = 5 * time.Minute
+	defaultDrain         = 5 * time.Second
+	defaultDelayedClose  = time.Second
+	defaultHeaderKiB     = 60
+	maxHeaderKiB         = 8192
+	defaultHeaderFields  = 100
+	defaultConnectTries  = 1
+	defaultServerName    = "ambit"
+	upgradeWebsocket     = "websocket"
+	upgradeConnect       = "connect"
+	kibi                 = 1 << 10
+	maxHeaderFieldsBound = math.MaxInt32
+)
+
+// chain reads a filter chain of main_internal.
+func (d decoder) chain(c *listenerv3.FilterChain, at *strict.Path) *Chain {
+	out := &Chain{Name: c.GetName()}
+	if out.Name == "" {
+		d.add(at.Field("name"), "required")
+	}
+	if c.GetTransportSocket() != nil {
+		d.add(at.Field("transport_socket"), "not supported inside tunnels: leave it out")
+	}
+	at = at.Field("filters")
+	if len(c.GetFilters()) != 1 {
+		d.add(at, "exactly one: an HttpConnectionManager or a TcpProxy")
+		return out
+	}
+	filter := c.GetFilters()[0].GetTypedConfig()
+	at = at.Index(0).Field("typed_config")
+	switch filter.GetTypeUrl() {
+	case typeHCM:
+		var m hcmv3.HttpConnectionManager
+		out.HTTP = &HTTP{}
+		if d.unpack(filter, &m, at) {
+			out.HTTP = d.http(&m, at)
+		}
+	case typeTCP:
+		var m tcpv3.TcpProxy
+		out.TCP = &TCP{}
+		if d.unpack(filter, &m, at) {
+			out.TCP = d.tcp(&m, at)
+		}
+	default:
+		d.add(at, "%q is not supported: an HttpConnectionManager or a TcpProxy", filter.GetTypeUrl())
+	}
+	return out
+}
+
+func (d decoder) tcp(m *tcpv3.TcpProxy, at *strict.Path) *TCP {
+	out := &TCP{
+		StatPrefix:      m.GetStatPrefix(),
+		IdleTimeout:     d.duration(m.GetIdleTimeout(), at.Field("idle_timeout"), defaultIdle),
+		MaxDuration:     d.duration(m.GetMaxDownstreamConnectionDuration(), at.Field("max_downstream_connection_duration"), 0),
+		ConnectAttempts: int(d.bounded(m.GetMaxConnectAttempts(), at.Field("max_connect_attempts"), defaultConnectTries, 100)),
+	}
+	if m.GetTunnelingConfig() != nil {
+		d.add(at.Field("tunneling_config"), "only in connect_originate: endpoints say for themselves how they are reached")
+	}
+	var weights []uint32
+	if w := m.GetWeightedClusters(); w != nil {
+		for i, c := range w.GetClusters() {
+			if c.GetName() == "" {
+				d.add(at.Field("weighted_clusters").Field("clusters").Index(i).Field("name"), "required")
+			}
+			out.Clusters, weights = append(out.Clusters, c.GetName()), append(weights, c.GetWeight())
+		}
+	} else {
+		out.Clusters, weights = []string{m.GetCluster()}, []uint32{1}
+		if m.GetCluster() == "" {
+			d.add(at, "cluster or weighted_clusters is required")
+		}
+	}
+	if out.split = route.NewSplit(weights); out.split == nil {
+		d.add(at.Field("weighted_clusters"), "the sum of the weights must not be 0")
+	}
+	return out
+}
+
+func (d decoder) http(m *hcmv3.HttpConnectionManager, at *strict.Path) *HTTP {
+	out := &HTTP{
+		StatPrefix:            m.GetStatPrefix(),
+		Routes:                m.GetRds().GetRouteConfigName(),
+		StreamIdleTimeout:     d.duration(m.GetStreamIdleTimeout(), at.Field("stream_idle_timeout"), defaultStreamIdle),
+		RequestTimeout:        d.duration(m.GetRequestTimeout(), at.Field("request_timeout"), 0),
+		RequestHeadersTimeout: d.duration(m.GetRequestHeadersTimeout(), at.Field("request_headers_timeout"), 0),
+		DrainTimeout:          d.duration(m.GetDrainTimeout(), at.Field("drain_timeout"), defaultDrain),
+		DelayedCloseTimeout:   d.duration(m.GetDelayedCloseTimeout(), at.Field("delayed_close_timeout"), defaultDelayedClose),
+		MaxRequestHeader:      kibi * int(d.bounded(m.GetMaxRequestHeadersKb(), at.Field("max_request_headers_kb"), defaultHeaderKiB, maxHeaderKiB)),
+		AcceptHTTP10:          m.GetHttpProtocolOptions().GetAcceptHttp_10(),
+		DefaultHost:           strings.ToLower(m.GetHttpProtocolOptions().GetDefaultHostForHttp_10()),
+		MaxConcurrentStreams:  m.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue(),
+		ServerName:            m.GetServerName(),
+		UseRemoteAddress:      m.GetUseRemoteAddress().GetValue(),
+		GenerateRequestID:     m.GetGenerateRequestId() == nil || m.GetGenerateRequestId().GetValue(),
+		KeepRequestID:         m.GetPreserveExternalRequestId(),
+		Via:                   m.GetVia(),
+		Paths:                 route.Paths{Normalize: m.GetNormalizePath().GetValue(), MergeSlashes: m.GetMergeSlashes()},
+	}
+	if m.GetRds() == nil || out.Routes == "" {
+		d.add(at.Field("rds").Field("route_config_name"), "required")
+	} else {
+		d.ads(m.GetRds().GetConfigSource(), at.Field("rds").Field("config_source"))
+	}
+	if m.GetRouteConfig() != nil {
+		d.add(at.Field("route_config"), "not supported here: use rds")
+	}
+	if out.ServerName == "" {
+		out.ServerName = defaultServerName
+	}
+	if m.GetHttp2ProtocolOptions().GetConnectionKeepalive() != nil {
+		d.add(at.Field("http2_protocol_options").Field("connection_keepalive"), "not supported inside tunnels: the tunnel has its own")
+	}
+	d.common(m.GetCommonHttpProtocolOptions(), out, at.Field("common_http_protocol_options"))
+	d.choices(m, out, at)
+	for i, u := range m.GetUpgradeConfigs() {
+		at := at.Field("upgrade_configs").Index(i)
+		switch name := strings.ToLower(u.GetUpgradeType()); {
+		case name == "" || name == upgradeConnect:
+			d.add(at.Field("upgrade_type"), "a protocol such as %s, not %q", upgradeWebsocket, u.GetUpgradeType())
+		case u.GetEnabled() == nil || u.GetEnabled().GetValue():
+			out.Upgrades = append(out.Upgrades, name)
+		}
+	}
+	d.filters(m.GetHttpFilters(), out, at.Field("http_filters"))
+	return out
+}
+
+// common reads the options that do not depend on the version of HTTP.
+func (d decoder) common(o *corev3.HttpProtocolOptions, out *HTTP, at *strict.Path) {
+	out.IdleTimeout = d.duration(o.GetIdleTimeout(), at.Field("idle_timeout"), defaultIdle)
+	out.MaxConnectionDuration = d.duration(o.GetMaxConnectionDuration(), at.Field("max_connection_duration"), 0)
+	out.MaxStreamDuration = d.duration(o.GetMaxStreamDuration(), at.Field("max_stream_duration"), 0)
+	out.MaxRequestsPerConnection = o.GetMaxRequestsPerConnection().GetValue()
+	out.MaxHeaderFields = int(d.bounded(o.GetMaxHeadersCount(), at.Field("max_headers_count"), defaultHeaderFields, maxHeaderFieldsBound))
+	if o.GetMaxResponseHeadersKb() != nil {
+		d.add(at.Field("max_response_headers_kb"), "only in clusters")
+	}
+}
+
+// choices reads the enumerations.
+func (d decoder) choices(m *hcmv3.HttpConnectionManager, out *HTTP, at *strict.Path) {
+	switch m.GetCodecType() {
+	case hcmv3.HttpConnectionManager_AUTO:
+	case hcmv3.HttpConnectionManager_HTTP1:
+		out.Codec = CodecHTTP1
+	case hcmv3.HttpConnectionManager_HTTP2:
+		out.Codec = CodecHTTP2
+	default:
+		d.add(at.Field("codec_type"), "%v is not supported: AUTO, HTTP1 or HTTP2", m.GetCodecType())
+	}
+	switch m.GetServerHeaderTransformation() {
+	case hcmv3.HttpConnectionManager_OVERWRITE:
+	case hcmv3.HttpConnectionManager_APPEND_IF_ABSENT:
+		out.ServerHeader = ServerIfAbsent
+	case hcmv3.HttpConnectionManager_PASS_THROUGH:
+		out.ServerHeader = ServerPassThrough
+	default:
+		d.add(at.Field("server_header_transformation"), "%v is not known", m.GetServerHeaderTransformation())
+	}
+	switch m.GetPathWithEscapedSlashesAction() {
+	case hcmv3.HttpConnectionManager_IMPLEMENTATION_SPECIFIC_DEFAULT, hcmv3.HttpConnectionManager_KEEP_UNCHANGED:
+	case hcmv3.HttpConnectionManager_REJECT_REQUEST:
+		out.Paths.EscapedSlashes = route.RejectSlashes
+	case hcmv3.HttpConnectionManager_UNESCAPE_AND_FORWARD:
+		out.Paths.EscapedSlashes = route.DecodeSlashes
+	case hcmv3.HttpConnectionManager_UNESCAPE_AND_REDIRECT:
+		out.Paths.EscapedSlashes = route.RedirectSlashes
+	default:
+		d.add(at.Field("path_with_escaped_slashes_action"), "%v is not known", m.GetPathWithEscapedSlashesAction())
+	}
+	switch a := m.GetCommonHttpProtocolOptions().GetHeadersWithUnderscoresAction(); a {
+	case corev3.HttpProtocolOptions_ALLOW:
+	case corev3.HttpProtocolOptions_REJECT_REQUEST:
+		out.Underscores = UnderscoresReject
+	case corev3.HttpProtocolOptions_DROP_HEADER:
+		out.Underscores = UnderscoresDrop
+	default:
+		d.add(at.Field("common_http_protocol_options").Field("headers_with_underscores_action"), "%v is not known", a)
+	}
+}
+
+// filters reads the HTTP filters: cors, if at all, and then router.
+func (d decoder) filters(all []*hcmv3.HttpFilter, out *HTTP, at *strict.Path) {
+	for i, f := range all {
+		at := at.Index(i).Field("typed_config")
+		last := i == len(all)-1
+		switch url := f.GetTypedConfig().GetTypeUrl(); {
+		case url == typeRouter && last:
+			var m routerv3.Router
+			if d.unpack(f.GetTypedConfig(), &m, at) && !m.GetSuppressEnvoyHeaders() {
+				d.add(at.Field("suppress_envoy_headers"), "must be true: there are no x-envoy-* headers")
+			}
+		case url == typeCORS && !last:
+			out.CORS = true
+			d.unpack(f.GetTypedConfig(), &corsv3.Cors{}, at)
+		default:
+			d.add(at, "filter %q (%s) is not supported here: cors, then router last", f.GetName(), url)
+		}
+	}
+	if len(all) == 0 {
+		d.add(at, "required: the last must be the router")
+	}
+}

@@ -1,0 +1,143 @@
+package config
+
+import "github.com/ambit-mesh/ambit/waypoint/strict"
+
+// supported are the fields that are understood, by message; those of RouteConfiguration are package route's. The second list of
+// each are those that are left aside: they name things for statistics, tune sockets and buffers that are not as Envoy's are, or
+// say what this proxy does in any case.
+var supported = strict.Table{
+	"envoy.config.listener.v3.Listener": strict.Known(`name address additional_addresses filter_chains filter_chain_matcher
+		listener_filters internal_listener`, `stat_prefix traffic_direction metadata connection_balance_config
+		per_connection_buffer_limit_bytes listener_filters_timeout continue_on_listener_filters_timeout tcp_backlog_size
+		enable_reuse_port ignore_global_conn_limit bind_to_port`),
+	"envoy.config.listener.v3.Listener.InternalListenerConfig":                             strict.Known(``, ``),
+	"envoy.config.listener.v3.Listener.ConnectionBalanceConfig":                            strict.Known(``, `exact_balance`),
+	"envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalance":               strict.Known(``, ``),
+	"envoy.config.listener.v3.AdditionalAddress":                                           strict.Known(`address`, ``),
+	"envoy.config.listener.v3.ListenerFilter":                                              strict.Known(`name typed_config`, ``),
+	"envoy.config.listener.v3.FilterChain":                                                 strict.Known(`name filters transport_socket`, `metadata transport_socket_connect_timeout`),
+	"envoy.config.listener.v3.Filter":                                                      strict.Known(`name typed_config`, ``),
+	"envoy.extensions.filters.listener.original_dst.v3.OriginalDst":                        strict.Known(``, `traffic_direction`),
+	"envoy.config.core.v3.Address":                                                         strict.Known(`socket_address envoy_internal_address`, ``),
+	"envoy.config.core.v3.SocketAddress":                                                   strict.Known(`protocol address port_value`, `ipv4_compat`),
+	"envoy.config.core.v3.EnvoyInternalAddress":                                            strict.Known(`server_listener_name endpoint_id`, ``),
+	"envoy.config.core.v3.TransportSocket":                                                 strict.Known(`name typed_config`, ``),
+	"envoy.config.core.v3.TypedExtensionConfig":                                            strict.Known(`name typed_config`, ``),
+	"envoy.config.core.v3.Metadata":                                                        strict.Known(``, `filter_metadata typed_filter_metadata`),
+	"envoy.config.core.v3.ConfigSource":                                                    strict.Known(`ads self`, `resource_api_version initial_fetch_timeout`),
+	"envoy.config.core.v3.AggregatedConfigSource":                                          strict.Known(``, ``),
+	"envoy.config.core.v3.SelfConfigSource":                                                strict.Known(``, `transport_api_version`),
+	"xds.core.v3.TypedExtensionConfig":                                                     strict.Known(`name typed_config`, ``),
+	"xds.core.v3.CidrRange":                                                                strict.Known(`address_prefix prefix_len`, ``),
+	"xds.type.matcher.v3.Matcher":                                                          strict.Known(`matcher_tree on_no_match`, ``),
+	"xds.type.matcher.v3.Matcher.MatcherTree":                                              strict.Known(`input exact_match_map custom_match`, ``),
+	"xds.type.matcher.v3.Matcher.MatcherTree.MatchMap":                                     strict.Known(`map`, ``),
+	"xds.type.matcher.v3.Matcher.OnMatch":                                                  strict.Known(`matcher action`, ``),
+	"xds.type.matcher.v3.IPMatcher":                                                        strict.Known(`range_matchers`, ``),
+	"xds.type.matcher.v3.IPMatcher.IPRangeMatcher":                                         strict.Known(`ranges on_match`, `exclusive`),
+	"envoy.extensions.matching.common_inputs.network.v3.DestinationIPInput":                strict.Known(``, ``),
+	"envoy.extensions.matching.common_inputs.network.v3.DestinationPortInput":              strict.Known(``, ``),
+	"envoy.extensions.filters.network.http_connection_manager.v3.Rds":                      strict.Known(`config_source route_config_name`, ``),
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":               strict.Known(`name typed_config`, ``),
+	"envoy.extensions.filters.http.router.v3.Router":                                       strict.Known(`suppress_envoy_headers`, `dynamic_stats start_child_span suppress_grpc_request_failure_code_stats`),
+	"envoy.extensions.filters.http.cors.v3.Cors":                                           strict.Known(``, ``),
+	"envoy.extensions.filters.http.set_filter_state.v3.Config":                             strict.Known(`on_request_headers`, ``),
+	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":                 strict.Known(`object_key`, `factory_key format_string read_only shared_with_upstream skip_if_empty`),
+	"envoy.config.core.v3.SubstitutionFormatString":                                        strict.Known(``, `text_format text_format_source omit_empty_values`),
+	"envoy.config.core.v3.DataSource":                                                      strict.Known(``, `inline_string inline_bytes`),
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                               strict.Known(`cluster weighted_clusters idle_timeout max_downstream_connection_duration max_connect_attempts tunneling_config`, `stat_prefix`),
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster":               strict.Known(`clusters`, ``),
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig":               strict.Known(``, `hostname headers_to_add propagate_response_headers propagate_response_trailers`),
+	"envoy.config.core.v3.KeepaliveSettings":                                               strict.Known(`interval timeout`, `interval_jitter connection_idle_interval`),
+	"envoy.type.v3.Percent":                                                                strict.Known(`value`, ``),
+	"envoy.type.v3.FractionalPercent":                                                      strict.Known(`numerator denominator`, ``),
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight": strict.Known(`name weight`, ``),
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": strict.Known(`codec_type stat_prefix rds
+		route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options server_name
+		server_header_transformation max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout
+		drain_timeout delayed_close_timeout use_remote_address generate_request_id preserve_external_request_id via
+		upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action`,
+		`always_set_request_id_in_response represent_ipv4_remote_address_as_ipv4_mapped_ipv6 stream_error_on_invalid_http_message`),
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig": strict.Known(`upgrade_type
+		enabled`, ``),
+	"envoy.config.core.v3.HttpProtocolOptions": strict.Known(`idle_timeout max_connection_duration max_headers_count
+		max_response_headers_kb max_stream_duration headers_with_underscores_action max_requests_per_connection`, ``),
+	"envoy.config.core.v3.Http1ProtocolOptions": strict.Known(`accept_http_10 default_host_for_http_10`,
+		`allow_absolute_url enable_trailers override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods`),
+	"envoy.config.core.v3.Http2ProtocolOptions": strict.Known(`max_concurrent_streams connection_keepalive`, `allow_connect
+		hpack_table_size initial_stream_window_size initial_connection_window_size max_outbound_frames
+		max_outbound_control_frames max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream
+		max_inbound_window_update_frames_per_data_frame_sent override_stream_error_on_invalid_http_message`),
+
+	"envoy.config.cluster.v3.Cluster": strict.Known(`name type eds_cluster_config connect_timeout lb_policy load_assignment
+		max_requests_per_connection circuit_breakers typed_extension_protocol_options outlier_detection transport_socket_matches
+		transport_socket metadata least_request_lb_config common_lb_config original_dst_lb_config
+		close_connections_on_host_health_failure`, `alt_stat_name per_connection_buffer_limit_bytes cleanup_interval
+		wait_for_warm_on_init upstream_connection_options track_cluster_stats ignore_health_on_host_removal`),
+	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":     strict.Known(`eds_config service_name`, ``),
+	"envoy.config.cluster.v3.Cluster.TransportSocketMatch": strict.Known(`match transport_socket`, `name`),
+	"envoy.config.cluster.v3.Cluster.LeastRequestLbConfig": strict.Known(`choice_count`, ``),
+	"envoy.config.cluster.v3.Cluster.OriginalDstLbConfig":  strict.Known(``, `upstream_port_override`),
+	"envoy.config.cluster.v3.Cluster.CommonLbConfig": strict.Known(`healthy_panic_threshold locality_weighted_lb_config`,
+		`update_merge_window`),
+	"envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig": strict.Known(``, ``),
+	"envoy.config.cluster.v3.CircuitBreakers":                                 strict.Known(`thresholds`, ``),
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds": strict.Known(`max_connections max_pending_requests max_requests max_retries
+		retry_budget`, `track_remaining`),
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget": strict.Known(`budget_percent min_retry_concurrency`, ``),
+	"envoy.config.cluster.v3.OutlierDetection": strict.Known(`consecutive_5xx interval base_ejection_time max_ejection_percent
+		enforcing_consecutive_5xx consecutive_gateway_failure enforcing_consecutive_gateway_failure
+		split_external_local_origin_errors consecutive_local_origin_failure enforcing_consecutive_local_origin_failure
+		max_ejection_time max_ejection_time_jitter always_eject_one_host enforcing_success_rate
+		enforcing_failure_percentage enforcing_local_origin_success_rate`, ``),
+	"envoy.config.cluster.v3.UpstreamConnectionOptions": strict.Known(``, `tcp_keepalive`),
+	"envoy.config.cluster.v3.TrackClusterStats":         strict.Known(``, `timeout_budgets request_response_sizes per_endpoint_stats`),
+	"envoy.config.core.v3.TcpKeepalive":                 strict.Known(``, `keepalive_probes keepalive_time keepalive_interval`),
+	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": strict.Known(`common_http_protocol_options explicit_http_config
+		use_downstream_protocol_config`, ``),
+	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": strict.Known(`http_protocol_options
+		http2_protocol_options`, ``),
+	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig": strict.Known(`http_protocol_options
+		http2_protocol_options`, ``),
+	"envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer": strict.Known(``, ``),
+	"envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport": strict.Known(`transport_socket`,
+		`passthrough_metadata`),
+	"envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport.MetadataValueSource": strict.Known(``, `kind name`),
+	"envoy.type.metadata.v3.MetadataKind":      strict.Known(``, `host cluster route request`),
+	"envoy.type.metadata.v3.MetadataKind.Host": strict.Known(``, ``),
+
+	"envoy.config.endpoint.v3.ClusterLoadAssignment":        strict.Known(`cluster_name endpoints policy`, ``),
+	"envoy.config.endpoint.v3.ClusterLoadAssignment.Policy": strict.Known(`overprovisioning_factor`, ``),
+	"envoy.config.endpoint.v3.LocalityLbEndpoints": strict.Known(`locality lb_endpoints load_balancing_weight priority`,
+		`metadata proximity`),
+	"envoy.config.core.v3.Locality":       strict.Known(`region zone sub_zone`, ``),
+	"envoy.config.endpoint.v3.LbEndpoint": strict.Known(`endpoint health_status metadata load_balancing_weight`, ``),
+	"envoy.config.endpoint.v3.Endpoint":   strict.Known(`address hostname`, `observability_name`),
+
+	// The mutual TLS of tunnels is package identity's: what can be said of it here is at most as strict as what it does.
+	"envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext": strict.Known(`common_tls_context require_client_certificate`,
+		`prefer_client_ciphers disable_stateful_session_resumption`),
+	"envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext": strict.Known(`common_tls_context`, `sni`),
+	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext": strict.Known(`tls_certificate_sds_secret_configs
+		combined_validation_context validation_context_sds_secret_config`, `tls_params alpn_protocols`),
+	"envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext": strict.Known(
+		`validation_context_sds_secret_config`, `default_validation_context`),
+	"envoy.extensions.transport_sockets.tls.v3.SdsSecretConfig": strict.Known(`name`, `sds_config`),
+	"envoy.extensions.transport_sockets.tls.v3.TlsParameters":   strict.Known(``, `tls_minimum_protocol_version tls_maximum_protocol_version cipher_suites`),
+	"envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext": strict.Known(``,
+		`match_subject_alt_names match_typed_subject_alt_names`),
+	"envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher": strict.Known(``, `san_type matcher`),
+	"envoy.type.matcher.v3.StringMatcher":                             strict.Known(``, `exact prefix suffix safe_regex contains ignore_case`),
+	"envoy.type.matcher.v3.RegexMatcher":                              strict.Known(``, `regex google_re2`),
+	"envoy.type.matcher.v3.RegexMatcher.GoogleRE2":                    strict.Known(``, ``),
+
+	// The route of connect_terminate, which only leads tunnels inside.
+	"envoy.config.route.v3.RouteConfiguration":                      strict.Known(`virtual_hosts`, `name validate_clusters`),
+	"envoy.config.route.v3.VirtualHost":                             strict.Known(`domains routes`, `name`),
+	"envoy.config.route.v3.Route":                                   strict.Known(`match route`, `name`),
+	"envoy.config.route.v3.RouteMatch":                              strict.Known(`connect_matcher`, ``),
+	"envoy.config.route.v3.RouteMatch.ConnectMatcher":               strict.Known(``, ``),
+	"envoy.config.route.v3.RouteAction":                             strict.Known(`cluster upgrade_configs`, `timeout`),
+	"envoy.config.route.v3.RouteAction.UpgradeConfig":               strict.Known(`upgrade_type connect_config`, ``),
+	"envoy.config.route.v3.RouteAction.UpgradeConfig.ConnectConfig": strict.Known(``, ``),
+}
