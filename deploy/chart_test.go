@@ -391,6 +391,30 @@ func TestBundleName(t *testing.T) {
 	}
 }
 
+// TestWaypoints: what values say of waypoints reaches the control plane, which deploys them.
+func TestWaypoints(t *testing.T) {
+	env := map[string]string{}
+	objects := render(t, "hub=registry.example/a", "tag=v7", "imagePullSecrets={s1,s2}", "logLevel=warn", "waypoint.replicas=3", "waypoint.resources.limits.memory=1Gi")
+	for _, e := range templates(objects)["istiod-lite"].Spec.Containers[0].Env {
+		env[e.Name] = e.Value
+	}
+	for name, want := range map[string]string{
+		"WAYPOINT_IMAGE": "registry.example/a/waypoint:v7", "WAYPOINT_IMAGE_PULL_POLICY": "IfNotPresent", "WAYPOINT_IMAGE_PULL_SECRETS": "s1,s2",
+		"WAYPOINT_REPLICAS": "3", "WAYPOINT_LOG_LEVEL": "warn", "WAYPOINT_BUILD": "v9.9.9", "WAYPOINT_GRACE_PERIOD": "30",
+	} {
+		if env[name] != want {
+			t.Errorf("%s=%q, want %q", name, env[name], want)
+		}
+	}
+	var resources corev1.ResourceRequirements
+	if err := json.Unmarshal([]byte(env["WAYPOINT_RESOURCES"]), &resources); err != nil {
+		t.Fatalf("WAYPOINT_RESOURCES=%q: %v", env["WAYPOINT_RESOURCES"], err)
+	}
+	if resources.Requests.Cpu().String() != "100m" || resources.Limits.Memory().String() != "1Gi" {
+		t.Errorf("resources are %v", resources)
+	}
+}
+
 // TestCommandLines: what each program is started with is a contract with it, shown whole.
 func TestCommandLines(t *testing.T) {
 	var text strings.Builder

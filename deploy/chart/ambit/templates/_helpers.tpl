@@ -80,6 +80,25 @@ nodeSelector:
 {{- end }}
 {{- end }}
 
+{{/* What the control plane is to know of the waypoints that it deploys. */}}
+{{- define "ambit.waypointEnv" -}}
+{{- $image := fromYaml (include "ambit.image" (dict "root" . "name" "waypoint" "part" .Values.waypoint)) -}}
+{{- $env := dict
+  "WAYPOINT_IMAGE" $image.image
+  "WAYPOINT_IMAGE_PULL_POLICY" $image.imagePullPolicy
+  "WAYPOINT_REPLICAS" .Values.waypoint.replicas
+  "WAYPOINT_LOG_LEVEL" (default .Values.logLevel .Values.waypoint.logLevel)
+  "WAYPOINT_RESOURCES" (toJson .Values.waypoint.resources)
+  "WAYPOINT_GRACE_PERIOD" .Values.waypoint.terminationGracePeriodSeconds -}}
+{{- with .Values.imagePullSecrets }}
+{{- $_ := set $env "WAYPOINT_IMAGE_PULL_SECRETS" (join "," .) }}
+{{- end }}
+{{- with fromYaml (include "ambit.build" (dict "root" . "part" .Values.waypoint)) }}
+{{- $_ := set $env "WAYPOINT_BUILD" (index . "ambit.io/build") }}
+{{- end }}
+{{- include "ambit.env" $env }}
+{{- end }}
+
 {{/* Settings of the mesh: what the user gave in meshConfig wins over what the chart derives. */}}
 {{- define "ambit.meshConfig" -}}
 {{- $derived := dict "trustDomain" .Values.trustDomain "rootNamespace" .Release.Namespace -}}
