@@ -71,7 +71,7 @@ func All(s Snapshot) Config {
 		out.Statuses = append(out.Statuses, AuthorizationPolicyStatus(p))
 	}
 	for _, svc := range s.Services {
-		in := s.serviceInput(svc)
+		in := s.ServiceInput(svc)
 		if status := ServiceStatus(svc, in.Waypoint); !status.Gone {
 			out.Statuses = append(out.Statuses, status)
 		}
@@ -151,7 +151,8 @@ func SortAttachments(as []Attachment) {
 	})
 }
 
-func (s Snapshot) serviceInput(svc *cluster.Service) ServiceInput {
+// ServiceInput is a service of the snapshot and what it depends on.
+func (s Snapshot) ServiceInput(svc *cluster.Service) ServiceInput {
 	in := ServiceInput{Service: svc, Namespace: s.namespace(svc.Namespace)}
 	if !svc.External {
 		in.Waypoint = Bind(s.Mesh, ServiceBind(svc, in.Namespace), s.Waypoint)

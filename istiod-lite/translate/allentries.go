@@ -11,7 +11,7 @@ import (
 // entries is the part of All that is about ServiceEntries and WorkloadEntries.
 func (s Snapshot) entries(out *Config) {
 	for _, e := range s.ServiceEntries {
-		in := s.entryInput(e)
+		in := s.EntryInput(e)
 		problems := in.Problems()
 		out.Problems = append(out.Problems, problems...)
 		out.Statuses = append(out.Statuses, EntryStatus(in, problems))
@@ -84,7 +84,8 @@ func (s Snapshot) claimants(host string) (all []*cluster.ServiceEntry, service c
 	return all, cluster.Key{}, false
 }
 
-func (s Snapshot) entryInput(e *cluster.ServiceEntry) EntryInput {
+// EntryInput is a ServiceEntry of the snapshot and what it depends on.
+func (s Snapshot) EntryInput(e *cluster.ServiceEntry) EntryInput {
 	in := EntryInput{
 		Entry: e, Lost: map[string]string{}, Rivals: map[netip.Addr]Rival{}, Pods: map[netip.Addr]bool{}, Virtual: map[netip.Addr]bool{},
 		Shortages: s.Shortages[e.Key],
@@ -126,7 +127,7 @@ func (s Snapshot) chosen(namespace string, labels cluster.Labels, pod *cluster.P
 			at.Endpoint = Lists(e, pod)
 		}
 		if at.Endpoint != nil || SelectsEntry(e, namespace, labels) {
-			at.Hosts = s.entryInput(e).Hosts()
+			at.Hosts = s.EntryInput(e).Hosts()
 			out = append(out, at)
 		}
 	}

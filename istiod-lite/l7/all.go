@@ -1,0 +1,104 @@
+package l7
+
+import (
+	"cmp"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// Config is what a waypoint that all services of a cluster are bound to is told.
+type Config struct {
+	Listeners       []*listenerv3.Listener
+	Routes          []*routev3.RouteConfiguration
+	Clusters        []*clusterv3.Cluster
+	LoadAssignments []*endpointv3.ClusterLoadAssignment
+	Statuses        []RouteStatus
+}
+
+// RouteStatus is what a route should say of itself.
+type RouteStatus struct {
+	Kind    cluster.Kind
+	Key     cluster.Key
+	Parents []cluster.ParentStatus
+}
+
+// All translates a cluster at once, for a waypoint at a place. It looks at everything for each object, so its cost is the square of
+// the cluster's size: it is for checks and small inputs.
+func All(s translate.Snapshot, from Place) Config {
+	addresses := translate.All(s)
+	var workloads []*workload.Workload
+	for _, a := range addresses.Addresses {
+		if w := a.GetWorkload(); w != nil {
+			workloads = append(workloads, w)
+		}
+	}
+	ix := newIndex(s)
+	var out Config
+	out.Listeners, out.Clusters = Static(s.Mesh)
+	var parts []*Part
+	for _, h := range ix.hosts {
+		if p := HostPart(h, ix); p != nil {
+			parts = append(parts, p)
+		}
+		for _, port := range h.Ports {
+			if r := RouteTable(h, port, ix); r != nil {
+				out.Routes = append(out.Routes, r)
+			}
+			if c := Cluster(h, port); c != nil {
+				out.Clusters = append(out.Clusters, c)
+				out.LoadAssignments = append(out.LoadAssignments, LoadAssignment(s.Mesh, h, port, workloads, from))
+			}
+		}
+	}
+	out.Listeners = slices.Insert(out.Listeners, 1, MainInternal(parts))
+	for _, r := range s.Routes {
+		out.Statuses = append(out.Statuses, RouteStatus{r.Kind, r.Key, Status(r, ix)})
+	}
+	slices.SortFunc(out.Statuses, func(a, b RouteStatus) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
+	return out
+}
+
+// index finds things in a snapshot.
+type index struct {
+	routes []*cluster.Route
+	hosts  []*Host
+}
+
+func newIndex(s translate.Snapshot) index {
+	ix := index{routes: s.Routes}
+	for _, svc := range s.Services {
+		ix.hosts = append(ix.hosts, ServiceHost(s.Mesh, s.ServiceInput(svc)))
+	}
+	for _, e := range s.ServiceEntries {
+		ix.hosts = append(ix.hosts, EntryHosts(s.Mesh, s.EntryInput(e))...)
+	}
+	slices.SortFunc(ix.hosts, (*Host).compare)
+	return ix
+}
+
+// Host is part of Index.
+func (ix index) Host(ref cluster.ObjectRef) *Host {
+	if i := slices.IndexFunc(ix.hosts, func(h *Host) bool { return h.Ref == ref }); i >= 0 {
+		return ix.hosts[i]
+	}
+	return nil
+}
+
+// Routes is part of Index.
+func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route {
+	var out []*cluster.Route
+	for _, r := range ix.routes {
+		if slices.ContainsFunc(r.Parents, func(p cluster.RouteParent) bool { return p.Ref == parent }) {
+			out = append(out, r)
+		}
+	}
+	return out
+}

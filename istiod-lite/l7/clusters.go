@@ -1,0 +1,104 @@
+package l7
+
+import (
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
+	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+)
+
+// connectTime bounds how long a connection to an endpoint may take. Istio's.
+const connectTime = 10 * time.Second
+
+// Names of transport sockets and settings, Envoy's own.
+const (
+	socketInternal = "envoy.transport_sockets.internal_upstream"
+	socketRaw      = "envoy.transport_sockets.raw_buffer"
+	socketTLS      = "envoy.transport_sockets.tls"
+	optionsHTTP    = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+)
+
+// Names of metadata. Envoy's, Istio's and ours.
+const (
+	metadataTunnel   = "tunnel" // of metadataSocket: the endpoint is reached by a tunnel of this protocol
+	metadataSocket   = "envoy.transport_socket_match"
+	metadataDst      = "envoy.filters.listener.original_dst"
+	metadataIstio    = "istio"
+	metadataPeer     = "ambit.io/peer" // identity: the SPIFFE URI that the endpoint must prove
+	tunnelOverHTTP2  = "h2"
+	metadataServices = "services"
+)
+
+// Cluster translates one port of a host. Nil for one that waypoints do not send to.
+func Cluster(h *Host, port cluster.ServicePort) *clusterv3.Cluster {
+	if h.Unfit != "" {
+		return nil
+	}
+	name := ClusterName(h, port.Port)
+	return &clusterv3.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
+		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
+		LbPolicy:             clusterv3.Cluster_LEAST_REQUEST,
+		ConnectTimeout:       durationpb.New(connectTime),
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{
+			optionsHTTP: config(protocolOptions(protocolOf(port))),
+		},
+		TransportSocketMatches: []*clusterv3.Cluster_TransportSocketMatch{
+			{Name: "hbone", Match: fields(metadataTunnel, tunnelOverHTTP2), TransportSocket: internalSocket(metadataDst)},
+			{Name: "plain", Match: &structpb.Struct{}, TransportSocket: socket(socketRaw, &rawv3.RawBuffer{})},
+		},
+		Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+			metadataIstio: {Fields: map[string]*structpb.Value{metadataServices: structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{
+				structpb.NewStructValue(fields("host", h.Hostname, "name", h.Ref.Key.Name, "namespace", h.Ref.Key.Namespace)),
+			}})}},
+		}},
+	}
+}
+
+// protocolOptions say what is spoken to endpoints: HTTP/2 where they are known to speak it, else what the client speaks.
+func protocolOptions(p protocol) *httpv3.HttpProtocolOptions {
+	if p == http2 {
+		return &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &corev3.Http2ProtocolOptions{}},
+			}}}
+	}
+	return &httpv3.HttpProtocolOptions{UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
+		UseDownstreamProtocolConfig: &httpv3.HttpProtocolOptions_UseDownstreamHttpConfig{
+			HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: &corev3.Http2ProtocolOptions{},
+		}}}
+}
+
+func socket(name string, settings proto.Message) *corev3.TransportSocket {
+	return &corev3.TransportSocket{Name: name, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: config(settings)}}
+}
+
+// internalSocket leads to an internal listener, which is told these of the endpoint's metadata.
+func internalSocket(pass ...string) *corev3.TransportSocket {
+	s := &internalv3.InternalUpstreamTransport{TransportSocket: socket(socketRaw, &rawv3.RawBuffer{})}
+	for _, name := range pass {
+		s.PassthroughMetadata = append(s.PassthroughMetadata, &internalv3.InternalUpstreamTransport_MetadataValueSource{
+			Kind: &metadatav3.MetadataKind{Kind: &metadatav3.MetadataKind_Host_{Host: &metadatav3.MetadataKind_Host{}}}, Name: name})
+	}
+	return socket(socketInternal, s)
+}
+
+// fields makes a struct of names and values.
+func fields(pairs ...string) *structpb.Struct {
+	out := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		out.Fields[pairs[i]] = structpb.NewStringValue(pairs[i+1])
+	}
+	return out
+}

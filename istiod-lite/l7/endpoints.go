@@ -1,0 +1,205 @@
+package l7
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// Place is where a waypoint runs. The zero Place is not known, and nearer to nothing.
+type Place struct {
+	Node     string
+	Locality cluster.Locality
+}
+
+// LoadAssignment translates the endpoints of one port of a host, for waypoints at one place. The workloads, in any order, are
+// those that node proxies are told of as the host's; the others among them are left out. Only endpoints that may get new requests
+// are in the result: ready ones, or all of a service that publishes those that are not. An endpoint that has to be reached by a
+// tunnel is there with the identity that it must prove.
+func LoadAssignment(m translate.Mesh, h *Host, port cluster.ServicePort, workloads []*workload.Workload, from Place) *endpointv3.ClusterLoadAssignment {
+	type group struct {
+		rank     int
+		locality cluster.Locality
+	}
+	groups := map[group][]endpoint{}
+	seen := map[netip.AddrPort]bool{}
+	workloads = slices.Clone(workloads)
+	slices.SortFunc(workloads, func(a, b *workload.Workload) int { return strings.Compare(a.Uid, b.Uid) })
+	for _, w := range workloads {
+		e, ok := endpointOf(m, h, port, w)
+		if !ok || seen[e.addr] {
+			continue
+		}
+		rank, ok := rankOf(h.Balancing, from, w)
+		if !ok {
+			continue
+		}
+		seen[e.addr] = true
+		l := w.GetLocality()
+		g := group{rank, cluster.Locality{Region: l.GetRegion(), Zone: l.GetZone(), Subzone: l.GetSubzone()}}
+		groups[g] = append(groups[g], e)
+	}
+	keys := make([]group, 0, len(groups))
+	for g := range groups {
+		keys = append(keys, g)
+	}
+	slices.SortFunc(keys, func(a, b group) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), strings.Compare(a.locality.Region, b.locality.Region),
+			strings.Compare(a.locality.Zone, b.locality.Zone), strings.Compare(a.locality.Subzone, b.locality.Subzone))
+	})
+	out := &endpointv3.ClusterLoadAssignment{ClusterName: ClusterName(h, port.Port)}
+	priority := uint32(0) // priorities have no gaps, ranks may have
+	for i, g := range keys {
+		if i > 0 && g.rank != keys[i-1].rank {
+			priority++
+		}
+		l := &endpointv3.LocalityLbEndpoints{Priority: priority}
+		if g.locality != (cluster.Locality{}) {
+			l.Locality = &corev3.Locality{Region: g.locality.Region, Zone: g.locality.Zone, SubZone: g.locality.Subzone}
+		}
+		weight := uint32(0)
+		for _, e := range groups[g] {
+			weight += e.weight
+			l.LbEndpoints = append(l.LbEndpoints, e.translate())
+		}
+		l.LoadBalancingWeight = wrapperspb.UInt32(weight)
+		out.Endpoints = append(out.Endpoints, l)
+	}
+	return out
+}
+
+// endpoint is one of a cluster's.
+type endpoint struct {
+	addr   netip.AddrPort
+	weight uint32
+	// identity is whom the endpoint must be proven to be, "" for one that is reached without a tunnel.
+	identity string
+	// labels are what metrics group by, as Istio writes it.
+	labels string
+}
+
+// endpointOf is what a workload is to a port of a host; false if it is not to get requests there.
+func endpointOf(m translate.Mesh, h *Host, port cluster.ServicePort, w *workload.Workload) (endpoint, bool) {
+	if w.Status != workload.WorkloadStatus_HEALTHY && h.Balancing.GetHealthPolicy() != workload.LoadBalancing_ALLOW_ALL {
+		return endpoint{}, false
+	}
+	if w.Network != m.Network {
+		return endpoint{}, false // nor through its gateway: waypoints do not go through one
+	}
+	target := uint32(0)
+	for _, p := range w.Services[h.key()].GetPorts() {
+		if p.ServicePort == uint32(port.Port) {
+			target = p.TargetPort
+		}
+	}
+	addr, ok := addressOf(w, h.Families)
+	if target == 0 || target > 65535 || !ok {
+		return endpoint{}, false
+	}
+	e := endpoint{addr: netip.AddrPortFrom(addr, uint16(target)), weight: 1}
+	if w.Capacity != nil {
+		if e.weight = w.Capacity.GetValue(); e.weight == 0 {
+			return endpoint{}, false
+		}
+	}
+	e.labels = strings.Join([]string{w.WorkloadName, w.Namespace, w.CanonicalName, w.CanonicalRevision, cmp.Or(w.ClusterId, api.DefaultClusterID)}, ";")
+	switch w.TunnelProtocol {
+	case workload.TunnelProtocol_NONE:
+	case workload.TunnelProtocol_HBONE:
+		if w.Namespace == "" {
+			return endpoint{}, false // it would have no identity
+		}
+		e.identity = "spiffe://" + cmp.Or(w.TrustDomain, api.DefaultTrustDomain) + "/ns/" + w.Namespace + "/sa/" + cmp.Or(w.ServiceAccount, "default")
+	default:
+		return endpoint{}, false // never in plain
+	}
+	return e, true
+}
+
+// addressOf is the workload's first address of a family that the service has.
+func addressOf(w *workload.Workload, families workload.IPFamilies) (netip.Addr, bool) {
+	for _, raw := range w.Addresses {
+		addr, ok := netip.AddrFromSlice(raw)
+		if !ok || families == workload.IPFamilies_IPV4_ONLY && !addr.Is4() || families == workload.IPFamilies_IPV6_ONLY && addr.Is4() {
+			continue
+		}
+		return addr, true
+	}
+	return netip.Addr{}, false
+}
+
+// rankOf says how far an endpoint is from a place in the words of the service, 0 for the nearest, and whether it may be used from
+// there at all. It is what node proxies do for their pods.
+func rankOf(b *workload.LoadBalancing, from Place, w *workload.Workload) (int, bool) {
+	mode := b.GetMode()
+	if from == (Place{}) || mode != workload.LoadBalancing_STRICT && mode != workload.LoadBalancing_FAILOVER {
+		return 0, true
+	}
+	shared := 0
+	for _, s := range b.GetRoutingPreference() {
+		if !near(s, from, w) {
+			break
+		}
+		shared++
+	}
+	missing := len(b.GetRoutingPreference()) - shared
+	return missing, mode == workload.LoadBalancing_FAILOVER || missing == 0
+}
+
+// near reports whether a workload shares something with a place.
+func near(s workload.LoadBalancing_Scope, from Place, w *workload.Workload) bool {
+	l := w.GetLocality()
+	switch s {
+	case workload.LoadBalancing_REGION:
+		return from.Locality.Region == l.GetRegion()
+	case workload.LoadBalancing_ZONE:
+		return from.Locality.Zone == l.GetZone()
+	case workload.LoadBalancing_SUBZONE:
+		return from.Locality.Subzone == l.GetSubzone()
+	case workload.LoadBalancing_NODE:
+		return from.Node == w.Node
+	case workload.LoadBalancing_CLUSTER, workload.LoadBalancing_NETWORK:
+		return true // endpoints of others are left out
+	}
+	return false
+}
+
+// translate makes an endpoint of a cluster.
+func (e endpoint) translate() *endpointv3.LbEndpoint {
+	metadata := map[string]*structpb.Struct{metadataIstio: fields("workload", e.labels)}
+	address := socketAddress(e.addr)
+	if e.identity != "" {
+		address = internalAddress(ListenerOriginate, e.addr.String())
+		metadata[metadataDst] = fields("local", e.addr.String())
+		metadata[metadataSocket] = fields(metadataTunnel, tunnelOverHTTP2)
+		metadata[metadataPeer] = fields("identity", e.identity)
+	}
+	return &endpointv3.LbEndpoint{
+		HostIdentifier:      &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address}},
+		HealthStatus:        corev3.HealthStatus_HEALTHY,
+		Metadata:            &corev3.Metadata{FilterMetadata: metadata},
+		LoadBalancingWeight: wrapperspb.UInt32(e.weight),
+	}
+}
+
+func socketAddress(a netip.AddrPort) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address: a.Addr().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(a.Port())}}}}
+}
+
+// internalAddress leads to an internal listener; id tells endpoints that lead there apart.
+func internalAddress(listener, id string) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_EnvoyInternalAddress{EnvoyInternalAddress: &corev3.EnvoyInternalAddress{
+		AddressNameSpecifier: &corev3.EnvoyInternalAddress_ServerListenerName{ServerListenerName: listener}, EndpointId: id}}}
+}

@@ -1,0 +1,194 @@
+package l7_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
+	"github.com/ambit-mesh/ambit/istiod-lite/l7"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+var update = flag.Bool("update", false, "rewrite the wanted results")
+
+var mesh = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
+
+// story is one txtar of testdata: in.yaml are objects; place.yaml, if it is there, where the waypoint is; show names what the
+// story is about, of what can be wanted: listeners, static, routes, clusters, endpoints, status.
+type story struct {
+	archive *txtar.Archive
+	files   map[string][]byte
+	config  l7.Config
+}
+
+func stories(t *testing.T) map[string]*story {
+	t.Helper()
+	names, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no stories in testdata: %v", err)
+	}
+	out := map[string]*story{}
+	for _, name := range names {
+		archive, err := txtar.ParseFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &story{archive, map[string][]byte{}, l7.Config{}}
+		for _, f := range archive.Files {
+			s.files[f.Name] = f.Data
+		}
+		objects, err := clustertest.Parse(s.files["in.yaml"])
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var from l7.Place
+		if err := yaml.UnmarshalStrict(s.files["place.yaml"], &from); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		s.config = l7.All(clustertest.Snapshot(mesh, objects), from)
+		out[name] = s
+	}
+	return out
+}
+
+// TestGoldens translates in.yaml of each story in testdata, and compares what the story is about with the files want.*.
+func TestGoldens(t *testing.T) {
+	for name, s := range stories(t) {
+		t.Run(strings.TrimSuffix(filepath.Base(name), ".txtar"), func(t *testing.T) {
+			got := map[string][]byte{}
+			for _, what := range strings.Fields(string(s.files["show"])) {
+				got["want."+what] = render(t, what, s.config)
+			}
+			if len(got) == 0 {
+				t.Fatal("the story shows nothing")
+			}
+			if *update {
+				s.archive.Files = slices.DeleteFunc(s.archive.Files, func(f txtar.File) bool { return strings.HasPrefix(f.Name, "want.") })
+				for _, what := range strings.Fields(string(s.files["show"])) {
+					s.archive.Files = append(s.archive.Files, txtar.File{Name: "want." + what, Data: got["want."+what]})
+				}
+				if err := os.WriteFile(name, txtar.Format(s.archive), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			for what, text := range got {
+				if diff := cmp.Diff(string(s.files[what]), string(text)); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", what, diff)
+				}
+			}
+		})
+	}
+}
+
+func render(t *testing.T, what string, c l7.Config) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	static := func(name string) bool {
+		return name == l7.ListenerTerminate || name == l7.ListenerOriginate || name == l7.ListenerMain
+	}
+	switch what {
+	case "listeners":
+		for _, l := range c.Listeners {
+			if l.Name == l7.ListenerMain {
+				text(t, &out, l)
+			}
+		}
+	case "static":
+		for _, l := range c.Listeners {
+			if l.Name != l7.ListenerMain {
+				text(t, &out, l)
+			}
+		}
+		for _, cl := range c.Clusters {
+			if static(cl.Name) {
+				text(t, &out, cl)
+			}
+		}
+	case "routes":
+		for _, r := range c.Routes {
+			text(t, &out, r)
+		}
+	case "clusters":
+		for _, cl := range c.Clusters {
+			if !static(cl.Name) {
+				text(t, &out, cl)
+			}
+		}
+	case "endpoints":
+		for _, e := range c.LoadAssignments {
+			text(t, &out, e)
+		}
+	case "status":
+		for _, s := range c.Statuses {
+			fmt.Fprintf(&out, "%s %s\n", s.Kind, s.Key)
+			for _, p := range s.Parents {
+				ref, err := json.Marshal(p.Ref)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fmt.Fprintf(&out, "  %s\n", ref)
+				for _, c := range p.Conditions {
+					fmt.Fprintf(&out, "    %s=%s %s (%d): %s\n", c.Type, c.Status, c.Reason, c.Generation, c.Message)
+				}
+			}
+		}
+	default:
+		t.Fatalf("nothing is called %q", what)
+	}
+	return out.Bytes()
+}
+
+// text writes a message as YAML.
+func text(t *testing.T, out *bytes.Buffer, m proto.Message) {
+	t.Helper()
+	raw, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	y, err := yaml.JSONToYAML(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(out, "---\n%s", y)
+}
+
+// TestKept: what a route becomes is the same each time, and Equal sees a change of anything that it depends on.
+func TestKept(t *testing.T) {
+	for name, s := range stories(t) {
+		objects, err := clustertest.Parse(s.files["in.yaml"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Reverse(objects)
+		var from l7.Place
+		if err := yaml.UnmarshalStrict(s.files["place.yaml"], &from); err != nil {
+			t.Fatal(err)
+		}
+		again := l7.All(clustertest.Snapshot(mesh, objects), from)
+		for _, what := range []string{"listeners", "static", "routes", "clusters", "endpoints", "status"} {
+			if diff := cmp.Diff(string(render(t, what, s.config)), string(render(t, what, again))); diff != "" {
+				t.Errorf("%s: the order of objects changes %s:\n%s", name, what, diff)
+			}
+		}
+		for _, r := range s.config.Statuses {
+			if r.Kind == "" || r.Key == (cluster.Key{}) {
+				t.Errorf("%s: a status of nothing", name)
+			}
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package l7
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// Host is a service as waypoints see it: a Kubernetes service, or one of the hosts of a ServiceEntry. It is immutable.
+type Host struct {
+	// Ref is the object.
+	Ref      cluster.ObjectRef
+	Hostname string
+	// Addresses are those by which clients ask for it; none for a headless service.
+	Addresses []netip.Prefix
+	Ports     []cluster.ServicePort
+	// Balancing says which endpoints are to be preferred, nil for all alike.
+	Balancing *workload.LoadBalancing
+	// Families are those of its endpoints that are used.
+	Families workload.IPFamilies
+	// Unfit says why waypoints do not send to it, in words that follow its name; "" if they do.
+	Unfit string
+}
+
+// Equal reports whether both are the same in every field.
+func (h *Host) Equal(o *Host) bool {
+	return h.Ref == o.Ref && h.Hostname == o.Hostname && slices.Equal(h.Addresses, o.Addresses) && slices.Equal(h.Ports, o.Ports) &&
+		proto.Equal(h.Balancing, o.Balancing) && h.Families == o.Families && h.Unfit == o.Unfit
+}
+
+func (h *Host) compare(o *Host) int {
+	return cmp.Or(strings.Compare(h.Hostname, o.Hostname), h.Ref.Key.Compare(o.Ref.Key), cmp.Compare(h.Ref.Kind, o.Ref.Kind))
+}
+
+// Port returns the port with a number.
+func (h *Host) Port(number uint16) (cluster.ServicePort, bool) {
+	for _, p := range h.Ports {
+		if p.Port == number {
+			return p, true
+		}
+	}
+	return cluster.ServicePort{}, false
+}
+
+// key is that under which workloads name the host.
+func (h *Host) key() string { return h.Ref.Key.Namespace + "/" + h.Hostname }
+
+// ServiceHost is a Kubernetes service as waypoints see it.
+func ServiceHost(m translate.Mesh, in translate.ServiceInput) *Host {
+	s := in.Service
+	h := &Host{Ref: cluster.ServiceRef(s.Key), Hostname: translate.Hostname(m, s.Key), Ports: s.Ports}
+	w, _ := translate.Service(m, in)
+	if w == nil {
+		h.Unfit = "is of type ExternalName, which is a name for something else"
+		return h
+	}
+	h.fill(w)
+	return h
+}
+
+// EntryHosts are the hosts of a ServiceEntry as waypoints see them.
+func EntryHosts(m translate.Mesh, in translate.EntryInput) []*Host {
+	var out []*Host
+	for _, name := range in.Hosts() {
+		h := &Host{
+			Ref:      cluster.ObjectRef{Group: cluster.GroupIstioNetworking, Kind: cluster.KindServiceEntry, Key: in.Entry.Key},
+			Hostname: name, Ports: in.Entry.Ports,
+		}
+		h.fill(translate.EntryService(m, in, name, false))
+		if r := in.Entry.Resolution; r != cluster.ResolutionStatic {
+			h.Unfit = fmt.Sprintf("has resolution %s; waypoints send to resolution STATIC only", resolutions[r])
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
+var resolutions = map[cluster.Resolution]string{
+	cluster.ResolutionNone: "NONE", cluster.ResolutionDNS: "DNS", cluster.ResolutionDynamic: "DYNAMIC_DNS",
+}
+
+// fill takes over what node proxies are told of the service.
+func (h *Host) fill(w *workload.Service) {
+	for _, a := range w.Addresses {
+		addr, ok := netip.AddrFromSlice(a.Address)
+		if !ok {
+			continue
+		}
+		bits := addr.BitLen()
+		if a.Length != nil {
+			bits = int(a.Length.GetValue())
+		}
+		h.Addresses = append(h.Addresses, netip.PrefixFrom(addr, bits))
+	}
+	h.Balancing, h.Families = w.LoadBalancing, w.IpFamilies
+}
+
+// protocol is what a port's owner says that is spoken there.
+type protocol uint8
+
+const (
+	undeclared protocol = iota
+	http1               // or HTTP/2, as the client pleases
+	http2
+	opaque // TCP, TLS, or something else that is not HTTP
+)
+
+// protocolOf reads a port's appProtocol, else the part of its name before the first dash.
+func protocolOf(p cluster.ServicePort) protocol {
+	word := strings.ToLower(p.AppProtocol)
+	if word == "" {
+		word = strings.ToLower(p.Name)
+		if strings.HasPrefix(word, "grpc-web") {
+			return http2
+		}
+		word, _, _ = strings.Cut(word, "-")
+	}
+	switch word {
+	case "http", "kubernetes.io/ws":
+		return http1
+	case "http2", "h2c", "grpc", "grpc-web", "kubernetes.io/h2c":
+		return http2
+	case "tcp", "tls", "https", "mongo", "mysql", "redis", "udp", "kubernetes.io/wss":
+		return opaque
+	}
+	return undeclared
+}

@@ -1,0 +1,153 @@
+package l7
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	xdscore "github.com/cncf/xds/go/xds/core/v3"
+	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	networkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+)
+
+// Names of filters, Envoy's own.
+const (
+	filterHCM    = "envoy.filters.network.http_connection_manager"
+	filterTCP    = "envoy.filters.network.tcp_proxy"
+	filterCORS   = "envoy.filters.http.cors"
+	filterRouter = "envoy.filters.http.router"
+)
+
+// idleTime is how long a connection may be without a request, or without bytes where it is none of HTTP. Istio's.
+const idleTime = time.Hour
+
+// Part is one host's share of ListenerMain. It is immutable.
+type Part struct {
+	host   *Host
+	chains []*listenerv3.FilterChain
+	match  *matcher.IPMatcher_IPRangeMatcher
+}
+
+// Equal reports whether both put the same into the listener.
+func (p *Part) Equal(o *Part) bool {
+	return proto.Equal(p.match, o.match) &&
+		slices.EqualFunc(p.chains, o.chains, func(a, b *listenerv3.FilterChain) bool { return proto.Equal(a, b) })
+}
+
+// HostPart translates one host's share of ListenerMain; nil if nobody can ask for the host by an address of it.
+func HostPart(h *Host, ix Index) *Part {
+	if len(h.Addresses) == 0 || len(h.Ports) == 0 || h.Unfit != "" {
+		return nil
+	}
+	routes := ix.Routes(h.Ref)
+	p := &Part{host: h}
+	ports := map[string]*matcher.Matcher_OnMatch{}
+	for _, port := range h.Ports {
+		chain := chainOf(h, port, attach(h, port, routes))
+		p.chains = append(p.chains, chain)
+		ports[strconv.Itoa(int(port.Port))] = &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
+			Action: &xdscore.TypedExtensionConfig{Name: chain.Name, TypedConfig: config(wrapperspb.String(chain.Name))}}}
+	}
+	p.match = &matcher.IPMatcher_IPRangeMatcher{
+		OnMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Matcher{Matcher: &matcher.Matcher{
+			MatcherType: &matcher.Matcher_MatcherTree_{MatcherTree: &matcher.Matcher_MatcherTree{
+				Input:    &xdscore.TypedExtensionConfig{Name: "port", TypedConfig: config(&networkv3.DestinationPortInput{})},
+				TreeType: &matcher.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &matcher.Matcher_MatcherTree_MatchMap{Map: ports}},
+			}},
+		}}},
+	}
+	for _, a := range h.Addresses {
+		p.match.Ranges = append(p.match.Ranges, &xdscore.CidrRange{AddressPrefix: a.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(a.Bits()))})
+	}
+	return p
+}
+
+// MainInternal puts ListenerMain together. Connections to what none of the parts has are refused.
+func MainInternal(parts []*Part) *listenerv3.Listener {
+	parts = slices.Clone(parts)
+	SortParts(parts)
+	l := &listenerv3.Listener{
+		Name:              ListenerMain,
+		ListenerSpecifier: &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}},
+		ListenerFilters:   []*listenerv3.ListenerFilter{originalDst()},
+		TrafficDirection:  corev3.TrafficDirection_INBOUND,
+	}
+	tree := &matcher.IPMatcher{}
+	for _, p := range parts {
+		l.FilterChains = append(l.FilterChains, p.chains...)
+		tree.RangeMatchers = append(tree.RangeMatchers, p.match)
+	}
+	if len(parts) == 0 {
+		// Envoy wants a chain in each listener; this one is never chosen.
+		l.FilterChains = []*listenerv3.FilterChain{tcpChain("none", ClusterInvalid)}
+		l.FilterChainMatcher = &matcher.Matcher{OnNoMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
+			Action: &xdscore.TypedExtensionConfig{Name: "refused", TypedConfig: config(wrapperspb.String("refused"))}}}}
+		return l
+	}
+	l.FilterChainMatcher = &matcher.Matcher{MatcherType: &matcher.Matcher_MatcherTree_{MatcherTree: &matcher.Matcher_MatcherTree{
+		Input:    &xdscore.TypedExtensionConfig{Name: "ip", TypedConfig: config(&networkv3.DestinationIPInput{})},
+		TreeType: &matcher.Matcher_MatcherTree_CustomMatch{CustomMatch: &xdscore.TypedExtensionConfig{Name: "ip", TypedConfig: config(tree)}},
+	}}}
+	return l
+}
+
+// chainOf is the filter chain of a port.
+func chainOf(h *Host, port cluster.ServicePort, at attachment) *listenerv3.FilterChain {
+	name := ChainName(h, port.Port, at.http)
+	if !at.http {
+		return tcpChain(name, ClusterName(h, port.Port))
+	}
+	return chain(name, filterHCM, &hcmv3.HttpConnectionManager{
+		StatPrefix: name,
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			ConfigSource: ads(), RouteConfigName: name,
+		}},
+		HttpFilters: []*hcmv3.HttpFilter{
+			httpFilter(filterCORS, &corsv3.Cors{}),
+			httpFilter(filterRouter, &routerv3.Router{SuppressEnvoyHeaders: true}),
+		},
+		UpgradeConfigs:            []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		UseRemoteAddress:          wrapperspb.Bool(false),
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(idleTime)},
+		// Streams of gRPC may be silent for as long as they like.
+		StreamIdleTimeout:            durationpb.New(0),
+		NormalizePath:                wrapperspb.Bool(true),
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
+		ServerHeaderTransformation:   hcmv3.HttpConnectionManager_PASS_THROUGH,
+	})
+}
+
+func chain(name, filter string, settings proto.Message) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{{
+		Name: filter, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: config(settings)},
+	}}}
+}
+
+func tcpChain(name, to string) *listenerv3.FilterChain {
+	return chain(name, filterTCP, &tcpv3.TcpProxy{
+		StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: to}, IdleTimeout: durationpb.New(idleTime),
+	})
+}
+
+func httpFilter(name string, settings proto.Message) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config(settings)}}
+}
+
+// ads says that a resource comes from where this one came from.
+func ads() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+	}
+}

@@ -1,0 +1,178 @@
+package l7
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+)
+
+// target is what a reference to a backend led to.
+type target struct {
+	// cluster is ClusterInvalid if there is a fault.
+	cluster string
+	reason  gatewayv1.RouteConditionReason
+	fault   string
+}
+
+// resolve finds a backend. Routes of the mesh may refer to any namespace: whoever can send to a service directly can do so by a
+// route.
+func resolve(b cluster.BackendRef, ix Index) target {
+	bad := func(reason gatewayv1.RouteConditionReason, format string, args ...any) target {
+		return target{ClusterInvalid, reason, fmt.Sprintf(format, args...)}
+	}
+	if !b.Ref.IsService() && !b.Ref.IsEntry() {
+		kind := string(b.Ref.Kind)
+		if b.Ref.Group != "" {
+			kind = b.Ref.Group + "/" + kind
+		}
+		return bad(gatewayv1.RouteReasonInvalidKind, "backend %s is of kind %s; there are Service and %s/ServiceEntry", b.Ref.Key, kind, cluster.GroupIstioNetworking)
+	}
+	h := ix.Host(b.Ref)
+	if h == nil {
+		return bad(gatewayv1.RouteReasonBackendNotFound, "%s is not there", b.Ref)
+	}
+	if h.Unfit != "" {
+		return bad(gatewayv1.RouteReasonInvalidKind, "%s %s", b.Ref, h.Unfit)
+	}
+	if b.Port == 0 {
+		return bad(gatewayv1.RouteReasonBackendNotFound, "%s: which port is not said", b.Ref)
+	}
+	if _, ok := h.Port(b.Port); !ok {
+		return bad(gatewayv1.RouteReasonBackendNotFound, "%s has no TCP port %d", b.Ref, b.Port)
+	}
+	return target{cluster: ClusterName(h, b.Port)}
+}
+
+// maxMessage bounds the message of a condition, in bytes; Kubernetes' own limit is 32 KiB.
+const maxMessage = 1024
+
+// conditions collects the conditions of one parent.
+type conditions struct {
+	generation int64
+	list       []cluster.Condition
+}
+
+func (c *conditions) add(typ gatewayv1.RouteConditionType, good bool, reason gatewayv1.RouteConditionReason, message string) {
+	status := "False"
+	if good {
+		status = "True"
+	}
+	if len(message) > maxMessage {
+		message = strings.ToValidUTF8(message[:maxMessage], "") + "..."
+	}
+	c.list = append(c.list, cluster.Condition{Type: string(typ), Status: status, Reason: string(reason), Message: message, Generation: c.generation})
+}
+
+// Status says what became of a route, for each of its parents that is a service. Gateways have their own controllers. It depends
+// on the route's parents, the other routes of these, and on what the route refers to.
+func Status(r *cluster.Route, ix Index) []cluster.ParentStatus {
+	var out []cluster.ParentStatus
+	for _, p := range r.Parents {
+		if !p.Mesh() {
+			continue
+		}
+		c := conditions{generation: r.Generation}
+		acceptance(&c, r, p, ix)
+		references(&c, r, ix)
+		slices.SortFunc(c.list, func(a, b cluster.Condition) int { return strings.Compare(a.Type, b.Type) })
+		out = append(out, cluster.ParentStatus{Ref: p.Written, Conditions: c.list})
+	}
+	return out
+}
+
+// acceptance adds Accepted and, if it is so, PartiallyInvalid.
+func acceptance(c *conditions, r *cluster.Route, p cluster.RouteParent, ix Index) {
+	won, lost := place(r, p, ix)
+	if !won {
+		c.add(gatewayv1.RouteConditionAccepted, false, lost.reason, lost.message)
+		return
+	}
+	faulty, reason := 0, gatewayv1.RouteReasonUnsupportedValue
+	var messages []string
+	for i := range r.Rules {
+		faults := faultsOf(r, i)
+		if len(faults) == 0 {
+			continue
+		}
+		if faulty == 0 && faults[0].Incompatible {
+			reason = gatewayv1.RouteReasonIncompatibleFilters
+		}
+		faulty++
+		for _, f := range faults {
+			messages = append(messages, f.Message)
+		}
+	}
+	if faulty > 0 && faulty == len(r.Rules) {
+		c.add(gatewayv1.RouteConditionAccepted, false, reason, "requests that it matches are answered 500: "+strings.Join(messages, "; "))
+		return
+	}
+	message := "executed by the waypoint of " + p.Ref.String()
+	if lost.message != "" {
+		message += "; not on every port: " + lost.message
+	}
+	c.add(gatewayv1.RouteConditionAccepted, true, gatewayv1.RouteReasonAccepted, message)
+	if faulty > 0 {
+		c.add(gatewayv1.RouteConditionPartiallyInvalid, true, gatewayv1.RouteReasonUnsupportedValue,
+			"Dropped Rule: requests that it matches are answered 500: "+strings.Join(messages, "; "))
+	}
+}
+
+// place reports whether a route has one of the ports that its parent means. The loss is why it does not have one of them, zero
+// if it has all.
+func place(r *cluster.Route, p cluster.RouteParent, ix Index) (bool, loss) {
+	none := func(format string, args ...any) (bool, loss) {
+		return false, loss{gatewayv1.RouteReasonNoMatchingParent, fmt.Sprintf(format, args...)}
+	}
+	h := ix.Host(p.Ref)
+	switch {
+	case h == nil:
+		return none("%s is not there", p.Ref)
+	case h.Unfit != "":
+		return none("%s %s", p.Ref, h.Unfit)
+	case len(h.Addresses) == 0:
+		return none("%s has no virtual address (it is headless, or another has its address): routes act on those who ask for it by one", p.Ref)
+	}
+	won, picked := false, false
+	var first loss
+	routes := ix.Routes(p.Ref)
+	for _, port := range h.Ports {
+		if !p.Picks(port) {
+			continue
+		}
+		picked = true
+		if l, ok := attach(h, port, routes).lost[r]; !ok {
+			won = true
+		} else if first.message == "" {
+			first = l
+		}
+	}
+	if !picked {
+		return none("%s has no TCP port that the parentRef means", p.Ref)
+	}
+	return won, first
+}
+
+// references adds ResolvedRefs.
+func references(c *conditions, r *cluster.Route, ix Index) {
+	var reason gatewayv1.RouteConditionReason
+	var messages []string
+	for _, b := range r.Backends() {
+		t := resolve(b, ix)
+		if t.fault == "" {
+			continue
+		}
+		if reason == "" {
+			reason = t.reason
+		}
+		messages = append(messages, t.fault)
+	}
+	if reason != "" {
+		c.add(gatewayv1.RouteConditionResolvedRefs, false, reason, strings.Join(messages, "; "))
+		return
+	}
+	c.add(gatewayv1.RouteConditionResolvedRefs, true, gatewayv1.RouteReasonResolvedRefs, "all backends are there")
+}
