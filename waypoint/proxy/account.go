@@ -1,0 +1,101 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"strconv"
+	"time"
+	"unique"
+
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
+)
+
+// count counts a request that is over.
+func (r *request) count(took time.Duration) {
+	l := telemetry.RequestLabels{
+		Source: r.c.source, Status: uint16(r.status), GRPC: r.grpc, GRPCStatus: r.result, Flag: r.flag, MutualTLS: true,
+	}
+	switch {
+	case r.endpoint != nil:
+		l.Destination = r.endpoint.Party()
+	default:
+		l.Destination = nobody()
+	}
+	switch {
+	case r.cluster != nil:
+		l.Service = r.cluster.Service()
+	default:
+		l.Service = noService()
+	}
+	r.c.proxy.cfg.Requests.Done(l, took)
+}
+
+func nobody() unique.Handle[telemetry.Party]          { return unique.Make(telemetry.Party{}) }
+func noService() unique.Handle[telemetry.ServiceName] { return unique.Make(telemetry.ServiceName{}) }
+
+// sampled tells whether something that went well is one of those that are logged.
+func (p *Proxy) sampled() bool {
+	return p.cfg.Sampling > 0 && (p.cfg.Sampling >= 1 || rand.Float64() < p.cfg.Sampling)
+}
+
+// log writes the line of a request: always if the proxy had to answer itself or the backend failed, else for a sample.
+func (r *request) log(took time.Duration) {
+	log := r.c.proxy.cfg.AccessLog
+	bad := r.flag != telemetry.RequestOK || r.status >= 500
+	if log == nil || !bad && !r.c.proxy.sampled() {
+		return
+	}
+	level := slog.LevelInfo
+	if bad {
+		level = slog.LevelWarn
+	}
+	if !log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 24)
+	attrs = append(attrs, slog.String("method", r.method), slog.String("authority", r.authority), slog.String("path", printable(r.path)),
+		slog.String("protocol", r.x.Request.Proto.String()), slog.Int("status", r.status))
+	attrs = r.c.attrs(attrs, r.start, r.endpoint)
+	if r.route != nil {
+		attrs = append(attrs, slog.String("route", r.route.Name))
+	}
+	if r.tries > 1 {
+		attrs = append(attrs, slog.Int("tries", r.tries))
+	}
+	attrs = append(attrs, slog.Int64("bytes_sent", r.x.Sent()))
+	if id := r.x.Request.Header.Get("x-request-id"); id != "" {
+		attrs = append(attrs, slog.String("request_id", printable(id)))
+	}
+	if r.flag != telemetry.RequestOK {
+		attrs = append(attrs, slog.String("response_flags", r.flag.String()))
+	}
+	if r.grpc && r.result != telemetry.NoGRPC {
+		attrs = append(attrs, slog.Int("grpc_status", int(r.result)))
+	}
+	if r.err != nil {
+		attrs = append(attrs, slog.String("error", r.err.Error()))
+	}
+	log.LogAttrs(context.Background(), level, "request complete", attrs...)
+}
+
+// attrs adds what is known of both ends.
+func (c *connection) attrs(attrs []slog.Attr, start time.Time, e *upstream.Endpoint) []slog.Attr {
+	src := c.source.Value()
+	attrs = append(attrs, slog.String("src.addr", c.client.String()), slog.String("src.identity", c.principal))
+	if src.Workload != "" {
+		attrs = append(attrs, slog.String("src.workload", src.Workload))
+	}
+	attrs = append(attrs, slog.String("dst.addr", c.destination.String()), slog.String("chain", c.chain.Name))
+	if e != nil {
+		attrs = append(attrs, slog.String("upstream.addr", e.Addr().String()))
+		if w := e.Workload(); w.Name != "" {
+			attrs = append(attrs, slog.String("upstream.workload", w.Name))
+		}
+		if id := e.Identity(); !id.IsZero() {
+			attrs = append(attrs, slog.String("upstream.identity", id.String()))
+		}
+	}
+	return append(attrs, slog.String("duration", strconv.FormatInt(time.Since(start).Milliseconds(), 10)+"ms"))
+}

@@ -1,0 +1,359 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/codec"
+	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
+)
+
+// freeTries is how many further tries a request gets, whatever its route says, since connections turned out to be dead that
+// were good before: the backend has not seen it.
+const freeTries = 3
+
+// Why tries end.
+var (
+	errTimeout    = errors.New("the route's time for the request is over")
+	errTryTimeout = errors.New("the route's time for one try is over")
+	errIdleStream = errors.New("nothing came or went for as long as the route allows")
+)
+
+// forward sends the request to a backend and returns its response.
+func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
+	req := &r.x.Request
+	target := f.Choose()
+	target.EditRequest(req)
+	if req.Upgrade != "" && !r.mayUpgrade(f, req.Upgrade) {
+		req.Upgrade = "" // RFC 9110 section 7.8: a server may ignore it
+	}
+	if r.cluster = r.c.proxy.cfg.Clusters.Lookup(target.Cluster); r.cluster == nil {
+		return nil, &refusal{f.NotFoundStatus, telemetry.RequestNoCluster, fmt.Sprintf(
+			"the backend of route %s does not exist or may not be referred to: see the status of the route", r.route.Name)}
+	}
+	r.prepare(f)
+	retries, free := 0, 0
+	var tried []*upstream.Endpoint
+	for {
+		resp, failed := r.try(f, tried)
+		if failed == nil {
+			bad := f.Retry != nil && r.worthRetry(f.Retry, resp)
+			if !bad || retries >= f.Retry.Number || !r.repeatable() {
+				if bad && retries > 0 {
+					r.flag = telemetry.RequestRetriesExhausted
+				}
+				target.EditResponse(&resp.Header)
+				r.cross(resp)
+				return r.following(resp), nil
+			}
+			discard(resp)
+		} else {
+			switch {
+			case r.ctx.Err() != nil || !r.repeatable():
+				return nil, r.refuse(failed)
+			case failed.free && free < freeTries:
+				free++
+				continue
+			case f.Retry == nil || retries >= f.Retry.Number || failed.happened == 0 || !f.Retry.Before(failed.happened):
+				return nil, r.refuse(failed)
+			}
+		}
+		retries++
+		if r.endpoint != nil && !slices.Contains(tried, r.endpoint) {
+			tried = append(tried, r.endpoint)
+		}
+		r.c.proxy.counts.Retries.Add(1)
+		if !r.pause(f.Retry.BackOff(retries)) {
+			return nil, r.refuse(&failure{err: context.Cause(r.ctx)})
+		}
+	}
+}
+
+// mayUpgrade tells whether the route, or else the chain, allows an upgrade.
+func (r *request) mayUpgrade(f *route.Forward, protocol string) bool {
+	if allowed, ok := f.Upgrades[protocol]; ok {
+		return allowed
+	}
+	for _, u := range r.http.Upgrades {
+		if u == protocol {
+			return true
+		}
+	}
+	return false
+}
+
+// prepare sets what bounds all tries together, and who else gets the body.
+func (r *request) prepare(f *route.Forward) {
+	req := &r.x.Request
+	length := req.Length
+	if b := req.Body; b != nil {
+		keep := f.Retry != nil && (length < 0 || length <= maxKept)
+		if keep || f.Timeout > 0 || f.Retry != nil && f.Retry.PerTryTimeout > 0 || len(f.Mirrors) > 0 {
+			r.body = newSource(b)
+			r.body.keep, r.body.moved, r.body.ended = keep, &r.moved, r.bodySent
+		}
+	}
+	for _, m := range f.Mirrors {
+		if m.Chosen() {
+			r.mirror(m)
+		}
+	}
+	r.sent = r.body == nil
+	if d := r.longest(f); d > 0 {
+		r.cancelable()
+		cancel := r.cancel
+		r.after(d, func() { cancel(errTimeout) })
+	}
+	if f.Timeout > 0 {
+		r.cancelable()
+		cancel := r.cancel
+		r.whenSent(func() { r.after(f.Timeout, func() { cancel(errTimeout) }) })
+	}
+	idle := r.http.StreamIdleTimeout
+	if f.IdleTimeout != route.NotSet {
+		idle = f.IdleTimeout
+	}
+	if idle > 0 {
+		r.cancelable()
+		r.idle.limit = idle
+		r.c.proxy.watchdog.add(r)
+	}
+}
+
+// following has the response's payload counted as a sign of life, where nobody knows how much there will be.
+func (r *request) following(resp *message.Response) *message.Response {
+	switch {
+	case r.idle.limit == 0:
+	case resp.Body != nil && resp.Length == message.Unknown:
+		resp.Body = &counted{resp.Body, &r.moved}
+	default:
+		r.c.proxy.watchdog.remove(r)
+	}
+	return resp
+}
+
+// longest is how long the request and its response may take, from its first byte; 0 for as long as they like.
+func (r *request) longest(f *route.Forward) time.Duration {
+	d := r.http.MaxStreamDuration
+	if f.MaxStreamDuration != route.NotSet {
+		d = f.MaxStreamDuration
+	}
+	if f.GRPCTimeoutMax != route.NotSet {
+		if asked, ok := grpcTimeout(r.x.Request.Header.Get("grpc-timeout")); ok {
+			d = asked
+			if f.GRPCTimeoutMax > 0 {
+				d = min(d, f.GRPCTimeoutMax)
+			}
+		}
+	}
+	return d
+}
+
+// grpcTimeout reads a grpc-timeout: at most 8 digits and a unit.
+func grpcTimeout(s string) (time.Duration, bool) {
+	if len(s) < 2 || len(s) > 9 {
+		return 0, false
+	}
+	unit, ok := map[byte]time.Duration{'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond,
+		'u': time.Microsecond, 'n': time.Nanosecond}[s[len(s)-1]]
+	n, err := strconv.ParseUint(s[:len(s)-1], 10, 31)
+	if !ok || err != nil {
+		return 0, false
+	}
+	return time.Duration(n) * unit, true
+}
+
+// repeatable tells whether the request can be sent once more.
+func (r *request) repeatable() bool {
+	switch {
+	case r.x.Request.Body == nil:
+		return true
+	case r.body != nil:
+		return r.body.again()
+	}
+	return !r.taken
+}
+
+// worthRetry tells whether the route wants another try after a response.
+func (r *request) worthRetry(retry *route.Retry, resp *message.Response) bool {
+	if retry.Status(resp.Status) {
+		return true
+	}
+	if !r.grpc {
+		return false
+	}
+	status, ok := resp.Header.Lookup("grpc-status")
+	return ok && retry.GRPC(status)
+}
+
+// failure is a try that has brought no response.
+type failure struct {
+	err      error
+	happened route.RetryOn // 0: trying again is of no use
+	free     bool          // the backend has not seen it, and it is not the endpoint's fault
+}
+
+// try sends the request to one endpoint.
+func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Response, *failure) {
+	r.leaveTry()
+	e, err := r.cluster.Choose(tried)
+	if err != nil {
+		return nil, &failure{err: err}
+	}
+	r.endpoint, r.begun = e, true
+	e.Begin()
+	r.tries++
+	req := r.x.Request
+	ctx := r.ctx
+	var timer *time.Timer
+	if f.Retry != nil && f.Retry.PerTryTimeout > 0 {
+		ctx, r.tryCancel = context.WithCancelCause(r.ctx)
+		cancel := r.tryCancel
+		r.whenSent(func() { timer = r.after(f.Retry.PerTryTimeout, func() { cancel(errTryTimeout) }) })
+	}
+	client, err := e.Client(ctx, r.protocol(&req))
+	if err != nil {
+		return nil, connectFailure(ctx, err)
+	}
+	if r.body != nil {
+		req.Body = r.body.attempt()
+	} else {
+		r.taken = true
+	}
+	resp, err := client.RoundTrip(ctx, &req, r.inform)
+	if err != nil {
+		return nil, r.failure(ctx, err)
+	}
+	if timer != nil {
+		timer.Stop()
+	}
+	return resp, nil
+}
+
+// leaveTry gives back what the last try holds.
+func (r *request) leaveTry() {
+	if r.tryCancel != nil {
+		r.tryCancel(nil)
+		r.tryCancel = nil
+	}
+	if r.begun {
+		r.endpoint.End()
+		r.begun = false
+	}
+}
+
+// inform passes a response of status 1xx on.
+func (r *request) inform(resp *message.Response) { _ = r.x.Inform(resp) }
+
+// protocol is what the backend is spoken to in.
+func (r *request) protocol(req *message.Request) message.Protocol {
+	switch p := r.cluster.Settings().Protocol; {
+	case req.Upgrade != "":
+		return message.HTTP11
+	case p == config.HTTP2, p == config.AsClient && req.Proto == message.HTTP2:
+		return message.HTTP2
+	}
+	return message.HTTP11
+}
+
+// connectFailure says what to make of having no connection.
+func connectFailure(ctx context.Context, err error) *failure {
+	if ctx.Err() != nil {
+		return &failure{err: context.Cause(ctx), happened: route.OnReset}
+	}
+	return &failure{err: err, happened: route.OnConnectFailure}
+}
+
+// failure says what to make of a request that failed on a connection.
+func (r *request) failure(ctx context.Context, err error) *failure {
+	out := &failure{err: err, happened: route.OnReset}
+	var e *codec.Error
+	if !errors.As(err, &e) {
+		return out
+	}
+	switch {
+	case errors.Is(err, codec.ErrRequestBody):
+		out.happened = 0 // it would break off again
+	case ctx.Err() != nil:
+		out.err = context.Cause(ctx)
+	case e.Stage == codec.Unsent:
+		out.happened, out.free = route.OnResetBeforeRequest, true
+	case e.Stage == codec.Refused:
+		out.happened, out.free = route.OnRefusedStream, true
+	case e.Stale && idempotent(r.method):
+		out.free = true
+	}
+	return out
+}
+
+// idempotent tells whether a request of this method can be repeated where it is not known whether the first has arrived
+// (RFC 9110 section 9.2.2).
+func idempotent(method string) bool {
+	switch method {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		return true
+	}
+	return false
+}
+
+// refuse makes the answer of a failure.
+func (r *request) refuse(f *failure) *refusal {
+	var connect *upstream.ConnectError
+	var denied *hbone.StatusError
+	to := fmt.Sprintf("of route %s", r.route.Name)
+	switch err := f.err; {
+	case r.x.Context().Err() != nil:
+		return &refusal{0, telemetry.RequestClientGone, fmt.Sprintf("the client is gone: %v", err)}
+	case errors.Is(err, errTimeout), errors.Is(err, errTryTimeout):
+		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("no answer in time from the backend %s: %v", to, err)}
+	case errors.Is(err, errIdleStream):
+		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("the backend %s: %v", to, err)}
+	case errors.Is(err, upstream.ErrNoEndpoint):
+		return &refusal{503, telemetry.RequestNoHealthy, fmt.Sprintf("the backend %s (%s) has no endpoint that is ready", to, r.cluster.Name())}
+	case errors.Is(err, codec.ErrRequestBody):
+		return &refusal{400, telemetry.RequestOK, fmt.Sprintf("the request's body cannot be read: %v", err)}
+	case errors.Is(err, codec.ErrBadResponse):
+		return &refusal{502, telemetry.RequestUpstreamProtocol, fmt.Sprintf("the backend %s does not answer as HTTP has it: %v; does the port speak HTTP?", to, err)}
+	case errors.As(err, &denied) && denied.Status == 401:
+		return &refusal{503, telemetry.RequestConnectFailed, fmt.Sprintf(
+			"the backend %s refused this waypoint: %v; its policies must allow the waypoint's identity", to, err)}
+	case errors.As(err, &connect):
+		return &refusal{503, telemetry.RequestConnectFailed, fmt.Sprintf("the backend %s could not be reached in %d tries: %v", to, r.tries, err)}
+	default:
+		return &refusal{503, telemetry.RequestUpstreamEnded, fmt.Sprintf("the backend %s ended the connection before it answered: %v", to, err)}
+	}
+}
+
+// pause waits before the next try. It returns false if the request has ended meanwhile.
+func (r *request) pause(d time.Duration) bool {
+	if d <= 0 {
+		return r.ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-r.ctx.Done():
+		return false
+	}
+}
+
+// discard closes a response that nobody wants.
+func discard(resp *message.Response) {
+	if resp.Body != nil {
+		resp.Body.Close()
+	}
+	if resp.Tunnel != nil {
+		_ = resp.Tunnel.Close()
+	}
+}

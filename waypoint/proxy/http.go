@@ -1,0 +1,268 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/codec"
+	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
+)
+
+// request is one request on its way.
+type request struct {
+	c     *connection
+	x     *codec.Exchange
+	start time.Time
+	http  *config.HTTP
+	route *route.Route // nil until one matched
+
+	method, authority, path string // as the client sent them
+	origin                  string // the field of that name
+	grpc                    bool
+
+	ctx       context.Context // of tries
+	cancel    context.CancelCauseFunc
+	tryCancel context.CancelCauseFunc // of the last try
+	body      *source                 // nil: it goes to one try as it is
+	moved     atomic.Uint64
+
+	mu     sync.Mutex // guards what follows: a body's end comes from whoever pulls it
+	timers []*time.Timer
+	sent   bool     // the body has ended, or there is none
+	onSent []func() // to be called then
+	over   bool
+
+	cluster  *upstream.Cluster
+	endpoint *upstream.Endpoint // of the last try
+	begun    bool               // and it is not over
+	tries    int
+	taken    bool // the body was given to a try as it is
+	idle     idleState
+	status   int
+	result   int8 // of gRPC
+	flag     telemetry.RequestFlag
+	err      error
+}
+
+// serve answers one request.
+func (c *connection) serve(x *codec.Exchange) {
+	req := &x.Request
+	r := &request{
+		c: c, x: x, start: time.Now(), http: c.chain.HTTP, method: req.Method, authority: req.Authority, path: req.Path,
+		grpc: isGRPC(req.Header), result: telemetry.NoGRPC, ctx: x.Context(),
+	}
+	resp, refused := r.answer()
+	if refused != nil {
+		r.flag, r.err = refused.flag, errors.New(refused.text)
+		resp = refused.response(r.grpc)
+		if r.route != nil {
+			r.route.EditResponse(&resp.Header)
+			r.cross(resp)
+		}
+	}
+	if r.flag == telemetry.RequestClientGone {
+		x.Abort()
+	} else {
+		r.respond(resp)
+	}
+	r.finish()
+}
+
+// answer finds out what the request is answered.
+func (r *request) answer() (*message.Response, *refusal) {
+	req := &r.x.Request
+	if refused := r.checkHeader(req); refused != nil {
+		return nil, refused
+	}
+	path, verdict := r.http.Paths.Apply(req.Path)
+	switch verdict {
+	case route.PathRefused:
+		return nil, &refusal{400, telemetry.RequestOK, "the path has an escaped slash or a null character, which services here do not take"}
+	case route.PathRedirected:
+		return &message.Response{Status: 307, Header: message.Fields{{Name: "location", Value: path}}}, nil
+	}
+	req.Path = path
+
+	snapshot := r.c.proxy.snapshot.Load()
+	table := snapshot.Routes(r.http.Routes)
+	if table == nil {
+		return nil, &refusal{503, telemetry.RequestNoRoute, fmt.Sprintf(
+			"the control plane has not sent the routes %q yet; try again in a moment", r.http.Routes)}
+	}
+	r.route = table.Match(req, route.Client{Principal: r.c.principal})
+	if r.route == nil {
+		return nil, &refusal{404, telemetry.RequestNoRoute, fmt.Sprintf(
+			"no rule of the routes for %s matches %s %s: look at the HTTPRoutes and GRPCRoutes of the service", r.http.Routes, r.method, printable(r.path))}
+	}
+	if cors := r.route.CORS; cors != nil {
+		if resp := cors.Preflight(req); resp != nil {
+			r.route.EditResponse(&resp.Header)
+			return resp, nil
+		}
+		r.origin = req.Header.Get("origin")
+	}
+	switch {
+	case r.route.Redirect != nil:
+		resp := r.route.Redirect.Response(req, r.c.destination.Port())
+		r.route.EditResponse(&resp.Header)
+		r.cross(resp)
+		return resp, nil
+	case r.route.Direct != nil:
+		return r.direct()
+	}
+	return r.forward(r.route.Forward)
+}
+
+// direct is a route's own answer.
+func (r *request) direct() (*message.Response, *refusal) {
+	resp := r.route.Direct.Response()
+	if r.grpc || resp.Body == nil && resp.Status >= 400 {
+		if resp.Body != nil {
+			resp.Body.Close()
+		}
+		return nil, &refusal{resp.Status, telemetry.RequestOK, fmt.Sprintf(
+			"route %s answers %d by itself: its backends are missing or not allowed, or it is meant to; its status says which", r.route.Name, resp.Status)}
+	}
+	r.route.EditResponse(&resp.Header)
+	r.cross(resp)
+	return resp, nil
+}
+
+// checkHeader refuses, or takes out, what the chain's settings do not allow.
+func (r *request) checkHeader(req *message.Request) *refusal {
+	if r.http.Underscores == config.UnderscoresAllow {
+		return nil
+	}
+	under := func(f message.Field) bool { return strings.Contains(f.Name, "_") }
+	if r.http.Underscores == config.UnderscoresReject && slices.ContainsFunc(req.Header, under) {
+		return &refusal{400, telemetry.RequestOK, "a header name has an underscore, which services here do not take"}
+	}
+	req.Header = slices.DeleteFunc(req.Header, under)
+	return nil
+}
+
+// cross adds what the route's cross-origin policy says.
+func (r *request) cross(resp *message.Response) {
+	if r.route.CORS != nil {
+		r.route.CORS.Respond(r.origin, &resp.Header)
+	}
+}
+
+// respond sends the response.
+func (r *request) respond(resp *message.Response) {
+	r.status = resp.Status
+	header, body := resp.Header, resp.Body
+	if r.grpc {
+		r.result = grpcResult(header, nil)
+	}
+	switch {
+	case r.http.ServerHeader == config.ServerPassThrough:
+	case r.http.ServerHeader == config.ServerOverwrite || !resp.Header.Has("server"):
+		resp.Header.Set("server", r.http.ServerName)
+	}
+	err := r.x.Respond(resp)
+	switch {
+	case err == nil:
+		if r.grpc && r.result == telemetry.NoGRPC && body != nil {
+			r.result = grpcResult(nil, body.Trailers())
+		}
+	case errors.Is(err, codec.ErrResponseBody):
+		r.err = err
+		if r.ctx.Err() != nil && r.x.Context().Err() == nil {
+			r.flag, r.err = telemetry.RequestTimeout, fmt.Errorf("the response was cut: %w", context.Cause(r.ctx))
+		} else {
+			r.flag = telemetry.RequestUpstreamEnded
+		}
+	default:
+		r.flag, r.err = telemetry.RequestClientGone, err
+	}
+}
+
+// finish gives back what the request holds, counts it and logs it.
+func (r *request) finish() {
+	if r.body != nil {
+		r.body.close()
+	} else if b := r.x.Request.Body; b != nil && !r.taken {
+		b.Close()
+	}
+	r.stopTimers()
+	r.c.proxy.watchdog.remove(r)
+	r.leaveTry()
+	if r.cancel != nil {
+		r.cancel(nil)
+	}
+	took := time.Since(r.start)
+	r.count(took)
+	r.log(took)
+}
+
+// cancelable makes ctx one that can be ended before the client's.
+func (r *request) cancelable() {
+	if r.cancel == nil {
+		r.ctx, r.cancel = context.WithCancelCause(r.x.Context())
+	}
+}
+
+// after calls f after a while, unless the request is over by then. The timer can be stopped before.
+func (r *request) after(d time.Duration, f func()) *time.Timer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := time.AfterFunc(d, f)
+	if r.over {
+		t.Stop()
+	}
+	r.timers = append(r.timers, t)
+	return t
+}
+
+func (r *request) stopTimers() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	for _, t := range r.timers {
+		t.Stop()
+	}
+}
+
+// whenSent calls f once the request's body has ended; at once if there is none.
+func (r *request) whenSent(f func()) {
+	r.mu.Lock()
+	sent := r.sent
+	if !sent {
+		r.onSent = append(r.onSent, f)
+	}
+	r.mu.Unlock()
+	if sent {
+		f()
+	}
+}
+
+// bodySent notes that the request's body has ended.
+func (r *request) bodySent() {
+	r.mu.Lock()
+	r.sent = true
+	todo := r.onSent
+	r.onSent = nil
+	r.mu.Unlock()
+	for _, f := range todo {
+		f()
+	}
+}
+
+// printable shortens what a client sent for a message.
+func printable(s string) string {
+	if len(s) > 200 {
+		s = s[:200] + "..."
+	}
+	return s
+}

@@ -1,0 +1,107 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
+)
+
+// mirrorTimeout bounds a copy of a request from beginning to end where its route has no time-out. Nobody waits for it.
+const mirrorTimeout = 5 * time.Minute
+
+// mirrors are copies of requests under way.
+type mirrors struct {
+	proxy  *Proxy
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  sync.WaitGroup
+	count  atomic.Int64
+}
+
+func (m *mirrors) init(p *Proxy) {
+	m.proxy = p
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+}
+
+func (m *mirrors) close() {
+	m.cancel()
+	m.ended.Wait()
+}
+
+// mirror sends a copy of the request, as it goes to its backend, to another, and does not wait.
+func (r *request) mirror(to *route.Mirror) {
+	p := r.c.proxy
+	m := &p.mirrors
+	cluster := p.cfg.Clusters.Lookup(to.Cluster)
+	if cluster == nil || m.count.Add(1) > int64(p.cfg.MaxMirrors) {
+		if cluster != nil {
+			m.count.Add(-1)
+		}
+		p.counts.MirrorsDropped.Add(1)
+		return
+	}
+	req := r.x.Request.Clone()
+	req.Authority = to.Authority(req.Authority)
+	req.Upgrade, req.Expect = "", false
+	if r.body != nil {
+		t := newTap()
+		r.body.taps = append(r.body.taps, t)
+		req.Body, req.Length = t, r.x.Request.Length
+	}
+	limit := mirrorTimeout
+	if f := r.route.Forward; f.Timeout > 0 {
+		limit = f.Timeout
+	}
+	m.ended.Go(func() {
+		defer m.count.Add(-1)
+		ctx, cancel := context.WithTimeout(m.ctx, limit)
+		defer cancel()
+		if err := copyTo(ctx, cluster, req); err != nil {
+			p.counts.MirrorsDropped.Add(1)
+			p.cfg.Logger.Debug("a copy of a request was not sent", "route", r.route.Name, "cluster", to.Cluster, "error", err)
+		}
+	})
+}
+
+// copyTo sends a request and forgets the response.
+func copyTo(ctx context.Context, cluster *upstream.Cluster, req *message.Request) error {
+	sent := false
+	defer func() {
+		if !sent && req.Body != nil {
+			req.Body.Close()
+		}
+	}()
+	e, err := cluster.Choose(nil)
+	if err != nil {
+		return fmt.Errorf("%s: %w", cluster.Name(), err)
+	}
+	e.Begin()
+	defer e.End()
+	proto := message.HTTP11
+	if p := cluster.Settings().Protocol; p == config.HTTP2 || p == config.AsClient && req.Proto == message.HTTP2 {
+		proto = message.HTTP2
+	}
+	client, err := e.Client(ctx, proto)
+	if err != nil {
+		return err
+	}
+	sent = true
+	resp, err := client.RoundTrip(ctx, req, nil)
+	if err != nil {
+		return err
+	}
+	defer discard(resp)
+	for resp.Body != nil {
+		if _, err := resp.Body.Next(); err != nil {
+			break // its end, most likely; and if not, nobody minds
+		}
+	}
+	return nil
+}

@@ -1,0 +1,56 @@
+package proxy
+
+import (
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+)
+
+// sourceOf names the client: its workload as its own proxy says in baggage (W3C Baggage, with Istio's keys), its principal as its
+// certificate proves.
+func sourceOf(in *hbone.Incoming) telemetry.Party {
+	p := telemetry.Party{Principal: in.Peer().String(), Namespace: in.Peer().Namespace}
+	for item := range strings.SplitSeq(in.Header("baggage"), ",") {
+		item, _, _ = strings.Cut(item, ";") // properties
+		key, value, _ := strings.Cut(strings.TrimSpace(item), "=")
+		if strings.Contains(value, "%") {
+			decoded, err := url.PathUnescape(value)
+			if err != nil {
+				continue
+			}
+			value = decoded
+		}
+		switch key {
+		case "k8s.cluster.name":
+			p.Cluster = value
+		case "k8s.deployment.name", "k8s.pod.name", "k8s.job.name", "k8s.cronjob.name":
+			p.Workload = value
+		case "service.name":
+			p.App, p.CanonicalName = value, value
+		case "service.version":
+			p.Version, p.CanonicalRevision = value, value
+		}
+	}
+	return p
+}
+
+// clientAddr is the client's address as its proxy says in forwarded (RFC 7239); that of the proxy if it does not.
+func clientAddr(in *hbone.Incoming) netip.AddrPort {
+	for part := range strings.SplitSeq(in.Header("forwarded"), ";") {
+		value, ok := strings.CutPrefix(strings.TrimSpace(part), "for=")
+		if !ok {
+			continue
+		}
+		value = strings.Trim(value, `"`)
+		if ap, err := netip.ParseAddrPort(value); err == nil {
+			return ap
+		}
+		if a, err := netip.ParseAddr(strings.Trim(value, "[]")); err == nil {
+			return netip.AddrPortFrom(a, 0)
+		}
+	}
+	return in.RemoteAddr()
+}

@@ -1,0 +1,258 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unique"
+
+	"github.com/ambit-mesh/ambit/mesh/h2"
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/codec"
+	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
+)
+
+// Defaults of Config.
+const (
+	// DefaultLeave is how long a proxy that drains still takes new connections.
+	DefaultLeave = 5 * time.Second
+	// DefaultMaxMirrors bounds the copies of requests under way.
+	DefaultMaxMirrors = 1024
+)
+
+// Config holds a proxy's settings. TLS, Clusters, Requests and Logger are required.
+type Config struct {
+	// TLS gives the configuration for the handshake of a tunnel; see hbone.ServerConfig.
+	TLS func(*tls.ClientHelloInfo) (*tls.Config, error)
+	// Revoked, if set, says why a client's certificates are not good any more.
+	Revoked func(client []*x509.Certificate) error
+	// Clusters are the backends at run time. They stay the caller's, to be closed after the proxy.
+	Clusters *upstream.Clusters
+	// Requests counts requests.
+	Requests *telemetry.Requests
+	// AccessLog takes a line for each request and connection; nil for none. Sampling is the share of those that went well that
+	// is logged, 0 to 1.
+	AccessLog *slog.Logger
+	Sampling  float64
+	// MaxStreams is how many tunnels share a client's connection; 0 for hbone's default. H2 are the settings of these connections.
+	MaxStreams int
+	H2         h2.Config
+	// Leave is how long Drain takes new connections, whose clients have not noticed yet. Zero means DefaultLeave, less than zero:
+	// not at all.
+	Leave time.Duration
+	// MaxMirrors bounds the copies of requests under way; what is beyond is not copied. Zero means DefaultMaxMirrors.
+	MaxMirrors int
+	// Logger takes what concerns the proxy itself.
+	Logger *slog.Logger
+}
+
+// Proxy serves tunnels. Its methods may be called concurrently.
+type Proxy struct {
+	cfg      Config
+	server   *hbone.Server
+	snapshot atomic.Pointer[config.Snapshot]
+	mirrors  mirrors
+	watchdog watchdog
+	counts   Counts
+
+	mu       sync.Mutex // guards what follows; never held across I/O
+	draining bool
+	conns    map[*connection]struct{} // that speak HTTP
+	tunnels  int                      // handlers
+}
+
+// Counts is what a proxy has done and does.
+type Counts struct {
+	// Connections that were served, as HTTP and TCP, and refused since nothing is configured for their destination.
+	HTTP, TCP, Refused atomic.Uint64
+	// Retries are tries after the first; MirrorsDropped copies that were not sent, or not whole.
+	Retries, MirrorsDropped atomic.Uint64
+}
+
+// New returns a proxy that serves nothing until Apply and Serve. The caller must Close it.
+func New(cfg Config) *Proxy {
+	if cfg.Leave == 0 {
+		cfg.Leave = DefaultLeave
+	}
+	if cfg.MaxMirrors == 0 {
+		cfg.MaxMirrors = DefaultMaxMirrors
+	}
+	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}}
+	p.snapshot.Store(&config.Snapshot{})
+	p.mirrors.init(p)
+	p.watchdog.start()
+	p.server = hbone.NewServer(hbone.ServerConfig{
+		TLS: cfg.TLS, Revoked: cfg.Revoked, MaxStreams: cfg.MaxStreams, H2: cfg.H2, Handler: p.tunnel, Logger: cfg.Logger,
+		Refused: func(nc net.Conn, err error) {
+			cfg.Logger.Warn("a tunnel connection was refused", "peer", nc.RemoteAddr(), "error", err)
+		},
+	})
+	return p
+}
+
+// Counts are live.
+func (p *Proxy) Counts() *Counts { return &p.counts }
+
+// Apply makes a snapshot the one in force, for new connections and requests. Connections that speak HTTP to a destination that
+// is not served so any more end with the requests that they have.
+func (p *Proxy) Apply(s *config.Snapshot) {
+	p.snapshot.Store(s)
+	var out []*connection
+	p.mu.Lock()
+	for c := range p.conns {
+		if now := s.Chain(c.destination); now != c.chain && !c.stillServed(now) {
+			out = append(out, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range out {
+		c.server.Shutdown()
+	}
+}
+
+// Serve takes tunnel connections on ln, which it owns, until Drain or Close. It returns nil then.
+func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
+	err := p.server.Serve(ctx, ln)
+	if errors.Is(err, hbone.ErrServerClosed) || ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// Recheck ends connections whose clients' certificates are not good any more.
+func (p *Proxy) Recheck() int { return p.server.Recheck() }
+
+// Drain brings the proxy to its end and loses nothing: clients are told to open no more tunnels here and no more requests in
+// those that they have; who has not noticed yet is served for a while. It returns when nothing is open any more, or, with an
+// error, when ctx ends; then Close cuts what is left.
+func (p *Proxy) Drain(ctx context.Context) error {
+	p.mu.Lock()
+	p.draining = true
+	conns := make([]*connection, 0, len(p.conns))
+	for c := range p.conns {
+		conns = append(conns, c)
+	}
+	p.mu.Unlock()
+	p.server.GoAway()
+	for _, c := range conns {
+		c.server.Shutdown()
+	}
+	if p.cfg.Leave > 0 {
+		select {
+		case <-time.After(p.cfg.Leave):
+		case <-ctx.Done():
+		}
+	}
+	return p.server.Shutdown(ctx)
+}
+
+// Close cuts what is open and waits for it.
+func (p *Proxy) Close() {
+	_ = p.server.Close()
+	p.mirrors.close()
+	p.watchdog.close()
+}
+
+// Open returns how many tunnels are open.
+func (p *Proxy) Open() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tunnels
+}
+
+// tunnel serves one CONNECT.
+func (p *Proxy) tunnel(ctx context.Context, in *hbone.Incoming) {
+	p.mu.Lock()
+	p.tunnels++
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		p.tunnels--
+		p.mu.Unlock()
+	}()
+	authority, err := hbone.ParseAuthority(in.Authority())
+	if err != nil {
+		_ = in.Reject(400, err.Error())
+		return
+	}
+	destination := authority.AddrPort()
+	var chain *config.Chain
+	if destination.IsValid() {
+		chain = p.snapshot.Load().Chain(destination)
+	}
+	if chain == nil {
+		p.counts.Refused.Add(1)
+		reason := fmt.Sprintf("this waypoint does not serve %s: no service that is bound to it has that address and port", authority)
+		p.cfg.Logger.Warn("a connection was refused", "client", in.Peer(), "destination", authority.String(), "reason", reason)
+		_ = in.Reject(404, reason)
+		return
+	}
+	c := &connection{
+		proxy: p, chain: chain, destination: destination,
+		principal: in.Peer().String(), source: unique.Make(sourceOf(in)), client: clientAddr(in),
+	}
+	if chain.TCP != nil {
+		c.tcp(ctx, in)
+		return
+	}
+	c.http(ctx, in)
+}
+
+// connection is a client's connection through its tunnel.
+type connection struct {
+	proxy       *Proxy
+	chain       *config.Chain
+	destination netip.AddrPort // what the client connected to
+	principal   string         // of the client, as its certificate says
+	source      unique.Handle[telemetry.Party]
+	client      netip.AddrPort // the client's address, as its proxy says
+	server      *codec.Server  // of HTTP
+}
+
+// stillServed tells whether a connection of HTTP can go on under a chain for its destination.
+func (c *connection) stillServed(now *config.Chain) bool {
+	return now != nil && now.HTTP != nil && now.Name == c.chain.Name
+}
+
+// http serves a connection of HTTP.
+func (c *connection) http(ctx context.Context, in *hbone.Incoming) {
+	p, h := c.proxy, c.chain.HTTP
+	s, err := in.Accept()
+	if err != nil {
+		return // the client is gone
+	}
+	p.counts.HTTP.Add(1)
+	cfg := &codec.ServerConfig{
+		MaxHeader: h.MaxRequestHeader, MaxFields: h.MaxHeaderFields, HeaderTimeout: h.RequestHeadersTimeout,
+		IdleTimeout: h.IdleTimeout,
+	}
+	if h.IdleTimeout == 0 {
+		cfg.IdleTimeout = -1
+	}
+	cfg.H2.MaxStreams = h.MaxConcurrentStreams
+	c.server = codec.NewServer(s, cfg, c.serve)
+	p.mu.Lock()
+	p.conns[c] = struct{}{}
+	draining := p.draining
+	p.mu.Unlock()
+	if draining || !c.stillServed(p.snapshot.Load().Chain(c.destination)) {
+		c.server.Shutdown()
+	}
+	err = c.server.Run(ctx)
+	p.mu.Lock()
+	delete(p.conns, c)
+	p.mu.Unlock()
+	if err != nil {
+		p.cfg.Logger.Debug("a client's connection ended", "client", c.principal, "chain", c.chain.Name, "error", err)
+	}
+}

@@ -1,0 +1,105 @@
+package proxy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+)
+
+// refusal is an answer that the proxy makes itself.
+type refusal struct {
+	status int
+	flag   telemetry.RequestFlag
+	text   string // what happened, by which rule, and what to do
+}
+
+// Statuses of gRPC (google.rpc.Code).
+const (
+	grpcUnknown          = 2
+	grpcDeadlineExceeded = 4
+	grpcPermissionDenied = 7
+	grpcUnimplemented    = 12
+	grpcInternal         = 13
+	grpcUnavailable      = 14
+	grpcUnauthenticated  = 16
+)
+
+// grpcStatus is what gRPC clients are told where others see an HTTP status. The mapping is gRPC's own
+// (doc/http-grpc-status-mapping.md), but for time-outs, of which it has a status.
+func (r *refusal) grpcStatus() int {
+	if r.flag == telemetry.RequestTimeout {
+		return grpcDeadlineExceeded
+	}
+	switch r.status {
+	case 400:
+		return grpcInternal
+	case 401:
+		return grpcUnauthenticated
+	case 403:
+		return grpcPermissionDenied
+	case 404:
+		return grpcUnimplemented
+	case 429, 502, 503, 504:
+		return grpcUnavailable
+	}
+	return grpcUnknown
+}
+
+// response makes the answer.
+func (r *refusal) response(grpc bool) *message.Response {
+	text := "waypoint: " + r.text
+	if grpc {
+		return &message.Response{Status: 200, Header: message.Fields{
+			{Name: "content-type", Value: "application/grpc"},
+			{Name: "grpc-status", Value: strconv.Itoa(r.grpcStatus())},
+			{Name: "grpc-message", Value: grpcMessage(text), Sensitive: true},
+		}}
+	}
+	text += "\n"
+	return &message.Response{Status: r.status, Length: int64(len(text)), Body: message.String(text), Header: message.Fields{
+		{Name: "content-type", Value: "text/plain"},
+	}}
+}
+
+// grpcMessage percent-encodes as gRPC wants it.
+func grpcMessage(s string) string {
+	plain := func(b byte) bool { return b >= ' ' && b <= '~' && b != '%' }
+	clean := true
+	for i := range len(s) {
+		clean = clean && plain(s[i])
+	}
+	if clean {
+		return s
+	}
+	var b strings.Builder
+	for i := range len(s) {
+		if plain(s[i]) {
+			b.WriteByte(s[i])
+		} else {
+			fmt.Fprintf(&b, "%%%02X", s[i])
+		}
+	}
+	return b.String()
+}
+
+// isGRPC tells whether a request is one of gRPC (not of gRPC-Web, whose clients read HTTP).
+func isGRPC(h message.Fields) bool {
+	rest, ok := strings.CutPrefix(h.Get("content-type"), "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// grpcResult returns the grpc-status of a response, which may be in its header or in its trailers; NoGRPC if it is in neither.
+func grpcResult(header, trailers message.Fields) int8 {
+	text, ok := header.Lookup("grpc-status")
+	if !ok {
+		text = trailers.Get("grpc-status")
+	}
+	n, err := strconv.ParseUint(text, 10, 7)
+	if err != nil {
+		return telemetry.NoGRPC
+	}
+	return int8(n)
+}

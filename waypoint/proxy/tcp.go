@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
+)
+
+// minConnectAttempts is how many endpoints are tried for a connection at least, if one after another cannot be connected to:
+// nothing is lost by it.
+const minConnectAttempts = 3
+
+// errIdle is why a connection ended on which nothing moved for as long as its chain allows.
+var errIdle = errors.New("nothing came or went for as long as the service's settings allow")
+
+// tcp carries a connection as it is.
+func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
+	start := time.Now()
+	e, nc, err := c.connect(ctx)
+	if err != nil {
+		c.logTCP(start, e, nil, err)
+		_ = in.Reject(503, err.Error())
+		return
+	}
+	defer e.End()
+	s, err := in.Accept()
+	if err != nil {
+		_ = nc.Close()
+		return // the client is gone
+	}
+	c.proxy.counts.TCP.Add(1)
+	var counters hbone.Counters
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if t := c.chain.TCP; t.IdleTimeout > 0 {
+		defer watch(t.IdleTimeout, func() uint64 { return counters.Sent.Load() + counters.Received.Load() }, func() { cancel(errIdle) })()
+	}
+	if d := c.chain.TCP.MaxDuration; d > 0 {
+		defer time.AfterFunc(d, func() { cancel(fmt.Errorf("the connection is as old as the service's settings allow (%v)", d)) }).Stop()
+	}
+	switch nc := nc.(type) {
+	case *hbone.Stream:
+		err = hbone.Relayer{}.RelayStreams(ctx, s, nc, &counters)
+	case *net.TCPConn:
+		err = hbone.Relayer{}.Relay(ctx, nc, s, &counters)
+		sent, received := counters.Sent.Load(), counters.Received.Load() // as the endpoint sees it
+		counters.Sent.Store(received)
+		counters.Received.Store(sent)
+	default:
+		err = fmt.Errorf("a connection of kind %T cannot be relayed", nc)
+		_ = nc.Close()
+		_ = s.Close()
+	}
+	c.logTCP(start, e, &counters, err)
+}
+
+// connect chooses an endpoint and connects to it, or to another if that fails. The caller must End the endpoint.
+func (c *connection) connect(ctx context.Context) (*upstream.Endpoint, net.Conn, error) {
+	t := c.chain.TCP
+	name := t.Choose() // once for the connection, so that shares are as they should be
+	cluster := c.proxy.cfg.Clusters.Lookup(name)
+	if cluster == nil {
+		return nil, nil, fmt.Errorf("backend %q of %s is not known to this waypoint: does the service exist?", name, c.chain.Name)
+	}
+	var tried []*upstream.Endpoint
+	for {
+		e, err := cluster.Choose(tried)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
+		}
+		e.Begin()
+		nc, err := e.Dial(ctx)
+		if err == nil {
+			return e, nc, nil
+		}
+		e.End()
+		if tried = append(tried, e); len(tried) >= max(t.ConnectAttempts, minConnectAttempts) || ctx.Err() != nil {
+			return e, nil, err
+		}
+	}
+}
+
+// logTCP writes the line of a connection. counters are nil if it was not opened.
+func (c *connection) logTCP(start time.Time, e *upstream.Endpoint, counters *hbone.Counters, err error) {
+	log := c.proxy.cfg.AccessLog
+	if log == nil || err == nil && !c.proxy.sampled() {
+		return
+	}
+	level := slog.LevelInfo
+	if err != nil {
+		level = slog.LevelError
+	}
+	attrs := c.attrs(make([]slog.Attr, 0, 12), start, e)
+	if counters != nil {
+		attrs = append(attrs, slog.Uint64("bytes_sent", counters.Sent.Load()), slog.Uint64("bytes_recv", counters.Received.Load()))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error", err.Error()))
+	}
+	log.LogAttrs(context.Background(), level, "connection complete", attrs...)
+}
+
+// watch calls over when moved has returned the same for limit, or up to half as long again. stop ends it.
+func watch(limit time.Duration, moved func() uint64, over func()) (stop func()) {
+	w := &watcher{step: limit / 2, moved: moved, over: over, last: moved()}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timer = time.AfterFunc(w.step, w.look)
+	return w.stop
+}
+
+// watcher is the state of watch.
+type watcher struct {
+	step  time.Duration
+	moved func() uint64
+	over  func()
+
+	mu    sync.Mutex // guards what follows
+	timer *time.Timer
+	last  uint64
+	same  int // looks in a row that saw nothing move
+}
+
+func (w *watcher) look() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch now := w.moved(); {
+	case w.timer == nil: // stopped
+		return
+	case now != w.last:
+		w.last, w.same = now, 0
+	default:
+		w.same++
+	}
+	if w.same >= 2 {
+		w.over()
+		return
+	}
+	w.timer.Reset(w.step)
+}
+
+func (w *watcher) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timer.Stop()
+	w.timer = nil
+}

@@ -1,0 +1,281 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unique"
+
+	"github.com/puzpuzpuz/xsync/v4"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/codec"
+	"github.com/ambit-mesh/ambit/waypoint/config"
+)
+
+// ErrNoEndpoint is why there is nothing to connect to: the cluster has no endpoint that is ready.
+var ErrNoEndpoint = errors.New("no endpoint of the service is ready")
+
+// maxConnections bounds the connections of one version of HTTP to one endpoint; requests beyond wait.
+const maxConnections = 1024
+
+// Config says how clusters reach endpoints. Tunnels is required.
+type Config struct {
+	// Tunnels opens tunnels to endpoints in the mesh. It stays the caller's, to be closed after Clusters.
+	Tunnels *hbone.Pool
+	// Source is the identity that tunnels are opened as.
+	Source identity.Identity
+	// Baggage describes this proxy's workload to the endpoint's proxy; may be empty.
+	Baggage string
+	// Dial connects to endpoints outside the mesh. If nil, a net.Dialer does.
+	Dial func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+}
+
+// Clusters are all clusters of the configuration. Lookup may be called by anyone, Apply by one goroutine at a time.
+type Clusters struct {
+	cfg    Config
+	ctx    context.Context // of dials
+	cancel context.CancelCauseFunc
+	byName *xsync.Map[string, *Cluster]
+
+	ended sync.WaitGroup // of dials and connections
+
+	current *config.Snapshot // of Apply
+	peers   map[peerKey]int  // of Apply: how many endpoints a tunnel's peer has
+}
+
+// peerKey is whom a tunnel leads to.
+type peerKey struct {
+	addr netip.Addr
+	id   identity.Identity
+}
+
+// uid is the name under which the tunnel pool knows the peer.
+func (k peerKey) uid() string { return k.addr.String() + "/" + k.id.String() }
+
+// New returns Clusters that have none yet. The caller must Close them.
+func New(cfg Config) *Clusters {
+	if cfg.Dial == nil {
+		var d net.Dialer
+		cfg.Dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", addr.String())
+		}
+	}
+	m := &Clusters{cfg: cfg, byName: xsync.NewMap[string, *Cluster](), peers: map[peerKey]int{}}
+	m.ctx, m.cancel = context.WithCancelCause(context.Background())
+	return m
+}
+
+// Lookup returns a cluster by name; nil if it is not known.
+func (m *Clusters) Lookup(name string) *Cluster {
+	c, _ := m.byName.Load(name)
+	return c
+}
+
+// All calls f for every cluster, in no order.
+func (m *Clusters) All(f func(*Cluster)) {
+	for _, c := range m.byName.All() {
+		f(c)
+	}
+}
+
+// Apply makes a snapshot the one in force. Endpoints that are in it as they were keep their connections; those of others end
+// with their last request.
+func (m *Clusters) Apply(s *config.Snapshot) {
+	for name, cfg := range s.ChangedClusters(m.current) {
+		c, known := m.byName.Load(name)
+		switch {
+		case cfg == nil && known:
+			m.byName.Delete(name)
+			c.apply(&config.Cluster{Name: name, Settings: c.state.Load().settings})
+		case cfg == nil:
+		case known:
+			c.apply(cfg)
+		default:
+			c = &Cluster{manager: m, name: name, known: map[endpointKey]*Endpoint{}}
+			c.apply(cfg)
+			m.byName.Store(name, c)
+		}
+	}
+	m.current = s
+}
+
+// Close ends all connections at once and waits for them.
+func (m *Clusters) Close() {
+	m.cancel(ErrClosed)
+	m.ended.Wait()
+}
+
+// Cluster is one cluster at run time. Its methods may be called concurrently.
+type Cluster struct {
+	manager *Clusters
+	name    string
+	state   atomic.Pointer[state]
+	turn    atomic.Uint64 // of round robin
+
+	requests atomic.Int64 // under way
+
+	known map[endpointKey]*Endpoint // of apply
+}
+
+// state is what the configuration makes of a cluster. It is immutable.
+type state struct {
+	settings *config.Settings
+	client   codec.ClientConfig
+	service  unique.Handle[telemetry.ServiceName]
+	levels   []level // in the order in which they are used; none is empty
+	total    int     // endpoints of levels
+	here     bool    // endpoints have come
+}
+
+// Name is the cluster's.
+func (c *Cluster) Name() string { return c.name }
+
+// Settings are those in force. They must not be changed.
+func (c *Cluster) Settings() *config.Settings { return c.state.Load().settings }
+
+// Service names the cluster's service in metrics.
+func (c *Cluster) Service() unique.Handle[telemetry.ServiceName] { return c.state.Load().service }
+
+// maxIdle is how long a connection without requests is kept at most, whatever the settings say: each costs memory here, at the
+// endpoint's proxy and at the endpoint.
+const maxIdle = 5 * time.Minute
+
+// idleTimeout is how long a connection without requests is kept.
+func (c *Cluster) idleTimeout() time.Duration {
+	if d := c.Settings().IdleTimeout; d > 0 {
+		return min(d, maxIdle)
+	}
+	return maxIdle
+}
+
+// Requests returns how many requests are under way.
+func (c *Cluster) Requests() int { return int(c.requests.Load()) }
+
+// Endpoints calls f for each endpoint that may be chosen.
+func (c *Cluster) Endpoints(f func(*Endpoint)) {
+	for _, l := range c.state.Load().levels {
+		for _, e := range l.endpoints {
+			f(e)
+		}
+	}
+}
+
+// Choose returns an endpoint for a request: the less busy of two of the first priority that has any which were neither tried
+// nor failed lately; where there is none such, one that failed, and then one that was tried. It returns ErrNoEndpoint if
+// none is ready.
+func (c *Cluster) Choose(tried []*Endpoint) (*Endpoint, error) {
+	s := c.state.Load()
+	if e := chooseFrom(s.levels, c.chooser(s), tried, now()); e != nil {
+		return e, nil
+	}
+	return nil, ErrNoEndpoint
+}
+
+// chooser says how the cluster chooses.
+func (c *Cluster) chooser(s *state) chooser {
+	switch s.settings.Balancer {
+	case config.Random:
+		return chooser{choices: 1}
+	case config.RoundRobin:
+		return chooser{choices: 1, turn: &c.turn}
+	}
+	return chooser{choices: max(2, int(s.settings.Choices))}
+}
+
+// apply takes the configuration over.
+func (c *Cluster) apply(cfg *config.Cluster) {
+	next := &state{settings: cfg.Settings, here: cfg.Endpoints != nil, client: codec.ClientConfig{
+		MaxHeader: cfg.Settings.MaxResponseHeader, MaxFields: cfg.Settings.MaxHeaderFields,
+	}}
+	next.service = unique.Make(telemetry.ServiceName(cfg.Settings.Service))
+	next.client.H2.MaxSendStreams = cfg.Settings.MaxConcurrentStreams
+	seen := map[endpointKey]*Endpoint{}
+	if cfg.Endpoints != nil {
+		next.levels = c.levels(cfg, seen)
+	}
+	for _, l := range next.levels {
+		next.total += len(l.endpoints)
+	}
+	old := c.known
+	c.known = seen
+	c.state.Store(next)
+	for key, e := range old {
+		if seen[key] == nil {
+			c.manager.retire(e)
+		}
+	}
+}
+
+// levels arranges endpoints: the healthy ones of each priority, and then the degraded ones. Those that are draining or not
+// healthy are known, and not chosen.
+func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []level {
+	var out []level
+	for _, health := range [...]config.Health{config.Healthy, config.Degraded} {
+		for _, p := range cfg.Endpoints.Priorities {
+			var endpoints []*Endpoint
+			var weights []float64
+			for _, l := range p.Localities {
+				sum := 0.0
+				for _, e := range l.Endpoints {
+					if e.Health == health {
+						sum += float64(e.Weight)
+					}
+				}
+				for _, e := range l.Endpoints {
+					r := c.endpoint(e, seen)
+					w := float64(e.Weight)
+					if cfg.Settings.LocalityWeights && sum > 0 {
+						w *= float64(l.Weight) / sum
+					}
+					if e.Health == health && w > 0 {
+						endpoints, weights = append(endpoints, r), append(weights, w)
+					}
+				}
+			}
+			if len(endpoints) > 0 {
+				out = append(out, newLevel(endpoints, weights))
+			}
+		}
+	}
+	return out
+}
+
+// endpoint returns the endpoint at run time, the one that there was if it is the same.
+func (c *Cluster) endpoint(cfg *config.Endpoint, seen map[endpointKey]*Endpoint) *Endpoint {
+	key := endpointKey{cfg.Address, cfg.HBONE, cfg.Identity, cfg.Workload}
+	if e := seen[key]; e != nil {
+		return e
+	}
+	e := c.known[key]
+	if e == nil {
+		e = newEndpoint(c, key)
+		if key.hbone {
+			c.manager.peers[e.peer()]++
+		}
+	}
+	seen[key] = e
+	return e
+}
+
+// retire lets go of an endpoint, and of the tunnels to its peer if that has no other.
+func (m *Clusters) retire(e *Endpoint) {
+	e.retire()
+	if !e.key.hbone {
+		return
+	}
+	peer := e.peer()
+	if m.peers[peer]--; m.peers[peer] == 0 {
+		delete(m.peers, peer)
+		m.cfg.Tunnels.Evict(peer.uid())
+	}
+}
+
+// now is the time as Endpoint.out has it.
+func now() int64 { return time.Now().UnixNano() }

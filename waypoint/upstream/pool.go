@@ -1,0 +1,292 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/waypoint/codec"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+)
+
+// ErrClosed is why nothing is opened any more: Clusters.Close was called.
+var ErrClosed = errors.New("the proxy ends")
+
+// errRetired is why nothing is opened to an endpoint that is none any more.
+var errRetired = errors.New("the endpoint is gone")
+
+// pool keeps the connections to one endpoint that speak one version of HTTP.
+type pool struct {
+	endpoint *Endpoint
+	protocol message.Protocol // HTTP11 or HTTP2
+
+	mu      sync.Mutex // guards what follows; never held across I/O
+	conns   map[*conn]struct{}
+	ready   []*conn   // HTTP/1: idle ones, the latest last; HTTP/2: all that may take requests, the oldest first
+	waiters []*waiter // in the order in which they came
+	dials   int       // under way
+	closed  bool      // the endpoint is retired: no new connections, and none is kept
+	sweeper *time.Timer
+}
+
+func (p *pool) init(e *Endpoint, protocol message.Protocol) {
+	p.endpoint, p.protocol = e, protocol
+}
+
+// conn is a connection of a pool.
+type conn struct {
+	client codec.Client
+	parked bool      // it is in pool.ready
+	since  time.Time // when it was last seen without requests
+}
+
+// waiter is a request without a connection.
+type waiter struct{ ready chan grant }
+
+// grant is a request reserved on a connection, or why there is none.
+type grant struct {
+	client codec.Client
+	err    error
+}
+
+// perDial is for how many requests that wait one connection is made.
+func (p *pool) perDial() int {
+	if p.protocol == message.HTTP2 {
+		return 100
+	}
+	return 1
+}
+
+// acquire reserves a request on a connection, and makes one if there is none.
+func (p *pool) acquire(ctx context.Context) (codec.Client, error) {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, &ConnectError{p.endpoint, errRetired}
+	}
+	if len(p.waiters) == 0 {
+		if c := p.takeLocked(); c != nil {
+			p.mu.Unlock()
+			return c, nil
+		}
+	}
+	w := &waiter{ready: make(chan grant, 1)}
+	p.waiters = append(p.waiters, w)
+	p.dialLocked()
+	p.mu.Unlock()
+	select {
+	case g := <-w.ready:
+		return g.client, g.err
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	i := slices.Index(p.waiters, w)
+	if i >= 0 {
+		p.waiters = slices.Delete(p.waiters, i, i+1)
+	}
+	p.mu.Unlock()
+	if i < 0 { // it was granted at the same moment
+		if g := <-w.ready; g.client != nil {
+			g.client.Unreserve()
+		}
+	}
+	return nil, context.Cause(ctx)
+}
+
+// takeLocked reserves a request on a connection that is there.
+func (p *pool) takeLocked() codec.Client {
+	if p.protocol == message.HTTP2 {
+		for _, c := range p.ready {
+			if c.client.Reserve() {
+				return c.client
+			}
+		}
+		return nil
+	}
+	for n := len(p.ready); n > 0; n = len(p.ready) {
+		c := p.ready[n-1]
+		p.ready[n-1] = nil
+		p.ready = p.ready[:n-1]
+		c.parked = false
+		if c.client.Reserve() {
+			return c.client
+		}
+	}
+	return nil
+}
+
+// serveLocked gives connections to those who wait.
+func (p *pool) serveLocked() {
+	for len(p.waiters) > 0 {
+		c := p.takeLocked()
+		if c == nil {
+			break
+		}
+		p.grantLocked(grant{client: c})
+	}
+	p.dialLocked()
+}
+
+func (p *pool) grantLocked(g grant) {
+	w := p.waiters[0]
+	p.waiters = slices.Delete(p.waiters, 0, 1)
+	w.ready <- g
+}
+
+// dialLocked makes as many connections as those who wait need, beyond those that are on their way, within the bound.
+func (p *pool) dialLocked() {
+	for !p.closed && len(p.waiters) > p.dials*p.perDial() && len(p.conns)+p.dials < maxConnections {
+		p.dials++
+		p.endpoint.cluster.manager.ended.Go(p.dial)
+	}
+}
+
+// dial makes a connection and gives it to those who wait. It does not end with the request for which it was begun: others may
+// wait for it by then.
+func (p *pool) dial() {
+	cluster := p.endpoint.cluster
+	nc, err := p.endpoint.Dial(cluster.manager.ctx)
+	var c *conn
+	var client codec.Client
+	if err == nil {
+		c = &conn{since: time.Now()}
+		cfg := cluster.state.Load().client
+		cfg.OnChange = func() { p.changed(c) }
+		client = codec.NewClient(nc, p.protocol, &cfg)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dials--
+	if err != nil {
+		p.failLocked(err)
+		p.dialLocked()
+		return
+	}
+	c.client = client
+	if p.conns == nil {
+		p.conns = map[*conn]struct{}{}
+	}
+	p.conns[c] = struct{}{}
+	p.endpoint.cluster.manager.ended.Go(func() { p.await(c) })
+	if p.closed {
+		go c.client.Shutdown() // it calls changed; await waits for the end
+		return
+	}
+	p.parkLocked(c)
+	p.serveLocked()
+}
+
+// failLocked gives an error to those who waited for a dial that has failed.
+func (p *pool) failLocked(err error) {
+	n := min(len(p.waiters), p.perDial())
+	if p.protocol == message.HTTP2 && p.dials > 0 {
+		n = 0
+	}
+	for range n {
+		p.grantLocked(grant{err: err})
+	}
+}
+
+// await waits for the end of a connection, or ends it with the proxy.
+func (p *pool) await(c *conn) {
+	select {
+	case <-c.client.Done():
+	case <-p.endpoint.cluster.manager.ctx.Done():
+		c.client.Close()
+		<-c.client.Done()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+	p.unparkLocked(c)
+	p.dialLocked() // there is room for another
+}
+
+// changed is called by a connection whenever it may take requests again, or none any more.
+func (p *pool) changed(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case c.client == nil: // dial has not got that far
+	case c.client.Draining():
+		p.unparkLocked(c)
+	case c.client.Available() > 0:
+		c.since = time.Now()
+		if p.closed {
+			return
+		}
+		p.parkLocked(c)
+		if len(p.waiters) > 0 {
+			p.serveLocked()
+		}
+	}
+}
+
+// parkLocked makes a connection one that takes requests.
+func (p *pool) parkLocked(c *conn) {
+	if c.parked {
+		return
+	}
+	c.parked = true
+	p.ready = append(p.ready, c)
+	if p.sweeper == nil {
+		p.sweeper = time.AfterFunc(p.endpoint.cluster.idleTimeout(), p.sweep)
+	}
+}
+
+func (p *pool) unparkLocked(c *conn) {
+	if i := slices.Index(p.ready, c); i >= 0 {
+		p.ready = slices.Delete(p.ready, i, i+1)
+	}
+	c.parked = false
+}
+
+// sweep closes connections without requests for the idle time.
+func (p *pool) sweep() {
+	limit := p.endpoint.cluster.idleTimeout()
+	var out []*conn
+	p.mu.Lock()
+	next := limit
+	for _, c := range slices.Clone(p.ready) {
+		if c.client.Active() > 0 {
+			c.since = time.Now()
+			continue
+		}
+		if left := limit - time.Since(c.since); left > 0 {
+			next = min(next, left)
+			continue
+		}
+		p.unparkLocked(c)
+		out = append(out, c)
+	}
+	if len(p.ready) > 0 && !p.closed {
+		p.sweeper.Reset(next)
+	} else {
+		p.sweeper = nil
+	}
+	p.mu.Unlock()
+	for _, c := range out {
+		c.client.Shutdown()
+	}
+}
+
+// shutdown lets nothing new begin; connections end with their last request.
+func (p *pool) shutdown() {
+	p.mu.Lock()
+	p.closed = true
+	for len(p.waiters) > 0 {
+		p.grantLocked(grant{err: &ConnectError{p.endpoint, errRetired}})
+	}
+	if p.sweeper != nil {
+		p.sweeper.Stop()
+	}
+	p.ready = nil
+	all := slices.Collect(maps.Keys(p.conns))
+	p.mu.Unlock()
+	for _, c := range all {
+		c.client.Shutdown()
+	}
+}
