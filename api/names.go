@@ -45,6 +45,8 @@ const (
 	ControllerWaypoint = "istio.io/mesh-controller"
 	ClassIngress       = "istio"
 	ControllerIngress  = "istio.io/gateway-controller"
+	// GatewayDeployer is the field manager of what the control plane makes for a waypoint.
+	GatewayDeployer = "ambit-gateway-deployer"
 	// MeshName is the XMesh of the mesh, and ControllerMesh its controller.
 	MeshName       = "ambit"
 	ControllerMesh = "ambit.io/mesh-controller"

@@ -41,7 +41,7 @@ const long = `Uninstall removes the mesh. It un-enrols all pods first: new conne
 mesh may end by themselves until --timeout; what is left then is cut, and counted. Then it removes every part, what the parts made,
 and what the agents put on the nodes.
 
-Labels stay where they are, so that a later install captures the same pods again. Custom resource definitions stay too, with the
+Labels stay where they are, so that a later install captures the same pods again, and so do the Gateways of waypoints. Custom resource definitions stay too, with the
 policies and routes in them, unless --purge-crds is given.`
 
 // New makes the command.
@@ -153,6 +153,9 @@ func (r *remover) remove(ctx context.Context, releases *release.Releases, parts 
 		if err := r.awaitNoPods(ctx, p); err != nil {
 			return err
 		}
+	}
+	if err := r.removeWaypoints(ctx); err != nil {
+		return err
 	}
 	if err := r.removeMade(ctx); err != nil {
 		return err
