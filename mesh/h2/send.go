@@ -212,7 +212,8 @@ func (c *Conn) passTurnLocked() {
 }
 
 // writeLocked sends what is pending and then, as DATA of stream id, buf[at:at+n]. The caller has the turn. The Headroom
-// bytes before at are overwritten, and payload once it is sent. It unlocks mu while it writes.
+// bytes before at are overwritten, and payload once it is sent; what is behind is the transport's meanwhile. It unlocks mu while it
+// writes.
 func (c *Conn) writeLocked(buf []byte, at, n int, id uint32) {
 	sd := &c.send
 	pend, pendLen := sd.pend, sd.pendLen

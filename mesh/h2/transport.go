@@ -10,14 +10,16 @@ import (
 // Transport is what a connection runs over: bytes in both directions, in order. One goroutine reads and, at a time, one
 // writes; Abort comes from anyone at any time.
 type Transport interface {
-	// Read is as in io.Reader.
+	// Read is as in io.Reader. It may overwrite all of p.
 	Read(p []byte) (int, error)
 	// WaitReadable blocks until Read would return without blocking, with data or an error. It should hold no buffer
 	// meanwhile.
 	WaitReadable() error
-	// Buffered returns about how many bytes Read would return, over several calls, without waiting; zero if it might wait.
+	// Buffered returns about how many bytes Read would return, over several calls, without waiting; zero if it might wait. It
+	// is rather too many, and with room for so many Read may copy less.
 	Buffered() int
-	// Write takes p, which the caller may use again at once. What it took is sent by Flush at the latest.
+	// Write takes p, which the caller may use again at once. Until it returns, p and the byte behind it, where p has that
+	// capacity, are its own; then they are as before. What it took is sent by Flush at the latest.
 	Write(p []byte) (int, error)
 	Flush() error
 	// CloseWrite says that nothing more will be written.

@@ -24,10 +24,11 @@ const (
 // maxCorked is how many bytes of records wait for Flush before they are sent anyway.
 const maxCorked = buffer.Large - recordHeader - maxCiphertext
 
-// socket is the connection beneath crypto/tls. It hands out records one by one, so that crypto/tls never holds more than
-// the one it works on and the rest can be counted; and it gathers records that are written until Flush.
+// socket is the connection beneath the records. To crypto/tls it hands them out one by one, so that that never holds more than
+// the one it works on and the rest can be counted; ours are opened where they were read to. It gathers records that are
+// written until Flush.
 //
-// One goroutine at a time reads. Writes come from crypto/tls, which orders them.
+// One goroutine at a time reads. Several may write.
 type socket struct {
 	nc     net.Conn
 	raw    syscall.RawConn // nil: nc has none, or its descriptor does not do non-blocking reads
@@ -50,8 +51,9 @@ type socket struct {
 	mu       sync.Mutex // guards what follows; not held across I/O
 	out      []byte     // pooled; nil while empty
 	outLen   int
-	corked   bool // out waits for flush
-	flushing bool // somebody is in flush and will take out what comes
+	corked   bool      // out waits for flush
+	flushing bool      // somebody is in flush and will take out what comes
+	sent     sync.Cond // out was taken to be sent, or will not be
 	outErr   error
 }
 
@@ -60,6 +62,7 @@ type readWaiter interface{ WaitReadable() error }
 
 func newSocket(nc net.Conn) *socket {
 	s := &socket{nc: nc, inSize: buffer.Small}
+	s.sent.L = &s.mu
 	if sc, ok := nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			s.raw = raw
@@ -114,7 +117,7 @@ func (s *socket) buffered() int {
 	return at - s.r
 }
 
-// recordReady tells whether crypto/tls could read a whole record, or would find a broken one, without blocking.
+// recordReady tells whether a whole record, or a broken one, could be read without blocking.
 func (s *socket) recordReady() bool {
 	if s.left > 0 {
 		return s.left <= s.w-s.r
@@ -223,19 +226,8 @@ func (s *socket) release() {
 func (s *socket) Write(p []byte) (int, error) {
 	n := len(p)
 	for {
-		s.mu.Lock()
-		if s.outErr != nil {
-			defer s.mu.Unlock()
-			return 0, s.outErr
-		}
-		if s.out != nil && len(p) > len(s.out)-s.outLen && len(s.out) < buffer.Large {
-			bigger := buffer.Get(min(4*len(s.out), buffer.Large))
-			copy(bigger, s.out[:s.outLen])
-			buffer.Put(s.out)
-			s.out = bigger
-		}
-		if s.out == nil {
-			s.out = buffer.Get(len(p))
+		if err := s.lockRoom(min(len(p), 1), len(p)); err != nil {
+			return 0, err
 		}
 		k := copy(s.out[s.outLen:], p)
 		s.outLen += k
@@ -253,10 +245,42 @@ func (s *socket) Write(p []byte) (int, error) {
 	}
 }
 
+// lockRoom returns with mu held and room for n bytes in out, at most buffer.Large, or with an error. There is room for all
+// bytes if they are not too many. It sends what is in the way.
+func (s *socket) lockRoom(n, all int) error {
+	s.mu.Lock()
+	for s.outErr == nil {
+		room := s.roomLocked()
+		switch {
+		case room >= n && (room >= all || len(s.out) == buffer.Large) && s.out != nil:
+			return nil
+		case s.out == nil:
+			s.out = buffer.Get(max(n, all))
+		case s.outLen+n <= buffer.Large:
+			bigger := buffer.Get(max(min(4*len(s.out), buffer.Large), s.outLen+max(n, all)))
+			copy(bigger, s.out[:s.outLen])
+			buffer.Put(s.out)
+			s.out = bigger
+		case s.flushing:
+			s.sent.Wait()
+		default:
+			_ = s.flushLocked()
+		}
+	}
+	defer s.mu.Unlock()
+	return s.outErr
+}
+
+func (s *socket) roomLocked() int { return len(s.out) - s.outLen }
+
 // flush sends what Write has taken. If another goroutine is already in it, that one sends it.
 func (s *socket) flush() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.flushLocked()
+}
+
+func (s *socket) flushLocked() error {
 	if s.flushing {
 		return s.outErr
 	}
@@ -264,6 +288,7 @@ func (s *socket) flush() error {
 	for s.outLen > 0 && s.outErr == nil {
 		b, n := s.out, s.outLen
 		s.out, s.outLen = nil, 0
+		s.sent.Broadcast()
 		s.mu.Unlock()
 		err := s.send(b[:n])
 		buffer.Put(b)
@@ -273,6 +298,7 @@ func (s *socket) flush() error {
 		}
 	}
 	s.flushing = false
+	s.sent.Broadcast()
 	return s.outErr
 }
 
@@ -322,6 +348,7 @@ func (s *socket) drop() {
 	if s.outErr == nil {
 		s.outErr = net.ErrClosed
 	}
+	s.sent.Broadcast()
 	s.mu.Unlock()
 	buffer.Put(s.in)
 	s.in, s.r, s.w = nil, 0, 0
