@@ -22,7 +22,7 @@ type Config struct {
 	Connections int
 	// Workloads for the memory figure of a large mesh; none if zero.
 	Workloads int
-	// Only names the paths to run, and Loads the loads; all if empty. Memory is measured only if all loads are run.
+	// Only names the paths to run, "ambit:one node" for "ambit, one node", and Loads the loads; all if empty. Memory is measured only if all loads are run.
 	Only, Loads []string
 	// Self is this program, which runs again inside the pods.
 	Self string
@@ -66,7 +66,7 @@ func (c Config) paths() []Path {
 	var kept []Path
 	for _, p := range out {
 		for _, name := range c.Only {
-			if p.Name == name {
+			if strings.ReplaceAll(p.Name, ", ", ":") == name {
 				kept = append(kept, p)
 			}
 		}

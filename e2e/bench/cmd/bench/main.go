@@ -44,7 +44,7 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	flags.DurationVar(&c.Duration, "duration", 5*time.Second, "length of each load")
 	flags.IntVar(&c.Connections, "connections", 10_000, "connections to hold for the memory figures")
 	flags.IntVar(&c.Workloads, "workloads", 0, "workloads to tell the proxies of, for the memory figure of a large mesh")
-	only := flags.String("only", "", "comma list of paths to run")
+	only := flags.String("only", "", "comma list of paths to run: ambit, ambit:one node, peer, ...")
 	loads := flags.String("loads", "", "comma list of loads to run, by kind and number of connections: send1, pingpong64, connect32, ...")
 	if err := flags.Parse(args); err != nil {
 		return err
