@@ -34,7 +34,7 @@ const (
 // records are the records of TLS 1.3 after the handshake. Payload is sealed from where it is to what waits in the socket to be
 // sent, and opened from what the socket has read to where the reader wants it: it is copied nowhere else.
 //
-// Like Conn it has one reader and one writer. The reader writes too: alerts, and answers to key updates.
+// Like Conn it has one reader and one writer. The reader writes too: alerts.
 type records struct {
 	sock   *socket
 	client bool // this side is the client
@@ -49,6 +49,7 @@ type records struct {
 	// Guarded by sock.mu.
 	out     keys
 	maxSeq  uint64 // after which out is updated
+	asked   bool   // the peer wants out updated, before the next payload
 	ended   bool   // no record may follow: close_notify or a fatal alert was sent
 	endedBy error
 }
@@ -311,25 +312,17 @@ func (c *records) updated(body []byte) error {
 		_ = c.fail(alertInternalError)
 		return err
 	}
-	if body[0] == 0 {
-		return nil
+	if body[0] == 1 {
+		c.sock.mu.Lock()
+		c.asked = true
+		c.sock.mu.Unlock()
 	}
-	if err := c.sock.lockRoom(overhead+messageHeader+1, 0); err != nil {
-		return err
-	}
-	var err error
-	if !c.ended {
-		err = c.updateLocked()
-	}
-	c.sock.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return c.sock.flush()
+	return nil
 }
 
 // updateLocked tells the peer that all later records are under the next key. There must be room.
 func (c *records) updateLocked() error {
+	c.asked = false
 	c.sealLocked(typeHandshake, []byte{messageKeyUpdate, 0, 0, 1, 0})
 	return c.out.update()
 }
@@ -378,7 +371,7 @@ func (c *records) Write(p []byte) (int, error) {
 				defer s.mu.Unlock()
 				return done, c.endedBy
 			}
-			if c.out.seq >= c.maxSeq {
+			if c.asked || c.out.seq >= c.maxSeq {
 				if err := c.updateLocked(); err != nil {
 					s.mu.Unlock()
 					return done, fmt.Errorf("update keys: %w", err)

@@ -155,7 +155,7 @@ func TestKeysAreReplacedInTime(t *testing.T) {
 // TestKeyUpdatesBothWays has one side ask for new keys again and again while both send.
 func TestKeyUpdatesBothWays(t *testing.T) {
 	client, server := between(t, tls.TLS_AES_128_GCM_SHA256)
-	own(t, server).maxSeq = 5
+	first := bytes.Clone(own(t, client).in.secret)
 	const rounds = 200
 	piece := pattern(3000)
 	var wg sync.WaitGroup
@@ -198,6 +198,11 @@ func TestKeyUpdatesBothWays(t *testing.T) {
 	wg.Go(func() { read(server) })
 	wg.Go(func() { read(client) })
 	wg.Wait()
+	send(t, server, bytes.Clone(piece))
+	receive(t, client, piece)
+	if bytes.Equal(first, own(t, client).in.secret) {
+		t.Error("who was asked for new keys has none")
+	}
 }
 
 // TestRefusals sends what no peer may send: the reader says what is wrong, and the sender is told by an alert.
