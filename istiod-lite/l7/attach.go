@@ -96,7 +96,7 @@ func (a *attachment) settle(routes []*cluster.Route) []*cluster.Route {
 			if r.Kind == kind {
 				return false
 			}
-			a.lost[r] = loss{reasonConflicted, fmt.Sprintf("%s %s has the port: a %s comes before a %s", winner.Kind, winner.Key, winner.Kind, r.Kind)}
+			a.lost[r] = loss{reasonConflicted, fmt.Sprintf("%s %s has the port: %ss come before %ss", winner.Kind, winner.Key, winner.Kind, r.Kind)}
 			return true
 		})
 	}

@@ -98,6 +98,7 @@ func compareEntries(a, b entry) int {
 	return cmp.Or(
 		cmp.Compare(pathRank(x.Path), pathRank(y.Path)),
 		cmp.Compare(len(y.Path.Value), len(x.Path.Value)),
+		cmp.Compare(grpcRank(x.GRPC), grpcRank(y.GRPC)),
 		cmp.Compare(len(y.GRPC.Service), len(x.GRPC.Service)),
 		cmp.Compare(len(y.GRPC.Method), len(x.GRPC.Method)),
 		cmp.Compare(presence(y.Method), presence(x.Method)),
@@ -114,6 +115,17 @@ func pathRank(p cluster.PathMatch) int {
 	case cluster.PathExact:
 		return 0
 	case cluster.PathRegex:
+		return 1
+	}
+	return 2
+}
+
+// grpcRank puts expressions after exact methods and before all others.
+func grpcRank(g cluster.GRPCMatch) int {
+	switch {
+	case g.Service != "" && g.Method != "" && !g.Regex:
+		return 0
+	case g.Regex:
 		return 1
 	}
 	return 2

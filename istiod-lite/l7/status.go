@@ -110,7 +110,7 @@ func acceptance(c *conditions, r *cluster.Route, p cluster.RouteParent, ix Index
 		c.add(gatewayv1.RouteConditionAccepted, false, reason, "requests that it matches are answered 500: "+strings.Join(messages, "; "))
 		return
 	}
-	message := "executed by the waypoint of " + p.Ref.String()
+	message := "attached to " + p.Ref.String()
 	if lost.message != "" {
 		message += "; not on every port: " + lost.message
 	}
