@@ -21,13 +21,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/api/build"
+	"github.com/ambit-mesh/ambit/mesh/admin"
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/mesh/xds"
-	"github.com/ambit-mesh/ambit/ztunnel/admin"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/lookup"
@@ -249,7 +249,11 @@ func (p *parts) target(name string) *slog.Logger { return p.levels.Logger(p.base
 // listen opens the proxy's own ports.
 func (p *parts) listen(metrics http.Handler) error {
 	a := admin.Admin{
-		Dump: p.dump, Connections: p.connections, Levels: p.levels, Ready: &p.ready,
+		Program: "ztunnel", Levels: p.levels, Ready: &p.ready,
+		Pages: []admin.Page{
+			{Path: "config_dump", About: "what the proxy knows, as JSON", Write: p.dump},
+			{Path: "connections", About: "open connections by pod, as JSON", Write: p.connections},
+		},
 		Quit:    func() { p.quit(errors.New("asked to by /quitquitquit")) },
 		Version: build.Version(),
 	}
@@ -261,7 +265,7 @@ func (p *parts) listen(metrics http.Handler) error {
 	}{
 		{"admin", a.Handler(), []string{
 			net.JoinHostPort("127.0.0.1", port(p.cfg.AdminPort)), net.JoinHostPort("::1", port(p.cfg.AdminPort))}},
-		{"metrics", metricsMux(metrics), []string{":" + port(p.cfg.StatsPort)}},
+		{"metrics", admin.MetricsHandler(metrics), []string{":" + port(p.cfg.StatsPort)}},
 		{"readiness", p.ready.Handler(), []string{":" + port(p.cfg.ReadinessPort)}},
 	} {
 		server, err := admin.Listen(s.handler, s.addrs...)

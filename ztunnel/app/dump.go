@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"net/http"
 	"strings"
 	"time"
 
@@ -15,8 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/ambit-mesh/ambit/api/build"
+	"github.com/ambit-mesh/ambit/mesh/admin"
 	"github.com/ambit-mesh/ambit/mesh/identity"
-	"github.com/ambit-mesh/ambit/ztunnel/admin"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/proxy"
@@ -38,14 +37,6 @@ func xdsNode(n config.Node) (*corev3.Node, error) {
 		return nil, fmt.Errorf("node metadata: %w", err)
 	}
 	return &corev3.Node{Id: n.ID(), Metadata: metadata}, nil
-}
-
-// metricsMux serves metrics at both paths that scrapers know.
-func metricsMux(metrics http.Handler) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics)
-	mux.Handle("GET /stats/prometheus", metrics)
-	return mux
 }
 
 type xdsDump struct {

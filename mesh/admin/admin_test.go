@@ -62,12 +62,15 @@ func TestAdmin(t *testing.T) {
 	var ready Readiness
 	ready.Await("<pods>", func() bool { return false })
 	a := &Admin{
-		Dump:        func(w io.Writer) error { _, err := io.WriteString(w, `{"key": "value"}`); return err },
-		Connections: func(w io.Writer) error { io.WriteString(w, "{"); return errors.New("no more") },
-		Levels:      telemetry.NewLevels(nil, "access", "xds"),
-		Ready:       &ready,
-		Quit:        func() { quits++ },
-		Version:     "<v1>",
+		Program: "ztunnel",
+		Pages: []Page{
+			{"config_dump", "", func(w io.Writer) error { _, err := io.WriteString(w, `{"key": "value"}`); return err }},
+			{"connections", "", func(w io.Writer) error { io.WriteString(w, "{"); return errors.New("no more") }},
+		},
+		Levels:  telemetry.NewLevels(nil, "access", "xds"),
+		Ready:   &ready,
+		Quit:    func() { quits++ },
+		Version: "<v1>",
 	}
 	s, err := Listen(a.Handler(), "127.0.0.1:0", "256.0.0.1:0")
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package admin serves what people and tools look at: the state of the proxy on loopback, metrics, and readiness.
+// Package admin serves what people and tools look at: the state of a data plane on loopback, metrics, and readiness.
 //
 // Rule of the room: it shows what it is given and changes nothing but the log level; whatever it is given must be safe to
 // look at while the proxy works.
@@ -29,8 +29,10 @@ const (
 
 // Admin is what the loopback endpoint shows. All fields are required; the functions may be called concurrently.
 type Admin struct {
-	// Dump writes what /config_dump shows, Connections what /connections shows: JSON. Their errors are the reader's.
-	Dump, Connections func(io.Writer) error
+	// Program is the name of the program, for the page at /.
+	Program string
+	// Pages are shown beside those that every program has.
+	Pages []Page
 	// Levels are the log's, which /logging changes.
 	Levels *telemetry.Levels
 	// Ready tells what readiness waits for, for the page at /.
@@ -40,12 +42,23 @@ type Admin struct {
 	Version string
 }
 
+// Page is one page of JSON.
+type Page struct {
+	// Path is without its slash: "config_dump".
+	Path string
+	// About says in a few words what it shows.
+	About string
+	// Write writes it. Its errors are the reader's.
+	Write func(io.Writer) error
+}
+
 // Handler serves the endpoint.
 func (a *Admin) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", a.index)
-	mux.HandleFunc("GET /config_dump", streamed(a.Dump))
-	mux.HandleFunc("GET /connections", streamed(a.Connections))
+	for _, p := range a.Pages {
+		mux.HandleFunc("GET /"+p.Path, streamed(p.Write))
+	}
 	mux.HandleFunc("/logging", a.logging)
 	mux.HandleFunc("POST /quitquitquit", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "shutdown now")
@@ -61,20 +74,18 @@ func (a *Admin) Handler() http.Handler {
 
 func (a *Admin) index(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	fmt.Fprintf(w, "<!doctype html><title>ztunnel</title><h1>ztunnel %s</h1>\n", html.EscapeString(a.Version))
+	fmt.Fprintf(w, "<!doctype html><title>%s</title><h1>%[1]s %s</h1>\n", a.Program, html.EscapeString(a.Version))
 	if missing := a.Ready.Missing(); len(missing) > 0 {
 		fmt.Fprintf(w, "<p>Not ready, pending: %s\n", html.EscapeString(strings.Join(missing, ", ")))
 	} else {
 		fmt.Fprintln(w, "<p>Ready.")
 	}
 	fmt.Fprintf(w, "<p>Log: %s\n<ul>\n", a.Levels)
-	for _, p := range []struct{ path, about string }{
-		{"config_dump", "what the proxy knows, as JSON"},
-		{"connections", "open connections by pod, as JSON"},
-		{"logging", "log levels; POST ?level=debug or ?level=access=warn,info changes them, ?reset goes back"},
-		{"debug/pprof/", "profiles of the process: profile?seconds=10, heap, goroutine, ..."},
-	} {
-		fmt.Fprintf(w, "<li><a href=\"%s\">/%s</a>: %s\n", p.path, p.path, p.about)
+	for _, p := range append(slices.Clone(a.Pages),
+		Page{Path: "logging", About: "log levels; POST ?level=debug or ?level=access=warn,info changes them, ?reset goes back"},
+		Page{Path: "debug/pprof/", About: "profiles of the process: profile?seconds=10, heap, goroutine, ..."},
+	) {
+		fmt.Fprintf(w, "<li><a href=\"%s\">/%s</a>: %s\n", p.Path, p.Path, p.About)
 	}
 	fmt.Fprintln(w, "<li>POST /quitquitquit: end, as after SIGTERM\n</ul>")
 }
@@ -115,6 +126,14 @@ func streamed(write func(io.Writer) error) http.HandlerFunc {
 			panic(http.ErrAbortHandler)
 		}
 	}
+}
+
+// MetricsHandler serves metrics at both paths that scrapers know.
+func MetricsHandler(metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /stats/prometheus", metrics)
+	return mux
 }
 
 // Readiness tells whether the proxy is ready, and if not, what is missing. Its methods may be called concurrently; the zero
