@@ -34,7 +34,7 @@ func (c *CORS) Preflight(req *message.Request) *message.Response {
 	}
 	if !c.allows(origin) {
 		if c.RefuseOthers {
-			return &message.Response{Status: 200}
+			return &message.Response{Status: 200, Header: message.Fields{{Name: "vary", Value: "origin"}}}
 		}
 		return nil
 	}
