@@ -2,7 +2,9 @@ package config
 
 import (
 	"iter"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
@@ -34,6 +36,24 @@ func (s *Snapshot) Chains() []*Chain {
 		return nil
 	}
 	return s.inbound.chains
+}
+
+// Destinations returns the single addresses that chains serve, with their ports, sorted. Ranges of addresses are not in it.
+func (s *Snapshot) Destinations() []netip.AddrPort {
+	if s.inbound == nil {
+		return nil
+	}
+	return slices.SortedFunc(maps.Keys(s.inbound.byAddr), netip.AddrPort.Compare)
+}
+
+// RouteNames returns the names of all route tables, sorted.
+func (s *Snapshot) RouteNames() []string {
+	var names []string
+	for name := range s.routes.all() {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Routes returns a route table by name, as HTTP.Routes has it; nil if it has not come: a request waits for it (Store.Await)

@@ -204,4 +204,3 @@ func seeds(f testing.TB) [][]byte {
 	}
 	return all
 }
-
