@@ -21,7 +21,7 @@ traffic healthy
     exits with 0 if the server in this pod answers
 traffic get <url>
     prints what an HTTP server answers
-traffic dial|load|half-close|reset|transfer|burst|resolve|api-server '<request as JSON>'
+traffic dial|load|half-close|reset|transfer|burst|resolve|api-server|http '<request as JSON>'
     makes connections and prints a report as JSON; load prints {"ready":true} first and ends when its standard input does
 `
 
@@ -35,6 +35,7 @@ const (
 	VerbBurst     = "burst"
 	VerbResolve   = "resolve"
 	VerbAPIServer = "api-server"
+	VerbHTTP      = "http"
 )
 
 // Ready is the line that VerbLoad prints before its report.
@@ -85,6 +86,8 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return verb(ctx, raw, stdout, Resolve)
 	case VerbAPIServer:
 		return verb(ctx, raw, stdout, APIServer)
+	case VerbHTTP:
+		return verb(ctx, raw, stdout, HTTP)
 	}
 	return fmt.Errorf("unknown verb %q; usage:\n%s", args[0], usage)
 }

@@ -112,7 +112,23 @@ func serveHTTP(ctx context.Context, l net.Listener, me whoami.Who, dripped *drip
 	mux.HandleFunc("/drips", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `{"ok":%d,"failed":%d}`+"\n", dripped.ok.Load(), dripped.failed.Load())
 	})
-	server := http.Server{Handler: mux, ReadHeaderTimeout: DefaultTimeout}
+	var asked atomic.Int64
+	mux.HandleFunc(PathFlaky, func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1)%2 == 1 {
+			http.Error(w, "every other request fails", http.StatusServiceUnavailable)
+			return
+		}
+		whoami.Handler(me).ServeHTTP(w, r)
+	})
+	mux.HandleFunc(PathSlow, func(w http.ResponseWriter, r *http.Request) {
+		if pause(r.Context(), time.Second) {
+			whoami.Handler(me).ServeHTTP(w, r)
+		}
+	})
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := http.Server{Handler: mux, ReadHeaderTimeout: DefaultTimeout, Protocols: &protocols}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {

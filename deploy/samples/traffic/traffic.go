@@ -1,5 +1,5 @@
 // Package traffic makes connections on purpose and says exactly what became of each. The same program is client and server:
-// Serve offers the protocols, and each verb (Dial, Load, HalfClose, Reset, Transfer, Burst, Resolve, APIServer) takes a request
+// Serve offers the protocols, and each verb (Dial, Load, HalfClose, Reset, Transfer, Burst, Resolve, APIServer, HTTP) takes a request
 // that is data and returns a report that is data, so that a test outside the cluster can start it in any pod and judge the report.
 // It never retries: a retry would hide what it is there to find.
 package traffic
@@ -22,11 +22,19 @@ const Marker = "AMBIT-PAYLOAD-IN-CLEAR"
 
 // Ports that Serve listens on.
 const (
-	PortHTTP    = 8080 // whoami
+	PortHTTP    = 8080 // whoami; PathFlaky and PathSlow answer otherwise
 	PortEcho    = 9000 // returns what it gets, and ends when the client has ended
 	PortGreeter = 9001 // server-first
 	PortTool    = 9002 // one order a connection; see Order
 	PortGRPC    = 9003 // gRPC health
+)
+
+// Paths of PortHTTP.
+const (
+	// PathFlaky answers every other request with 503.
+	PathFlaky = "/flaky"
+	// PathSlow answers after a second, or when the client has gone.
+	PathSlow = "/slow"
 )
 
 // DefaultTimeout bounds one step (a connect, one exchange) where a request names no time.

@@ -53,6 +53,37 @@ func start(t *testing.T) map[int]string {
 	return nil
 }
 
+// TestHTTP asks the server by both versions of HTTP: who it is, a path that fails every other time, and one that is slow.
+func TestHTTP(t *testing.T) {
+	addr := start(t)[PortHTTP]
+	for _, http2 := range []bool{false, true} {
+		report, err := HTTP(t.Context(), HTTPRequest{URL: "http://" + addr + "/a/b?headers", Host: "front", Header: map[string]string{"X-Colour": "red"}, HTTP2: http2})
+		if err != nil || len(report.Replies) != 1 {
+			t.Fatalf("report %+v, %v", report, err)
+		}
+		proto := "HTTP/1.1"
+		if http2 {
+			proto = "HTTP/2.0"
+		}
+		if r := report.Replies[0]; r.Status != 200 || r.Proto != proto || r.Who.Request != "GET /a/b?headers" || r.Who.Host != "front" || r.Who.Header.Get("X-Colour") != "red" {
+			t.Errorf("reply %+v", r)
+		}
+	}
+	report, err := HTTP(t.Context(), HTTPRequest{URL: "http://" + addr + PathFlaky, Count: 4})
+	if err != nil || len(report.Replies) != 4 {
+		t.Fatalf("report %+v, %v", report, err)
+	}
+	for i, want := range []int{503, 200, 503, 200} {
+		if got := report.Replies[i].Status; got != want {
+			t.Errorf("reply %d has status %d, want %d", i, got, want)
+		}
+	}
+	report, err = HTTP(t.Context(), HTTPRequest{URL: "http://" + addr + PathSlow, Timeout: 50 * time.Millisecond})
+	if err != nil || report.Replies[0].Kind != KindTimeout {
+		t.Errorf("report %+v, %v; want a reply that timed out", report, err)
+	}
+}
+
 // TestGrace ends a server: its port is closed at once, and what is open goes on for the grace, and no longer.
 func TestGrace(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Minute} {
