@@ -1,5 +1,6 @@
-// Command crdgen writes the custom resource definitions that the chart carries: it copies them, byte for byte, out of the
-// modules that go.mod pins, so that the definitions always belong to the Go types that the control plane is built with.
+// Command crdgen writes the custom resource definitions that the chart carries: it copies them, byte for byte, out of modules that
+// are pinned. Istio's are of the Go types that the control plane is built with. Those of the Gateway API are of the version whose
+// conformance suite the mesh is held to; it is newer than the Go types, which its definitions in the standard channel have room for.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/mod/semver"
 	gateway "sigs.k8s.io/gateway-api/pkg/consts"
 	"sigs.k8s.io/yaml"
 )
@@ -86,7 +88,7 @@ func write(folder string, crds [][]byte) error {
 // gatewayCRDs returns the Gateway API's standard channel. Its admission policy is left out: it would refuse other
 // installers of the Gateway API in the same cluster.
 func gatewayCRDs(ctx context.Context) ([][]byte, error) {
-	dir, err := moduleDir(ctx, "sigs.k8s.io/gateway-api")
+	dir, err := moduleDir(ctx, suite, "sigs.k8s.io/gateway-api")
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +109,7 @@ func gatewayCRDs(ctx context.Context) ([][]byte, error) {
 		if d.Kind != "CustomResourceDefinition" {
 			continue
 		}
-		if got := d.Metadata.Annotations[gateway.BundleVersionAnnotation]; got != gateway.BundleVersion {
+		if got := d.Metadata.Annotations[gateway.BundleVersionAnnotation]; semver.Compare(got, gateway.BundleVersion) < 0 {
 			return nil, fmt.Errorf("%s is of bundle %q, the Go types are of %q", name, got, gateway.BundleVersion)
 		}
 		crds = append(crds, text)
@@ -119,7 +121,7 @@ func gatewayCRDs(ctx context.Context) ([][]byte, error) {
 }
 
 func istioCRDs(ctx context.Context) ([][]byte, error) {
-	dir, err := moduleDir(ctx, "istio.io/api")
+	dir, err := moduleDir(ctx, ".", "istio.io/api")
 	if err != nil {
 		return nil, err
 	}
@@ -145,13 +147,22 @@ func istioCRDs(ctx context.Context) ([][]byte, error) {
 	return crds, nil
 }
 
-// moduleDir returns the folder of the version of a module that go.mod pins.
-func moduleDir(ctx context.Context, module string) (string, error) {
+// suite is the module, from the folder that go generate runs in, that pins the version of the Gateway API.
+const suite = "../e2e/conformance/suite"
+
+// moduleDir returns the folder of the version of a module that the go.mod in a folder pins.
+func moduleDir(ctx context.Context, pinned, module string) (string, error) {
+	command := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir = pinned
+		cmd.Env = append(os.Environ(), "GOTOOLCHAIN=auto") // the suite asks for a newer Go
+		return cmd
+	}
 	// "go mod download" first: the module may be pinned without any of its packages having been built here.
-	if out, err := exec.CommandContext(ctx, "go", "mod", "download", module).CombinedOutput(); err != nil {
+	if out, err := command("mod", "download", module).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("download %s: %w\n%s", module, err, out)
 	}
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+	out, err := command("list", "-m", "-f", "{{.Dir}}", module).Output()
 	if err != nil {
 		return "", fmt.Errorf("find module %s: %w", module, err)
 	}
