@@ -138,8 +138,8 @@ type framing struct {
 	te      bool // "te" with trailers
 }
 
-// frame reads and removes what concerns the connection, after net/http has judged it, from fields.
-func (p *parser1) frame(major, minor int) (framing, error) {
+// frame reads what concerns the message's end and its connection, and takes that out of fields.
+func (p *parser1) frame() (framing, error) {
 	f := framing{length: message.Unknown}
 	codings := 0
 	var listed []string // in connection
@@ -171,8 +171,6 @@ func (p *parser1) frame(major, minor int) (framing, error) {
 		return f, refuse(400, "transfer-encoding twice")
 	case codings > 0 && length >= 0:
 		return f, refuse(400, "both transfer-encoding and content-length")
-	case codings > 0 && (major < 1 || major == 1 && minor < 1):
-		return f, refuse(400, "transfer-encoding in HTTP/1.0")
 	}
 	f.length = length
 	for _, token := range listed {
@@ -229,15 +227,18 @@ func (p *parser1) request(head []byte, req *message.Request) (head1, error) {
 	if err := p.split(head); err != nil {
 		return h, err
 	}
-	std, err := http.ReadRequest(p.reader())
-	if err != nil {
-		return h, refuse(400, "%v", err)
-	}
-	if std.ProtoMajor != 1 || std.ProtoMinor > 1 {
-		return h, refuse(505, "version %q", std.Proto)
-	}
-	if h.framing, err = p.frame(std.ProtoMajor, std.ProtoMinor); err != nil {
+	var err error
+	if h.framing, err = p.frame(); err != nil {
 		return h, err
+	}
+	std, err := http.ReadRequest(p.reader())
+	switch {
+	case err != nil:
+		return h, refuse(400, "%v", err)
+	case std.ProtoMajor != 1 || std.ProtoMinor > 1:
+		return h, refuse(505, "version %q", std.Proto)
+	case h.chunked && std.ProtoMinor == 0:
+		return h, refuse(400, "transfer-encoding in HTTP/1.0")
 	}
 	if std.ContentLength >= 0 == h.chunked || !h.chunked && std.ContentLength != max(0, h.length) {
 		return h, refuse(400, "the end of the request is not certain")
@@ -309,15 +310,18 @@ func (p *parser1) response(head []byte, resp *message.Response, asked *http.Requ
 	if err := p.split(head); err != nil {
 		return h, err
 	}
+	var err error
+	if h.framing, err = p.frame(); err != nil {
+		return h, err
+	}
 	std, err := http.ReadResponse(p.reader(), asked)
-	if err != nil {
+	switch {
+	case err != nil:
 		return h, err
-	}
-	if std.ProtoMajor != 1 || std.StatusCode < 100 || std.StatusCode > 999 {
+	case std.ProtoMajor != 1 || std.StatusCode < 100 || std.StatusCode > 999:
 		return h, refuse(502, "version %q or status %q", std.Proto, std.Status)
-	}
-	if h.framing, err = p.frame(std.ProtoMajor, std.ProtoMinor); err != nil {
-		return h, err
+	case h.chunked && std.ProtoMinor == 0:
+		return h, refuse(502, "transfer-encoding in HTTP/1.0")
 	}
 	h.keep = !std.Close && !h.close
 	resp.Status, resp.Header = std.StatusCode, p.fields
