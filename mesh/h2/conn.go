@@ -38,7 +38,9 @@ type Conn struct {
 	own       int    // streams of this side in streams
 	reserved  int    // streams that are promised to callers of Reserve
 	nextID    uint32 // of the next stream of this side
-	lastID    uint32 // the latest stream of the peer
+	lastID    uint32 // the latest stream of the peer that is served, or was refused
+	seenID    uint32 // the latest stream of the peer
+	closed    closed // server
 	handlers  int    // goroutines in handle
 	peer      peerSettings
 	keepalive *time.Timer

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 
@@ -28,7 +29,7 @@ func (c *Conn) onFrame(h http2.FrameHeader) error {
 		if h.Length != priorityLength {
 			return violated(FrameSizeError, "a PRIORITY frame of a wrong size")
 		}
-		return r.ignore(h)
+		return c.onPriority(h)
 	default: // types that we do not know are ignored (RFC 9113 section 5.5)
 		return r.ignore(h)
 	}
@@ -51,8 +52,21 @@ func (c *Conn) onFrame(h http2.FrameHeader) error {
 	return nil
 }
 
-// priorityLength is the length of a PRIORITY frame (RFC 9113 section 6.3). What it says is ignored (section 5.3.2).
+// priorityLength is the length of a PRIORITY frame (RFC 9113 section 6.3). What it says is ignored (section 5.3.2), unless it
+// is nonsense.
 const priorityLength = 5
+
+// onPriority handles PRIORITY.
+func (c *Conn) onPriority(h http2.FrameHeader) error {
+	r := &c.rd
+	if err := r.need(Headroom + priorityLength); err != nil {
+		return err
+	}
+	if binary.BigEndian.Uint32(r.buf[r.r+Headroom:])&(1<<31-1) == h.StreamID {
+		return violated(ProtocolError, "a stream depends on itself")
+	}
+	return r.ignore(h)
+}
 
 // ignore skips a frame.
 func (r *reader) ignore(h http2.FrameHeader) error {
@@ -201,6 +215,9 @@ func (c *Conn) onReset(f *http2.RSTStreamFrame) error {
 	s.werr = err
 	s.wcond.Broadcast()
 	c.removeLocked(s)
+	if c.server {
+		c.closed.add(s.id, true)
+	}
 	c.mu.Unlock()
 	s.endRead(err)
 	c.changed()

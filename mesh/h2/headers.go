@@ -170,7 +170,7 @@ func (c *Conn) onHeaders(h http2.FrameHeader) error {
 	case s != nil:
 		return c.onMoreHeaders(s, end)
 	case !idle:
-		return c.rd.meter.count(floodEnded)
+		return c.onEnded(h.StreamID, true)
 	case !c.server || c.isOwn(h.StreamID):
 		return violated(ProtocolError, "HEADERS on a stream that the peer may not open")
 	}
@@ -195,6 +195,9 @@ func (r *reader) readBlock(h http2.FrameHeader) error {
 		switch f := f.(type) {
 		case *http2.HeadersFrame:
 			block, last = f.HeaderBlockFragment(), f.HeadersEnded()
+			if f.HasPriority() && f.Priority.StreamDep == h.StreamID {
+				r.fields.invalid = "the stream depends on itself"
+			}
 		case *http2.ContinuationFrame:
 			block, last = f.HeaderBlockFragment(), f.HeadersEnded()
 		}
@@ -233,8 +236,11 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 		wrong = checkRequest(f.list)
 	}
 	c.mu.Lock()
+	c.closed.opened(id, c.seenID)
+	c.seenID = id
 	if c.shutdown.final {
 		// The peer learns from the GOAWAY that this one is not served.
+		c.closed.add(id, false)
 		c.mu.Unlock()
 		return c.rd.meter.count(floodRefused)
 	}
@@ -244,17 +250,20 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 	kind := floodRefused
 	switch {
 	case f.tooLarge():
+		c.refuseLocked(id, end)
 		c.appendHeadersLocked(id, []Field{{Name: ":status", Value: "431"}}, true)
 		if !end {
 			c.mustFrame(c.send.framer.WriteRSTStream(id, NoError))
 		}
 	case wrong != "":
 		kind = floodFault
+		c.refuseLocked(id, end)
 		c.mustFrame(c.send.framer.WriteRSTStream(id, ProtocolError))
 	case open >= int(c.cfg.MaxStreams) || c.handlers >= 2*int(c.cfg.MaxStreams):
 		if open < int(c.cfg.MaxStreams) {
 			kind = floodReset // streams are reset faster than their handlers can end
 		}
+		c.refuseLocked(id, end)
 		c.mustFrame(c.send.framer.WriteRSTStream(id, RefusedStream))
 	default:
 		s := c.newStreamLocked(id)
@@ -273,6 +282,13 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 	c.kickAsyncLocked(false)
 	c.mu.Unlock()
 	return c.rd.meter.count(kind)
+}
+
+// refuseLocked remembers that a stream of the peer is reset from the start.
+func (c *Conn) refuseLocked(id uint32, end bool) {
+	if !end {
+		c.closed.add(id, false)
+	}
 }
 
 // serve runs the handler of a stream.
@@ -294,6 +310,12 @@ func (c *Conn) onMoreHeaders(s *Stream, end bool) error {
 	first := !s.headed
 	wrong := f.invalid
 	final := true
+	c.mu.Lock()
+	late := s.remoteEnd
+	c.mu.Unlock()
+	if late {
+		return c.rd.fault(s, StreamClosed, "HEADERS after the end")
+	}
 	switch {
 	case f.tooLarge():
 		return c.rd.fault(s, Cancel, fmt.Sprintf("header list is larger than %d bytes", f.limit))
@@ -323,18 +345,14 @@ func (c *Conn) onMoreHeaders(s *Stream, end bool) error {
 	}
 
 	c.mu.Lock()
-	late := s.remoteEnd
 	removed := false
 	if first {
 		s.headed = final
 	}
-	if end && !late {
+	if end {
 		removed = c.endRemoteLocked(s)
 	}
 	c.mu.Unlock()
-	if late {
-		return c.rd.fault(s, StreamClosed, "HEADERS after the end")
-	}
 	s.takeHeaders(f.list, first, end)
 	if removed {
 		c.changed()

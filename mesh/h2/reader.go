@@ -288,10 +288,7 @@ func (c *Conn) admitData(id uint32, length, payload int, end bool) (*Stream, err
 	c.mu.Unlock()
 	switch {
 	case s == nil:
-		if payload < 1<<10 { // more than that costs the peer as much
-			return nil, c.rd.meter.count(floodEnded)
-		}
-		return nil, nil
+		return nil, c.onEnded(id, payload < 1<<10)
 	case early:
 		return nil, c.rd.fault(s, ProtocolError, "DATA before the header")
 	case late:
@@ -324,7 +321,7 @@ func (c *Conn) idleLocked(id uint32) bool {
 	if c.isOwn(id) {
 		return id >= c.nextID
 	}
-	return id > c.lastID
+	return id > c.seenID
 }
 
 // grantLocked gives the peer window on the connection again once it is worth a frame, and returns whether it did.

@@ -239,6 +239,9 @@ func (s *Stream) reset(code ErrCode, owner bool, reason string) {
 		}
 		s.wcond.Broadcast()
 		c.removeLocked(s)
+		if c.server && !s.remoteEnd {
+			c.closed.add(s.id, false)
+		}
 		c.mustFrame(c.send.framer.WriteRSTStream(s.id, code))
 		c.kickAsyncLocked(false)
 	}

@@ -32,7 +32,9 @@ type ServerConfig struct {
 	// DrainIdle is how long after Shutdown an HTTP/1 connection without requests waits for one, to answer it with "connection:
 	// close", so that none is lost that is on its way. Zero means the default.
 	DrainIdle time.Duration
-	// H2 is for HTTP/2. MaxHeaderList in it is MaxHeader.
+	// HTTP2Only says that clients are known to speak HTTP/2, by ALPN for example: whatever else they say ends the connection.
+	HTTP2Only bool
+	// H2 is for HTTP/2. MaxHeaderList in it is MaxHeader. A MaxFrameSize of zero means 16 KiB, as other proxies have it.
 	H2 h2.Config
 }
 
@@ -48,6 +50,9 @@ func (c *ServerConfig) withDefaults() *ServerConfig {
 	def(&d.IdleTimeout, DefaultIdleTimeout)
 	def(&d.DrainIdle, DefaultDrainIdle)
 	d.H2.MaxHeaderList = uint32(d.MaxHeader)
+	if d.H2.MaxFrameSize == 0 {
+		d.H2.MaxFrameSize = 16 << 10
+	}
 	return &d
 }
 

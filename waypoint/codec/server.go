@@ -70,6 +70,9 @@ func (s *Server) detect(in *input) (bool, error) {
 		if err := one.awaitFirst(n); err != nil {
 			return false, err
 		}
+		if s.cfg.HTTP2Only {
+			return true, nil
+		}
 		got := in.bytes()
 		for i := range min(len(got), len(prior)) {
 			if got[i] != prior[i] {

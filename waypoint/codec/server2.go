@@ -115,7 +115,12 @@ func (s *Server) stream(ctx context.Context, st *h2.Stream) {
 		*x = exchange2{}
 		exchanges2.Put(x)
 	}()
-	if status := x.read(fields, s.cfg); status != 0 {
+	status := x.read(fields, s.cfg)
+	if status == unframed {
+		st.Reset(h2.ProtocolError)
+		return
+	}
+	if status != 0 {
 		_ = x.Respond(&message.Response{Status: status})
 		return
 	}
@@ -126,6 +131,9 @@ func (s *Server) stream(ctx context.Context, st *h2.Stream) {
 	defer st.OnReset(nil)
 	s.serve(&x.Exchange)
 }
+
+// unframed is what read returns instead of a status if the header says something else of the stream's payload than the stream.
+const unframed = -1
 
 // read makes the request of a header, and returns the status that refuses it, or zero. mesh/h2 has looked at names, values
 // and pseudo-fields.
@@ -177,17 +185,19 @@ func (x *exchange2) read(fields []h2.Field, cfg *ServerConfig) (refused int) {
 	if status := checkRequest(req); status != 0 {
 		return status
 	}
-	x.body(length)
+	if !x.body(length) {
+		return unframed
+	}
 	return 0
 }
 
-// body gives the request its body, if it has one.
-func (x *exchange2) body(length int64) {
+// body gives the request its body, if it has one. It returns false if that is not as long as it should be.
+func (x *exchange2) body(length int64) bool {
 	req := &x.Request
 	if x.s.Ended() && x.s.Trailers() == nil {
 		req.Length = 0
 		req.Expect = false
-		return
+		return length <= 0
 	}
 	st := x.s
 	b := &body2{s: st, left: length, fault: clientFault}
@@ -195,6 +205,7 @@ func (x *exchange2) body(length int64) {
 		b.before = func() { _ = st.WriteHeaders([]message.Field{{Name: ":status", Value: "100"}}, false) }
 	}
 	req.Body, req.Length = b, length
+	return true
 }
 
 // clientFault says that it was the client.
