@@ -2,7 +2,7 @@
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/ambit-mesh/ambit/api/build.version=$(VERSION)
-PROGRAMS := ./cli/cmd/ambit ./ztunnel/cmd/ztunnel ./istiod-lite/cmd/istiod-lite ./cni/cmd/cni-agent ./cni/cmd/ambit-cni
+PROGRAMS := ./cli/cmd/ambit ./ztunnel/cmd/ztunnel ./istiod-lite/cmd/istiod-lite ./waypoint/cmd/waypoint ./cni/cmd/cni-agent ./cni/cmd/ambit-cni
 CLUSTER := go -C e2e/cluster run ./cmd/cluster
 
 .DEFAULT_GOAL := help
