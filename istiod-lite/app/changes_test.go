@@ -60,7 +60,8 @@ func startFlow(tb testing.TB, pods int) *flow {
 	dynamic := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 		peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList",
 		serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList",
-		gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList"})
+		gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
+		httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList"})
 	cfg, err := parseConfig([]string{
 		"--monitoring-addr=127.0.0.1:0", "--debug-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--plaintext-addr=127.0.0.1:0", "--drain-delay=0s",
 	}, io.Discard)

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -64,6 +65,11 @@ type ObjectRef struct {
 // String returns "Kind namespace/name".
 func (r ObjectRef) String() string { return string(r.Kind) + " " + r.Key.String() }
 
+// Compare orders references by group, kind and name.
+func (r ObjectRef) Compare(o ObjectRef) int {
+	return cmp.Or(strings.Compare(r.Group, o.Group), strings.Compare(string(r.Kind), string(o.Kind)), r.Key.Compare(o.Key))
+}
+
 // Of reports whether r is of a kind in a group.
 func (r ObjectRef) Of(group string, kind Kind) bool { return r.Group == group && r.Kind == kind }
 
@@ -76,6 +82,9 @@ const (
 
 // ServiceRef names a Kubernetes service.
 func ServiceRef(k Key) ObjectRef { return ObjectRef{GroupCore, KindService, k} }
+
+// EntryRef names a ServiceEntry.
+func EntryRef(k Key) ObjectRef { return ObjectRef{GroupIstioNetworking, KindServiceEntry, k} }
 
 // IsService reports whether r names a Kubernetes service.
 func (r ObjectRef) IsService() bool { return r.Of(GroupCore, KindService) }

@@ -33,6 +33,37 @@ type RouteStatus struct {
 // All translates a cluster at once, for a waypoint at a place. It looks at everything for each object, so its cost is the square of
 // the cluster's size: it is for checks and small inputs.
 func All(s translate.Snapshot, from Place) Config {
+	every := func(*Host) bool { return true }
+	return all(s, newIndex(s), from, every, every)
+}
+
+// For is All for one waypoint: of the services that are bound to it it has the routes, and of those, and of what the routes refer
+// to, the endpoints. Of resources that have their name in common the first counts.
+func For(s translate.Snapshot, gateway cluster.Key, from Place) Config {
+	ix := newIndex(s)
+	bound, sent := map[cluster.ObjectRef]bool{}, map[cluster.ObjectRef]bool{}
+	bind := func(ref cluster.ObjectRef, b translate.Binding) {
+		if b.Waypoint == nil || b.Waypoint.Key != gateway {
+			return
+		}
+		bound[ref], sent[ref] = true, true
+		for _, r := range ix.Routes(ref) {
+			for _, b := range r.Backends() {
+				sent[b.Ref] = true
+			}
+		}
+	}
+	for _, svc := range s.Services {
+		bind(cluster.ServiceRef(svc.Key), s.ServiceInput(svc).Waypoint)
+	}
+	for _, e := range s.ServiceEntries {
+		bind(cluster.EntryRef(e.Key), s.EntryInput(e).Waypoint)
+	}
+	return all(s, ix, from, func(h *Host) bool { return bound[h.Ref] }, func(h *Host) bool { return sent[h.Ref] })
+}
+
+// all translates the routes of hosts that are fronts, and the endpoints of those that are backs.
+func all(s translate.Snapshot, ix index, from Place, front, back func(*Host) bool) Config {
 	addresses := translate.All(s)
 	var workloads []*workload.Workload
 	for _, a := range addresses.Addresses {
@@ -40,19 +71,18 @@ func All(s translate.Snapshot, from Place) Config {
 			workloads = append(workloads, w)
 		}
 	}
-	ix := newIndex(s)
 	var out Config
 	out.Listeners, out.Clusters = Static(s.Mesh)
 	var parts []*Part
 	for _, h := range ix.hosts {
-		if p := HostPart(h, ix); p != nil {
+		if p := HostPart(h, ix); p != nil && front(h) {
 			parts = append(parts, p)
 		}
 		for _, port := range h.Ports {
-			if r := RouteTable(h, port, ix); r != nil {
+			if r := RouteTable(h, port, ix); r != nil && front(h) {
 				out.Routes = append(out.Routes, r)
 			}
-			if c := Cluster(h, port); c != nil {
+			if c := Cluster(h, port); c != nil && back(h) {
 				out.Clusters = append(out.Clusters, c)
 				out.LoadAssignments = append(out.LoadAssignments, LoadAssignment(s.Mesh, h, port, workloads, from))
 			}

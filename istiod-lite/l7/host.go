@@ -37,7 +37,7 @@ func (h *Host) Equal(o *Host) bool {
 }
 
 func (h *Host) compare(o *Host) int {
-	return cmp.Or(strings.Compare(h.Hostname, o.Hostname), h.Ref.Key.Compare(o.Ref.Key), cmp.Compare(h.Ref.Kind, o.Ref.Kind))
+	return cmp.Or(strings.Compare(h.Hostname, o.Hostname), h.Ref.Compare(o.Ref))
 }
 
 // Port returns the port with a number.

@@ -73,10 +73,12 @@ func HostPart(h *Host, ix Index) *Part {
 	return p
 }
 
-// MainInternal puts ListenerMain together. Connections to what none of the parts has are refused.
+// MainInternal puts ListenerMain together. Connections to what none of the parts has are refused. Of hosts that have their name in
+// common, ServiceEntries of several namespaces, the first is in it: chains and routes go by that name.
 func MainInternal(parts []*Part) *listenerv3.Listener {
 	parts = slices.Clone(parts)
 	SortParts(parts)
+	parts = slices.CompactFunc(parts, func(a, b *Part) bool { return a.host.Hostname == b.host.Hostname })
 	l := &listenerv3.Listener{
 		Name:              ListenerMain,
 		ListenerSpecifier: &listenerv3.Listener_InternalListener{InternalListener: &listenerv3.Listener_InternalListenerConfig{}},

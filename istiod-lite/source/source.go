@@ -35,6 +35,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindConfigMap, cluster.KindNamespace, cluster.KindNode, cluster.KindService, cluster.KindEndpointSlice,
 	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
+	cluster.KindHTTPRoute, cluster.KindGRPCRoute,
 }
 
 // Config configures a Source. All fields are required.
@@ -110,6 +111,8 @@ var (
 	serviceEntries        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
 	gateways              = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
 	gatewayClasses        = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
+	httpRoutes            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
+	grpcRoutes            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "grpcroutes"}
 	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
@@ -136,6 +139,8 @@ func (s *Source) watches() []watched {
 		s.custom(gateways, cluster.KindGateway, func(u *unstructured.Unstructured) cluster.Object { return cluster.GatewayOf(u) }),
 		s.custom(gatewayClasses, cluster.KindGatewayClass, func(u *unstructured.Unstructured) cluster.Object { return cluster.GatewayClassOf(u) }),
 		s.custom(meshes, cluster.KindMesh, func(u *unstructured.Unstructured) cluster.Object { return cluster.MeshOf(u) }),
+		s.custom(httpRoutes, cluster.KindHTTPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.HTTPRouteOf(u) }),
+		s.custom(grpcRoutes, cluster.KindGRPCRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.GRPCRouteOf(u) }),
 	}
 }
 

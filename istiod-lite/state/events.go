@@ -34,6 +34,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setClass(o.Name, o)
 	case *cluster.Deployment:
 		s.setDeployment(o.Key, o)
+	case *cluster.Route:
+		s.setRoute(object{o.Kind, o.Key}, o)
 	}
 }
 
@@ -64,6 +66,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setClass(key.Name, nil)
 	case cluster.KindDeployment:
 		s.setDeployment(key, nil)
+	case cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute:
+		s.setRoute(object{kind, key}, nil)
 	}
 }
 
@@ -104,6 +108,12 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		out = keysOf(s.bindings.gateways)
 	case cluster.KindDeployment:
 		out = keysOf(s.bindings.deployments)
+	case cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute:
+		for o := range s.views.routes {
+			if o.kind == kind {
+				out = append(out, o.key)
+			}
+		}
 	case cluster.KindGatewayClass:
 		for name := range s.bindings.classes {
 			out = append(out, cluster.Key{Name: name})

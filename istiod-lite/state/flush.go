@@ -140,9 +140,19 @@ func (c *collector) service(k cluster.Key) {
 		c.one(object{cluster.KindService, k}, name, nil, problems)
 		return
 	}
-	in := translate.ServiceInput{Service: svc, Namespace: s.namespaceOf(k.Namespace)}
-	in.Waypoint = s.bind(translate.ServiceBind(svc, in.Namespace))
+	in := c.serviceInput(svc)
 	s.tellBound(translate.ServiceStatus(svc, in.Waypoint))
+	out, problems := translate.Service(s.mesh, in)
+	c.one(object{cluster.KindService, k}, name, &workload.Address{Type: &workload.Address_Service{Service: out}}, problems)
+}
+
+// serviceInput gathers what a translation of a service needs.
+func (c *collector) serviceInput(svc *cluster.Service) translate.ServiceInput {
+	s := c.state
+	in := translate.ServiceInput{Service: svc, Namespace: s.namespaceOf(svc.Namespace)}
+	if !svc.External {
+		in.Waypoint = s.bind(translate.ServiceBind(svc, in.Namespace))
+	}
 	for _, claim := range translate.Claims(svc) {
 		if rival, granted := translate.Settle(claim, s.rivals(claim)); !granted {
 			if in.Rivals == nil {
@@ -151,8 +161,7 @@ func (c *collector) service(k cluster.Key) {
 			in.Rivals[claim.Addr] = rival
 		}
 	}
-	out, problems := translate.Service(s.mesh, in)
-	c.one(object{cluster.KindService, k}, name, &workload.Address{Type: &workload.Address_Service{Service: out}}, problems)
+	return in
 }
 
 // slice translates the endpoints of a slice that are no pods.

@@ -6,7 +6,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
@@ -78,7 +80,9 @@ type State struct {
 
 	workloadEntriesAt map[netip.Addr]set[cluster.Key]
 
-	bindings bindings
+	bindings   bindings
+	views      views
+	dirtyViews dirtyViews
 
 	shortages map[cluster.Key][]cluster.Shortage // of virtual addresses, by ServiceEntry
 
@@ -103,6 +107,8 @@ type State struct {
 	faults map[object][]translate.Problem
 	// statuses are what objects should say of themselves, where it is not what it was at the last TakeStatuses.
 	statuses []translate.Status
+	// routeStatuses are the same for routes.
+	routeStatuses []RouteStatus
 }
 
 // object names an object of the cluster.
@@ -139,6 +145,8 @@ func New(mesh translate.Mesh) *State {
 		workloadEntries:   map[cluster.Key]*cluster.WorkloadEntry{},
 		workloadEntriesAt: map[netip.Addr]set[cluster.Key]{},
 		bindings:          newBindings(),
+		views:             newViews(),
+		dirtyViews:        newDirtyViews(),
 	}
 	for t := range s.out {
 		s.out[t] = map[string]*resource.Resource{}
@@ -196,12 +204,17 @@ func (s *State) SetMesh(m translate.Mesh) {
 	for k := range s.bindings.gateways {
 		s.dirty.gateways[k] = struct{}{}
 	}
+	s.touchViews()
 }
 
 // Flush translates what was marked since the last call and returns how what data planes are told has changed.
 func (s *State) Flush() resource.Change {
-	c := collector{state: s, inputs: map[*cluster.ServiceEntry]translate.EntryInput{}}
+	c := collector{
+		state: s, inputs: map[*cluster.ServiceEntry]translate.EntryInput{}, hosts: map[cluster.ObjectRef][]*l7.Host{}, viewed: map[cluster.Key]set[resource.Name]{},
+	}
 	s.settle()
+	c.bindFronts()
+	c.followBacks()
 	if s.dirty.static {
 		c.static()
 	}
@@ -229,6 +242,7 @@ func (s *State) Flush() resource.Change {
 	for k := range s.dirty.pods {
 		c.pod(k)
 	}
+	c.flushViews()
 	s.clean()
 	return c.change
 }
@@ -238,6 +252,13 @@ func (s *State) Flush() resource.Change {
 func (s *State) TakeStatuses() []translate.Status {
 	out := s.statuses
 	s.statuses = nil
+	return out
+}
+
+// TakeRouteStatuses is TakeStatuses for routes.
+func (s *State) TakeRouteStatuses() []RouteStatus {
+	out := s.routeStatuses
+	s.routeStatuses = nil
 	return out
 }
 
@@ -274,6 +295,9 @@ func (s *State) Problems() []translate.Problem {
 	return out
 }
 
+// kindRoutes stands for all kinds of routes together.
+const kindRoutes cluster.Kind = "Route"
+
 // Sizes counts what is known, by kind.
 func (s *State) Sizes() map[cluster.Kind]int {
 	return map[cluster.Kind]int{
@@ -289,6 +313,7 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindGateway:             len(s.bindings.gateways),
 		cluster.KindGatewayClass:        len(s.bindings.classes),
 		cluster.KindDeployment:          len(s.bindings.deployments),
+		kindRoutes:                      len(s.views.routes),
 	}
 }
 
@@ -298,6 +323,10 @@ type collector struct {
 	change resource.Change
 	// inputs are those of entries that were needed already.
 	inputs map[*cluster.ServiceEntry]translate.EntryInput
+	// hosts are those that were needed already.
+	hosts map[cluster.ObjectRef][]*l7.Host
+	// viewed are names that mean another resource than before in views, or did for a while.
+	viewed map[cluster.Key]set[resource.Name]
 }
 
 // one puts what the object o becomes, nothing if content is nil, in the place of what it became before.
@@ -341,9 +370,14 @@ func (c *collector) put(n resource.Name, content proto.Message, o object, proble
 		return false
 	}
 	out := c.state.out[n.Type]
-	if old := out[n.Name]; old == nil || old.Version != r.Version {
+	old := out[n.Name]
+	changed := old == nil || old.Version != r.Version
+	if changed {
 		out[n.Name] = r
 		c.change.Upserts = append(c.change.Upserts, r)
+	}
+	if a, ok := content.(*workload.Address); ok {
+		c.state.member(n.Name, a.GetWorkload(), changed)
 	}
 	return true
 }
@@ -351,6 +385,9 @@ func (c *collector) put(n resource.Name, content proto.Message, o object, proble
 func (c *collector) remove(n resource.Name) {
 	if _, ok := c.state.out[n.Type][n.Name]; ok {
 		delete(c.state.out[n.Type], n.Name)
+		if n.Type == resource.Address {
+			c.state.member(n.Name, nil, true)
+		}
 		c.change.Removed = append(c.change.Removed, n)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
+	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
@@ -134,6 +135,64 @@ func check(t *testing.T, s *State, m model, objects []cluster.Object) {
 	}
 }
 
+// viewModel is what waypoints know that take every step, by Gateway.
+type viewModel map[string]model
+
+func (m viewModel) apply(t *testing.T, views []resource.View) {
+	t.Helper()
+	for _, v := range views {
+		switch {
+		case v.Gone:
+			if m[v.Gateway] == nil {
+				t.Errorf("view of %s goes and was not there", v.Gateway)
+			}
+			delete(m, v.Gateway)
+			continue
+		case m[v.Gateway] == nil:
+			m[v.Gateway] = model{}
+		}
+		m[v.Gateway].apply(t, resource.Change{Upserts: v.Upserts, Removed: v.Removed})
+	}
+}
+
+// checkViews compares with what l7 says of each waypoint.
+func checkViews(t *testing.T, m viewModel, s translate.Snapshot) {
+	t.Helper()
+	wanted := viewModel{}
+	for _, g := range s.Gateways {
+		if s.Waypoint(g.Key) == nil {
+			continue
+		}
+		out := model{}
+		put := func(typ resource.Type, name string, content proto.Message) {
+			r, err := resource.New(typ, name, content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := (resource.Name{Type: typ, Name: name}); out[n] == "" {
+				out[n] = r.Version
+			}
+		}
+		cfg := l7.For(s, g.Key, l7.Place{})
+		for _, l := range cfg.Listeners {
+			put(resource.Listener, l.Name, l)
+		}
+		for _, r := range cfg.Routes {
+			put(resource.Routes, r.Name, r)
+		}
+		for _, c := range cfg.Clusters {
+			put(resource.Cluster, c.Name, c)
+		}
+		for _, a := range cfg.LoadAssignments {
+			put(resource.Endpoints, a.ClusterName, a)
+		}
+		wanted[g.Key.String()] = out
+	}
+	if diff := cmp.Diff(wanted, m); diff != "" {
+		t.Fatalf("waypoints do not know what l7 says (-want +got):\n%s", diff)
+	}
+}
+
 // checkEmpty looks for what is remembered of objects that are gone.
 func checkEmpty(t *testing.T, s *State) {
 	t.Helper()
@@ -142,6 +201,9 @@ func checkEmpty(t *testing.T, s *State) {
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
 		"gateways": len(s.bindings.gateways), "classes": len(s.bindings.classes), "deployments": len(s.bindings.deployments),
+		"routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
+		"bound": len(s.views.bound), "fronts": len(s.views.fronts), "backs": len(s.views.backs), "members": len(s.views.members),
+		"memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf),
 		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
 		"claims": len(s.claims), "authorizations": len(s.authorizations),
 		"entries": len(s.entries), "hosts": len(s.hosts), "entriesAt": len(s.entriesAt),
@@ -184,7 +246,9 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(24) {
+	switch w.IntN(28) {
+	case 24, 25, 26, 27:
+		return w.route()
 	case 18, 19, 20:
 		return w.gateway()
 	case 21, 22:
@@ -285,6 +349,47 @@ func (w world) withUse(ls cluster.Labels) cluster.Labels {
 
 func (w world) bound() cluster.Condition {
 	return pick(w, cluster.Condition{}, cluster.Condition{Type: api.ConditionWaypointBound, Status: "True", Reason: "WaypointAccepted"})
+}
+
+func (w world) ref() cluster.ObjectRef {
+	k := w.key()
+	k.Name = pick(w, "x", "y")
+	return pick(w, cluster.ServiceRef(k), cluster.ServiceRef(k), cluster.ServiceRef(k), cluster.EntryRef(k))
+}
+
+func (w world) route() cluster.Object {
+	r := &cluster.Route{
+		Key: w.key(), Kind: pick(w, cluster.KindHTTPRoute, cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTCPRoute), Created: w.created(), Generation: int64(w.IntN(3)),
+	}
+	r.Parents = []cluster.RouteParent{{Ref: cluster.ServiceRef(cluster.Key{Namespace: r.Namespace, Name: pick(w, "x", "y")})}}
+	for range w.IntN(2) {
+		r.Parents = append(r.Parents, cluster.RouteParent{Ref: w.ref(), Port: pick[uint16](w, 0, 0, 80, 99)})
+	}
+	rule := cluster.RouteRule{Matches: []cluster.RouteMatch{{}}}
+	for range w.IntN(3) {
+		rule.Backends = append(rule.Backends, cluster.RouteBackend{BackendRef: cluster.BackendRef{Ref: w.ref(), Port: 80}, Weight: uint32(w.IntN(3))})
+	}
+	r.Rules = []cluster.RouteRule{rule}
+	return r
+}
+
+// checkRoutes is checkStatuses for routes.
+func checkRoutes(t *testing.T, s *State, known map[object][]cluster.ParentStatus, snapshot translate.Snapshot) {
+	t.Helper()
+	for _, status := range s.TakeRouteStatuses() {
+		if o := (object{status.Kind, status.Key}); status.Gone {
+			delete(known, o)
+		} else {
+			known[o] = status.Want
+		}
+	}
+	wanted := map[object][]cluster.ParentStatus{}
+	for _, status := range l7.All(snapshot, l7.Place{}).Statuses {
+		wanted[object{status.Kind, status.Key}] = status.Parents
+	}
+	if diff := cmp.Diff(wanted, known, cmp.AllowUnexported(object{})); diff != "" {
+		t.Fatalf("statuses of routes (-want +got):\n%s", diff)
+	}
 }
 
 func (w world) gateway() cluster.Object {
@@ -395,7 +500,7 @@ func TestIncrementalIsAll(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			w := world{rand.New(rand.NewPCG(seed, 2))}
-			s, m := New(mesh), model{}
+			s, m, views, routes := New(mesh), model{}, viewModel{}, map[object][]cluster.ParentStatus{}
 			objects, statuses := map[object]cluster.Object{}, map[said]translate.Status{}
 			for range steps {
 				switch w.IntN(40) {
@@ -410,7 +515,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {
@@ -435,8 +540,13 @@ func TestIncrementalIsAll(t *testing.T) {
 					s.SetMesh(changed)
 				}
 				if w.IntN(3) == 0 {
-					m.apply(t, s.Flush())
+					change := s.Flush()
+					m.apply(t, change)
+					views.apply(t, change.Views)
 					check(t, s, m, slices.Collect(maps.Values(objects)))
+					whole := snapshot(s, slices.Collect(maps.Values(objects)))
+					checkViews(t, views, whole)
+					checkRoutes(t, s, routes, whole)
 					checkStatuses(t, s, statuses, slices.Collect(maps.Values(objects)))
 				}
 			}

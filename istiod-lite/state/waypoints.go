@@ -88,6 +88,7 @@ func (s *State) settleWaypoints() {
 		} else {
 			s.bindings.waypoints[k] = is
 		}
+		s.setView(k, is != nil)
 		for o := range s.bindings.users[k] {
 			s.touchObject(o)
 		}

@@ -1,0 +1,669 @@
+package state
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/l7"
+	"github.com/ambit-mesh/ambit/istiod-lite/resource"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// views is what waypoints are told. A service that is bound to a waypoint is a front: the waypoint has its address and its routes.
+// Whatever requests are sent to, the service itself or what its routes name, is a back: the waypoint has its endpoints. Several
+// views may have the same back, and then the same resources.
+type views struct {
+	routes map[object]*cluster.Route
+	// attached are the routes that name an object as a parent, referring those that name it as a backend.
+	attached, referring map[cluster.ObjectRef]set[object]
+
+	of     map[cluster.Key]*view // by Gateway
+	gone   []cluster.Key         // views that waypoints are still to be told of
+	bound  map[cluster.ObjectRef]cluster.Key
+	fronts map[cluster.ObjectRef]*front
+	backs  map[cluster.ObjectRef]*back
+	// members are the workloads of backs, by the key under which workloads name a service, and memberOf the other way round.
+	members  map[string]map[string]*workload.Workload
+	memberOf map[string][]string
+	refOf    map[string]cluster.ObjectRef
+}
+
+// view is what one waypoint is told.
+type view struct {
+	fronts set[cluster.ObjectRef]
+	// backs counts the fronts that need each.
+	backs map[cluster.ObjectRef]int
+	// out has, for each name, who wants to be it: the first of them is. Hosts of ServiceEntries may have a name in common.
+	out map[resource.Name][]contender
+	// told are the versions that the waypoint was told last.
+	told map[resource.Name]string
+	// fresh views were not told of yet.
+	fresh bool
+}
+
+// contender is a resource and the object that it is of.
+type contender struct {
+	of cluster.ObjectRef
+	r  *resource.Resource
+}
+
+// front is a service that is bound to a waypoint.
+type front struct {
+	gateway cluster.Key
+	needs   []cluster.ObjectRef
+	parts   []*l7.Part
+	made    map[resource.Name]*resource.Resource
+}
+
+// back is a service that requests are sent to.
+type back struct {
+	views set[cluster.Key]
+	keys  []string
+	made  map[resource.Name]*resource.Resource
+}
+
+func newViews() views {
+	return views{
+		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
+		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]*front{}, backs: map[cluster.ObjectRef]*back{},
+		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
+	}
+}
+
+// dirtyViews marks what of views is to be looked at.
+type dirtyViews struct {
+	// fronts and backs are to be translated anew; ends are backs of which only endpoints are.
+	fronts, backs, ends set[cluster.ObjectRef]
+	routes              set[object]
+	// listeners are those of views, static what all of them have.
+	listeners set[cluster.Key]
+	static    bool
+}
+
+func newDirtyViews() dirtyViews {
+	return dirtyViews{
+		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
+	}
+}
+
+// setRoute takes a route, nil if it is gone.
+func (s *State) setRoute(o object, r *cluster.Route) {
+	old := s.views.routes[o]
+	if old == nil && r == nil || old != nil && r != nil && old.Equal(r) {
+		return
+	}
+	if old != nil {
+		s.linkRoute(o, old, drop[cluster.ObjectRef, object])
+	}
+	if r == nil {
+		delete(s.views.routes, o)
+	} else {
+		s.views.routes[o] = r
+		s.linkRoute(o, r, add[cluster.ObjectRef, object])
+	}
+	s.dirtyViews.routes[o] = struct{}{}
+	for _, changed := range []*cluster.Route{old, r} {
+		if changed == nil {
+			continue
+		}
+		for _, p := range changed.Parents {
+			s.touchFront(p.Ref)
+		}
+	}
+}
+
+// linkRoute enters a route, or takes it out, where it is found by what it names.
+func (s *State) linkRoute(o object, r *cluster.Route, link func(map[cluster.ObjectRef]set[object], cluster.ObjectRef, object)) {
+	done := set[cluster.ObjectRef]{}
+	for _, p := range r.Parents {
+		if _, twice := done[p.Ref]; !twice && p.Mesh() {
+			done[p.Ref] = struct{}{}
+			link(s.views.attached, p.Ref, o)
+		}
+	}
+	clear(done)
+	for _, b := range r.Backends() {
+		if _, twice := done[b.Ref]; !twice {
+			done[b.Ref] = struct{}{}
+			link(s.views.referring, b.Ref, o)
+		}
+	}
+}
+
+// touchFront marks a service and the routes that it is a parent of: each of them may have its ports or lose them to another.
+func (s *State) touchFront(ref cluster.ObjectRef) {
+	s.dirtyViews.fronts[ref] = struct{}{}
+	for o := range s.views.attached[ref] {
+		s.dirtyViews.routes[o] = struct{}{}
+	}
+}
+
+// touchHost marks what hangs on a service that is another than before.
+func (s *State) touchHost(ref cluster.ObjectRef) {
+	s.touchFront(ref)
+	s.dirtyViews.backs[ref] = struct{}{}
+	for o := range s.views.referring[ref] {
+		s.dirtyViews.routes[o] = struct{}{}
+		for _, p := range s.views.routes[o].Parents {
+			s.dirtyViews.fronts[p.Ref] = struct{}{}
+		}
+	}
+}
+
+// touchViews marks everything: the settings are others.
+func (s *State) touchViews() {
+	s.dirtyViews.static = true
+	for ref := range s.views.fronts {
+		s.dirtyViews.fronts[ref] = struct{}{}
+	}
+	for ref := range s.views.backs {
+		s.dirtyViews.backs[ref] = struct{}{}
+	}
+	for o := range s.views.routes {
+		s.dirtyViews.routes[o] = struct{}{}
+	}
+}
+
+// bindFronts looks to which waypoints services are bound that may be bound to another one than before. It comes before workloads are
+// translated, since those of a service that becomes a back are then looked for.
+func (c *collector) bindFronts() {
+	s := c.state
+	bind := func(ref cluster.ObjectRef, b translate.Binding) {
+		s.touchHost(ref)
+		if b.Waypoint == nil {
+			delete(s.views.bound, ref)
+		} else {
+			s.views.bound[ref] = b.Waypoint.Key
+		}
+	}
+	for k := range s.dirty.services {
+		var b translate.Binding
+		if svc := s.services[k]; svc != nil && !svc.External {
+			b = s.bind(translate.ServiceBind(svc, s.namespaceOf(k.Namespace)))
+		}
+		bind(cluster.ServiceRef(k), b)
+	}
+	for k := range s.dirty.entries {
+		var b translate.Binding
+		if e := s.entries[k]; e != nil {
+			b = s.bind(translate.EntryBind(e, s.namespaceOf(k.Namespace)))
+		}
+		bind(cluster.EntryRef(k), b)
+	}
+	for ref := range s.dirtyViews.fronts {
+		c.frontNeeds(ref)
+	}
+}
+
+// frontNeeds works out whose view a service is in, and what it needs there.
+func (c *collector) frontNeeds(ref cluster.ObjectRef) {
+	s := c.state
+	gateway, bound := s.views.bound[ref]
+	f := s.views.fronts[ref]
+	if f != nil && (!bound || f.gateway != gateway) {
+		c.dropFront(ref, f)
+		f = nil
+	}
+	if !bound {
+		return
+	}
+	if f == nil {
+		f = &front{gateway: gateway, made: map[resource.Name]*resource.Resource{}}
+		s.views.fronts[ref] = f
+		s.views.of[gateway].fronts[ref] = struct{}{}
+	}
+	needs := []cluster.ObjectRef{ref}
+	for o := range s.views.attached[ref] {
+		for _, b := range s.views.routes[o].Backends() {
+			if (b.Ref.IsService() || b.Ref.IsEntry()) && !slices.Contains(needs, b.Ref) {
+				needs = append(needs, b.Ref)
+			}
+		}
+	}
+	for _, need := range needs {
+		if !slices.Contains(f.needs, need) {
+			c.needBack(gateway, need)
+		}
+	}
+	for _, need := range f.needs {
+		if !slices.Contains(needs, need) {
+			c.dropBack(gateway, need)
+		}
+	}
+	f.needs = needs
+}
+
+// dropFront takes a service out of the view that it is in.
+func (c *collector) dropFront(ref cluster.ObjectRef, f *front) {
+	s := c.state
+	for n := range f.made {
+		c.dropFromView(f.gateway, ref, n)
+	}
+	for _, need := range f.needs {
+		c.dropBack(f.gateway, need)
+	}
+	if v := s.views.of[f.gateway]; v != nil {
+		delete(v.fronts, ref)
+		s.dirtyViews.listeners[f.gateway] = struct{}{}
+	}
+	delete(s.views.fronts, ref)
+}
+
+// needBack counts a front of a view that sends to a service.
+func (c *collector) needBack(gateway cluster.Key, ref cluster.ObjectRef) {
+	s := c.state
+	v := s.views.of[gateway]
+	v.backs[ref]++
+	b := s.views.backs[ref]
+	if b == nil {
+		b = &back{views: set[cluster.Key]{}, made: map[resource.Name]*resource.Resource{}}
+		s.views.backs[ref] = b
+		s.dirtyViews.backs[ref] = struct{}{}
+	}
+	if _, has := b.views[gateway]; !has {
+		b.views[gateway] = struct{}{}
+		for _, r := range b.made {
+			c.putInView(gateway, ref, r)
+		}
+	}
+}
+
+// dropBack takes back what needBack did.
+func (c *collector) dropBack(gateway cluster.Key, ref cluster.ObjectRef) {
+	s := c.state
+	v, b := s.views.of[gateway], s.views.backs[ref]
+	if v != nil {
+		if v.backs[ref]--; v.backs[ref] > 0 {
+			return
+		}
+		delete(v.backs, ref)
+	}
+	if b == nil {
+		return
+	}
+	for n := range b.made {
+		c.dropFromView(gateway, ref, n)
+	}
+	if delete(b.views, gateway); len(b.views) == 0 {
+		s.forgetMembers(b.keys)
+		delete(s.views.backs, ref)
+	}
+}
+
+// followBacks looks for the workloads of services that are backs now, so that they are translated again and become members.
+func (c *collector) followBacks() {
+	s := c.state
+	for ref := range s.dirtyViews.backs {
+		b := s.views.backs[ref]
+		if b == nil {
+			continue
+		}
+		var keys []string
+		switch {
+		case ref.IsService():
+			if svc := s.services[ref.Key]; svc != nil && !svc.External {
+				keys = []string{translate.ServiceName(s.mesh, ref.Key)}
+			}
+		case s.entries[ref.Key] != nil:
+			for _, h := range c.entryInput(s.entries[ref.Key]).Hosts() {
+				keys = append(keys, translate.EntryName(ref.Key.Namespace, h))
+			}
+		}
+		if slices.Equal(keys, b.keys) {
+			continue
+		}
+		s.forgetMembers(b.keys)
+		b.keys = keys
+		for _, key := range keys {
+			s.views.members[key], s.views.refOf[key] = map[string]*workload.Workload{}, ref
+		}
+		s.touchEndpoints(ref)
+	}
+}
+
+// touchEndpoints marks whatever may be an endpoint of a service.
+func (s *State) touchEndpoints(ref cluster.ObjectRef) {
+	if e := s.entries[ref.Key]; ref.IsEntry() && e != nil {
+		s.dirty.entries[ref.Key] = struct{}{}
+		s.touchMembers(e)
+		return
+	}
+	if svc := s.services[ref.Key]; ref.IsService() && svc != nil {
+		s.touchSelected(s.group(ref.Key.Namespace), svc)
+		for k := range s.slicesOf[ref.Key] {
+			s.touchSlice(s.slices[k])
+		}
+	}
+}
+
+func (s *State) forgetMembers(keys []string) {
+	for _, key := range keys {
+		for uid := range s.views.members[key] {
+			rest := slices.DeleteFunc(s.views.memberOf[uid], func(k string) bool { return k == key })
+			if len(rest) == 0 {
+				delete(s.views.memberOf, uid)
+			} else {
+				s.views.memberOf[uid] = rest
+			}
+		}
+		delete(s.views.members, key)
+		delete(s.views.refOf, key)
+	}
+}
+
+// member takes note of a workload, nil if it is gone; changed tells that node proxies are told something else of it than before.
+func (s *State) member(uid string, w *workload.Workload, changed bool) {
+	if len(s.views.members) == 0 {
+		return
+	}
+	var is []string
+	for key := range w.GetServices() {
+		if s.views.members[key] != nil {
+			is = append(is, key)
+		}
+	}
+	for _, key := range s.views.memberOf[uid] {
+		if !slices.Contains(is, key) {
+			delete(s.views.members[key], uid)
+			s.dirtyViews.ends[s.views.refOf[key]] = struct{}{}
+		}
+	}
+	for _, key := range is {
+		members := s.views.members[key]
+		if changed || members[uid] == nil {
+			members[uid] = w
+			s.dirtyViews.ends[s.views.refOf[key]] = struct{}{}
+		}
+	}
+	if len(is) == 0 {
+		delete(s.views.memberOf, uid)
+	} else {
+		s.views.memberOf[uid] = is
+	}
+}
+
+// hostsOf are the hosts that an object is, as of now.
+func (c *collector) hostsOf(ref cluster.ObjectRef) []*l7.Host {
+	if hosts, ok := c.hosts[ref]; ok {
+		return hosts
+	}
+	s := c.state
+	var out []*l7.Host
+	switch {
+	case ref.IsService():
+		if svc := s.services[ref.Key]; svc != nil {
+			out = []*l7.Host{l7.ServiceHost(s.mesh, c.serviceInput(svc))}
+		}
+	case ref.IsEntry():
+		if e := s.entries[ref.Key]; e != nil {
+			out = l7.EntryHosts(s.mesh, c.entryInput(e))
+			slices.SortFunc(out, func(a, b *l7.Host) int { return strings.Compare(a.Hostname, b.Hostname) })
+		}
+	}
+	c.hosts[ref] = out
+	return out
+}
+
+// Host is part of l7.Index.
+func (c *collector) Host(ref cluster.ObjectRef) *l7.Host {
+	if hosts := c.hostsOf(ref); len(hosts) > 0 {
+		return hosts[0]
+	}
+	return nil
+}
+
+// Routes is part of l7.Index.
+func (c *collector) Routes(parent cluster.ObjectRef) []*cluster.Route {
+	var out []*cluster.Route
+	for o := range c.state.views.attached[parent] {
+		out = append(out, c.state.views.routes[o])
+	}
+	return out
+}
+
+// flushViews translates what was marked, when everything else has been.
+func (c *collector) flushViews() {
+	s := c.state
+	for ref := range s.dirtyViews.fronts {
+		if f := s.views.fronts[ref]; f != nil {
+			c.front(ref, f)
+		}
+	}
+	for ref := range s.dirtyViews.backs {
+		if b := s.views.backs[ref]; b != nil {
+			c.back(ref, b)
+		}
+	}
+	for ref := range s.dirtyViews.ends {
+		if _, done := s.dirtyViews.backs[ref]; !done && s.views.backs[ref] != nil {
+			c.back(ref, s.views.backs[ref])
+		}
+	}
+	for k, v := range s.views.of {
+		if v.fresh || s.dirtyViews.static {
+			c.viewStatic(k)
+		}
+	}
+	for k := range s.dirtyViews.listeners {
+		c.viewListener(k)
+	}
+	for o := range s.dirtyViews.routes {
+		c.routeStatus(o)
+	}
+	c.takeViews()
+	s.dirtyViews = newDirtyViews()
+}
+
+// front translates what is a service's own in the view of its waypoint: its share of the listener, and its routes.
+func (c *collector) front(ref cluster.ObjectRef, f *front) {
+	made := map[resource.Name]*resource.Resource{}
+	var parts []*l7.Part
+	for _, h := range c.hostsOf(ref) {
+		if p := l7.HostPart(h, c); p != nil {
+			parts = append(parts, p)
+		}
+		for _, port := range h.Ports {
+			if table := l7.RouteTable(h, port, c); table != nil {
+				c.encode(made, resource.Routes, table.Name, table)
+			}
+		}
+	}
+	if !slices.EqualFunc(f.parts, parts, (*l7.Part).Equal) {
+		f.parts = parts
+		c.state.dirtyViews.listeners[f.gateway] = struct{}{}
+	}
+	c.remake(ref, f.made, made, set[cluster.Key]{f.gateway: {}})
+	f.made = made
+}
+
+// back translates the clusters of a service and their endpoints.
+func (c *collector) back(ref cluster.ObjectRef, b *back) {
+	s := c.state
+	made := map[resource.Name]*resource.Resource{}
+	for _, h := range c.hostsOf(ref) {
+		workloads := slices.Collect(maps.Values(s.views.members[translate.EntryName(ref.Key.Namespace, h.Hostname)]))
+		for _, port := range h.Ports {
+			if cl := l7.Cluster(h, port); cl != nil {
+				c.encode(made, resource.Cluster, cl.Name, cl)
+				c.encode(made, resource.Endpoints, cl.Name, l7.LoadAssignment(s.mesh, h, port, workloads, l7.Place{}))
+			}
+		}
+	}
+	c.remake(ref, b.made, made, b.views)
+	b.made = made
+}
+
+// encode adds a resource to what an object became. One that cannot be encoded is left out: it has text that is not UTF-8, which
+// the API server lets nobody write.
+func (c *collector) encode(made map[resource.Name]*resource.Resource, t resource.Type, name string, content proto.Message) {
+	if r, err := resource.New(t, name, content); err == nil {
+		made[resource.Name{Type: t, Name: name}] = r
+	}
+}
+
+// remake puts what an object became into views, in the place of what it became before.
+func (c *collector) remake(ref cluster.ObjectRef, old, made map[resource.Name]*resource.Resource, in set[cluster.Key]) {
+	for n, r := range made {
+		if before := old[n]; before != nil && before.Version == r.Version {
+			made[n] = before
+			continue
+		}
+		for gateway := range in {
+			c.putInView(gateway, ref, r)
+		}
+	}
+	for n := range old {
+		if made[n] != nil {
+			continue
+		}
+		for gateway := range in {
+			c.dropFromView(gateway, ref, n)
+		}
+	}
+}
+
+// viewStatic puts what all waypoints have in common into a view.
+func (c *collector) viewStatic(k cluster.Key) {
+	made := map[resource.Name]*resource.Resource{}
+	listeners, clusters := l7.Static(c.state.mesh)
+	for _, l := range listeners {
+		c.encode(made, resource.Listener, l.Name, l)
+	}
+	for _, cl := range clusters {
+		c.encode(made, resource.Cluster, cl.Name, cl)
+	}
+	for _, r := range made {
+		c.putInView(k, cluster.ObjectRef{}, r)
+	}
+}
+
+// viewListener puts the listener together that has all services of a view.
+func (c *collector) viewListener(k cluster.Key) {
+	s := c.state
+	v := s.views.of[k]
+	if v == nil {
+		return
+	}
+	var parts []*l7.Part
+	for ref := range v.fronts {
+		parts = append(parts, s.views.fronts[ref].parts...)
+	}
+	made := map[resource.Name]*resource.Resource{}
+	l := l7.MainInternal(parts)
+	c.encode(made, resource.Listener, l.Name, l)
+	for _, r := range made {
+		c.putInView(k, cluster.ObjectRef{}, r)
+	}
+}
+
+// putInView makes an object want a name in a view.
+func (c *collector) putInView(k cluster.Key, of cluster.ObjectRef, r *resource.Resource) {
+	v := c.state.views.of[k]
+	if v == nil {
+		return
+	}
+	n := resource.Name{Type: r.Type, Name: r.Name}
+	all := v.out[n]
+	i, found := slices.BinarySearchFunc(all, of, func(a contender, of cluster.ObjectRef) int { return a.of.Compare(of) })
+	if found {
+		all[i].r = r
+	} else {
+		v.out[n] = slices.Insert(all, i, contender{of, r})
+	}
+	c.markView(k, n)
+}
+
+// dropFromView makes an object want a name no more.
+func (c *collector) dropFromView(k cluster.Key, of cluster.ObjectRef, n resource.Name) {
+	v := c.state.views.of[k]
+	if v == nil {
+		return
+	}
+	rest := slices.DeleteFunc(v.out[n], func(a contender) bool { return a.of == of })
+	if len(rest) == 0 {
+		delete(v.out, n)
+	} else {
+		v.out[n] = rest
+	}
+	c.markView(k, n)
+}
+
+func (c *collector) markView(k cluster.Key, n resource.Name) { add(c.viewed, k, n) }
+
+// takeViews gathers how views have changed.
+func (c *collector) takeViews() {
+	s := c.state
+	for k, v := range s.views.of {
+		if v.fresh {
+			add(c.viewed, k, resource.Name{Type: resource.Listener, Name: l7.ListenerMain})
+		}
+	}
+	for k, names := range c.viewed {
+		v := s.views.of[k]
+		if v == nil {
+			continue
+		}
+		step := resource.View{Gateway: k.String(), Account: k.String()}
+		for n := range names {
+			before := v.told[n]
+			switch all := v.out[n]; {
+			case len(all) == 0 && before != "":
+				delete(v.told, n)
+				step.Removed = append(step.Removed, n)
+			case len(all) > 0 && all[0].r.Version != before:
+				v.told[n] = all[0].r.Version
+				step.Upserts = append(step.Upserts, all[0].r)
+			}
+		}
+		if v.fresh || len(step.Upserts)+len(step.Removed) > 0 {
+			v.fresh = false
+			c.change.Views = append(c.change.Views, step)
+		}
+	}
+	for _, k := range s.views.gone {
+		c.change.Views = append(c.change.Views, resource.View{Gateway: k.String(), Account: k.String(), Gone: true})
+	}
+	s.views.gone = nil
+}
+
+// setView makes the view of a Gateway that is a waypoint now, or removes that of one that is none any more.
+func (s *State) setView(k cluster.Key, there bool) {
+	v := s.views.of[k]
+	switch {
+	case there && v == nil:
+		s.views.of[k] = &view{
+			fronts: set[cluster.ObjectRef]{}, backs: map[cluster.ObjectRef]int{}, out: map[resource.Name][]contender{}, told: map[resource.Name]string{}, fresh: true,
+		}
+		s.dirtyViews.listeners[k] = struct{}{}
+	case !there && v != nil:
+		delete(s.views.of, k)
+		if !v.fresh {
+			s.views.gone = append(s.views.gone, k)
+		}
+	}
+}
+
+// routeStatus says what became of a route.
+func (c *collector) routeStatus(o object) {
+	r := c.state.views.routes[o]
+	if r == nil {
+		c.state.routeStatuses = append(c.state.routeStatuses, RouteStatus{Kind: o.kind, Key: o.key, Gone: true})
+		return
+	}
+	c.state.routeStatuses = append(c.state.routeStatuses, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, c), Seen: r.Seen})
+}
+
+// RouteStatus is what a route should say to its parents that are services, and what it says.
+type RouteStatus struct {
+	Kind       cluster.Kind
+	Key        cluster.Key
+	Generation int64
+	Want, Seen []cluster.ParentStatus
+	// Gone says that the route is gone.
+	Gone bool
+}

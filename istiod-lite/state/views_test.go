@@ -1,0 +1,122 @@
+package state
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
+	"github.com/ambit-mesh/ambit/istiod-lite/resource"
+)
+
+const shop = `
+kind: GatewayClass
+metadata: {name: istio-waypoint}
+spec: {controllerName: istio.io/mesh-controller}
+---
+kind: Gateway
+metadata: {name: w, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+kind: Service
+metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: w}}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80}]}
+---
+kind: Service
+metadata: {name: other, namespace: shop, labels: {istio.io/use-waypoint: w}}
+spec: {clusterIP: 10.96.0.3, selector: {app: other}, ports: [{name: http, port: 80}]}
+---
+` + webV2 + `
+---
+` + webPod + `
+---
+` + webRoute
+
+const (
+	webV2 = `
+kind: Service
+metadata: {name: web-v2, namespace: shop}
+spec: {clusterIP: 10.96.0.2, selector: {app: web, version: v2}, ports: [{name: http, port: 80}]}
+`
+	webPod = `
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web, version: v2}}
+status: {podIP: 10.1.0.1, conditions: [{type: Ready, status: "True"}]}
+`
+	webRoute = `
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web}]
+  rules: [{backendRefs: [{name: web-v2, port: 80}]}]
+`
+)
+
+// told renders a step as "Type name" and "-Type name", sorted, without what all hosts share.
+func told(c resource.Change) []string {
+	var out []string
+	for _, v := range c.Views {
+		if v.Gone {
+			out = append(out, "gone "+v.Gateway)
+		}
+		for _, r := range v.Upserts {
+			out = append(out, fmt.Sprint(r.Type, " ", r.Name))
+		}
+		for _, n := range v.Removed {
+			out = append(out, fmt.Sprint("-", n.Type, " ", n.Name))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestViewSteps: a waypoint is told what hangs on a change and nothing else.
+func TestViewSteps(t *testing.T) {
+	parse := func(text string) cluster.Object {
+		objects, err := clustertest.Parse([]byte(text))
+		if err != nil || len(objects) != 1 {
+			t.Fatalf("%d objects, error %v", len(objects), err)
+		}
+		return objects[0]
+	}
+	s := New(mesh)
+	objects, err := clustertest.Parse([]byte(shop))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects {
+		s.Upsert(o)
+	}
+	const v2, web, table = "outbound|80||web-v2.shop.svc.cluster.local", "outbound|80||web.shop.svc.cluster.local", "inbound-vip|80|http|web.shop.svc.cluster.local"
+	if first := told(s.Flush()); !slices.Contains(first, "RouteConfiguration "+table) || !slices.Contains(first, "Cluster "+v2) || !slices.Contains(first, "Listener main_internal") {
+		t.Fatalf("first told %q", first)
+	}
+	service, pod, route := cluster.Key{Namespace: "shop", Name: "web-v2"}, cluster.Key{Namespace: "shop", Name: "web-1"}, cluster.Key{Namespace: "shop", Name: "web"}
+	for _, step := range []struct {
+		what string
+		do   func()
+		want []string
+	}{
+		{"an endpoint is not ready", func() { s.Upsert(parse(strings.ReplaceAll(webPod, "True", "False"))) }, []string{"ClusterLoadAssignment " + v2, "ClusterLoadAssignment " + web}},
+		{"an endpoint of one backend only", func() { s.Upsert(parse(strings.ReplaceAll(webPod, ", version: v2", ""))) }, []string{"ClusterLoadAssignment " + web}},
+		{"a pod of no service", func() { s.Upsert(parse(strings.ReplaceAll(strings.ReplaceAll(webPod, "web", "cron"), "0.1", "0.9"))) }, nil},
+		{"a rule of a route", func() {
+			s.Upsert(parse(strings.ReplaceAll(webRoute, "rules: [{", "rules: [{matches: [{path: {value: /v2}}], ")))
+		}, []string{"RouteConfiguration " + table}},
+		{"a backend goes", func() { s.Delete(cluster.KindService, service) }, []string{"-Cluster " + v2, "-ClusterLoadAssignment " + v2, "RouteConfiguration " + table}},
+		{"a backend comes", func() { s.Upsert(parse(webV2)) }, []string{"Cluster " + v2, "ClusterLoadAssignment " + v2, "RouteConfiguration " + table}},
+		{"an endpoint goes", func() { s.Delete(cluster.KindPod, pod) }, []string{"ClusterLoadAssignment " + web}},
+		{"the route goes", func() { s.Delete(cluster.KindHTTPRoute, route) }, []string{"-Cluster " + v2, "-ClusterLoadAssignment " + v2, "RouteConfiguration " + table}},
+		{"a service leaves", func() { s.Delete(cluster.KindService, route) }, []string{"-Cluster " + web, "-ClusterLoadAssignment " + web, "-RouteConfiguration " + table, "Listener main_internal"}},
+		{"the waypoint goes", func() { s.Delete(cluster.KindGateway, cluster.Key{Namespace: "shop", Name: "w"}) }, []string{"gone shop/w"}},
+	} {
+		step.do()
+		if diff := cmp.Diff(step.want, told(s.Flush())); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.what, diff)
+		}
+	}
+}
