@@ -144,6 +144,14 @@ func TestRouteFaults(t *testing.T) {
 			[]cluster.Fault{{Incompatible: true, Message: "spec.rules[0].filters: ReplacePrefixMatch needs matches of type PathPrefix"}}, 1},
 		{"two of a kind", `  rules: [{filters: [{type: CORS, cors: {}}, {type: CORS, cors: {}}]}]`,
 			[]cluster.Fault{{Incompatible: true, Message: "spec.rules[0].filters[1]: there is a CORS already"}}, 1},
+		{"header that would be two", `  rules: [{filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: a, value: "b\r\nc: d"}]}}]}]`,
+			[]cluster.Fault{{Message: "spec.rules[0].filters[0].responseHeaderModifier: \"b\\r\\nc: d\" is no value of a header"}}, 1},
+		{"name of no header", `  rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [":path"]}}]}]`,
+			[]cluster.Fault{{Message: "spec.rules[0].filters[0].requestHeaderModifier: \":path\" is no name of a header"}}, 1},
+		{"path with a query", `  rules: [{matches: [{path: {type: Exact, value: "/a?b"}}]}]`,
+			[]cluster.Fault{{Message: "spec.rules[0].matches[0].path.value: \"/a?b\" is no path"}}, 0},
+		{"redirect to no path", `  rules: [{filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: "/a b"}}}]}]`,
+			[]cluster.Fault{{Message: "spec.rules[0].filters[0].requestRedirect.path.replaceFullPath: \"/a b\" is no path"}}, 1},
 		{"wrong type", `  rules: [{name: 1}]`, []cluster.Fault{{Message: "spec: json: cannot unmarshal number into Go struct field HTTPRouteRule.rules.name of type v1.SectionName"}}, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -3,10 +3,12 @@ package cluster
 import (
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -25,11 +27,11 @@ func (b *ruleReader) httpFilters(where string, in []gatewayv1.HTTPRouteFilter) R
 		switch f.Type {
 		case gatewayv1.HTTPRouteFilterRequestHeaderModifier:
 			if missing = f.RequestHeaderModifier == nil; !missing {
-				out.Request = headerChanges(f.RequestHeaderModifier)
+				out.Request = b.headerChanges(at+".requestHeaderModifier", f.RequestHeaderModifier)
 			}
 		case gatewayv1.HTTPRouteFilterResponseHeaderModifier:
 			if missing = f.ResponseHeaderModifier == nil; !missing {
-				out.Response = headerChanges(f.ResponseHeaderModifier)
+				out.Response = b.headerChanges(at+".responseHeaderModifier", f.ResponseHeaderModifier)
 			}
 		case gatewayv1.HTTPRouteFilterRequestRedirect:
 			if missing = f.RequestRedirect == nil; !missing {
@@ -64,11 +66,15 @@ func (b *ruleReader) httpFilters(where string, in []gatewayv1.HTTPRouteFilter) R
 	return out
 }
 
-func headerChanges(in *gatewayv1.HTTPHeaderFilter) *HeaderChanges {
+func (b *ruleReader) headerChanges(where string, in *gatewayv1.HTTPHeaderFilter) *HeaderChanges {
 	headers := func(in []gatewayv1.HTTPHeader) []Header {
 		var out []Header
 		for _, h := range in {
 			name := strings.ToLower(string(h.Name))
+			b.headerName(where, name)
+			if !httpguts.ValidHeaderFieldValue(h.Value) {
+				b.fault("%s: %q is no value of a header", where, h.Value)
+			}
 			// Of several with one name the first counts, as the Gateway API wants it.
 			if !slices.ContainsFunc(out, func(o Header) bool { return o.Name == name }) {
 				out = append(out, Header{name, h.Value})
@@ -78,11 +84,32 @@ func headerChanges(in *gatewayv1.HTTPHeaderFilter) *HeaderChanges {
 	}
 	out := &HeaderChanges{Set: headers(in.Set), Add: headers(in.Add)}
 	for _, name := range in.Remove {
-		if name = strings.ToLower(name); !slices.Contains(out.Remove, name) {
+		name = strings.ToLower(name)
+		b.headerName(where, name)
+		if !slices.Contains(out.Remove, name) {
 			out.Remove = append(out.Remove, name)
 		}
 	}
 	return out
+}
+
+// headerName adds a fault for what is no name of a header. The API server lets none pass; a waypoint would refuse the whole table.
+func (b *ruleReader) headerName(where, name string) {
+	if !httpguts.ValidHeaderFieldName(name) {
+		b.fault("%s: %q is no name of a header", where, name)
+	}
+}
+
+// pathForm is what the Gateway API lets a path be.
+var pathForm = regexp.MustCompile(`^/(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})*$`)
+
+// goodPath reports whether a path is well-formed, and adds a fault if not.
+func (b *ruleReader) goodPath(where, path string) bool {
+	if !pathForm.MatchString(path) {
+		b.fault("%s: %q is no path", where, path)
+		return false
+	}
+	return true
 }
 
 func (b *ruleReader) pathChange(where string, in *gatewayv1.HTTPPathModifier) PathChange {
@@ -91,9 +118,13 @@ func (b *ruleReader) pathChange(where string, in *gatewayv1.HTTPPathModifier) Pa
 	}
 	switch {
 	case in.Type == gatewayv1.FullPathHTTPPathModifier && in.ReplaceFullPath != nil:
-		return PathChange{PathReplaced, slashed(*in.ReplaceFullPath)}
+		path := slashed(*in.ReplaceFullPath)
+		b.goodPath(where+".replaceFullPath", path)
+		return PathChange{PathReplaced, path}
 	case in.Type == gatewayv1.PrefixMatchHTTPPathModifier && in.ReplacePrefixMatch != nil:
-		return PathChange{PathPrefixReplaced, strings.TrimRight(slashed(*in.ReplacePrefixMatch), "/")}
+		path := slashed(*in.ReplacePrefixMatch)
+		b.goodPath(where+".replacePrefixMatch", path)
+		return PathChange{PathPrefixReplaced, strings.TrimRight(path, "/")}
 	case in.Type == gatewayv1.FullPathHTTPPathModifier || in.Type == gatewayv1.PrefixMatchHTTPPathModifier:
 		b.fault("%s: type %s has no value", where, in.Type)
 	default:

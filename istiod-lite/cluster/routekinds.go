@@ -259,12 +259,20 @@ func (b *ruleReader) path(where string, in *gatewayv1.HTTPPathMatch, out *PathMa
 	switch kind {
 	case gatewayv1.PathMatchExact:
 		*out = PathMatch{PathExact, value}
+		return b.goodPath(where+".value", value)
 	case gatewayv1.PathMatchPathPrefix:
+		if !b.goodPath(where+".value", value) {
+			return false
+		}
 		if value = strings.TrimRight(value, "/"); value != "" {
 			*out = PathMatch{PathPrefix, value}
 		}
 	case gatewayv1.PathMatchRegularExpression:
 		*out = PathMatch{PathRegex, value}
+		if value == "" {
+			b.fault("%s.value: an expression is required", where)
+			return false
+		}
 		return b.regex(where+".value", value)
 	default:
 		b.fault("%s.type: %q is not supported", where, kind)
@@ -280,6 +288,10 @@ func (b *ruleReader) value(where, kind, name, value string, to *[]ValueMatch) bo
 	case string(gatewayv1.HeaderMatchExact):
 	case string(gatewayv1.HeaderMatchRegularExpression):
 		m.Regex = true
+		if value == "" {
+			b.fault("%s.value: an expression is required", where)
+			return false
+		}
 		if !b.regex(where+".value", value) {
 			return false
 		}
@@ -309,6 +321,7 @@ func (b *ruleReader) grpcMatch(where string, in gatewayv1.GRPCRouteMatch) {
 		}
 		switch kind {
 		case gatewayv1.GRPCMethodMatchExact:
+			ok = b.goodPath(where+".method", "/"+out.GRPC.Service+"/"+out.GRPC.Method) && ok
 		case gatewayv1.GRPCMethodMatchRegularExpression:
 			out.GRPC.Regex = true
 			ok = b.regex(where+".method.service", out.GRPC.Service) && ok
