@@ -1,7 +1,11 @@
 package wire_test
 
 import (
+	"fmt"
+	"net/netip"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -9,15 +13,24 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
 // TestWaypointTakes: the waypoint rejects nothing of what the control plane makes of its own stories, in the order in which it is
-// sent.
+// sent, and routes their requests as the stories say. A line of requests is
+//
+//	METHOD service:port path header=value ... -> what becomes of it
+//
+// where the pseudo-header from is the namespace of the client. What becomes of it is a status, with the location of a redirect;
+// or the clusters with their weights, the path and the headers of what they get; or "rule" and the rule
+// that is chosen, as route/rule.
 func TestWaypointTakes(t *testing.T) {
 	names, err := filepath.Glob("../../istiod-lite/l7/testdata/*.txtar")
 	if err != nil || len(names) == 0 {
@@ -29,16 +42,26 @@ func TestWaypointTakes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			story := map[string][]byte{}
 			for _, f := range archive.Files {
-				if f.Name == "in.yaml" {
-					take(t, f.Data)
+				story[f.Name] = f.Data
+			}
+			snapshot, hosts := take(t, story["in.yaml"])
+			for line := range strings.Lines(string(story["requests"])) {
+				request, want, _ := strings.Cut(strings.TrimSpace(line), " -> ")
+				got, rule := answer(t, snapshot, hosts, request)
+				if strings.HasPrefix(want, "rule ") {
+					got = "rule " + rule
+				}
+				if got != want {
+					t.Errorf("%s: %s, want %s", request, got, want)
 				}
 			}
 		})
 	}
 }
 
-func take(t *testing.T, objects []byte) {
+func take(t *testing.T, objects []byte) (*config.Snapshot, map[string]netip.Addr) {
 	t.Helper()
 	parsed, err := clustertest.Parse(objects)
 	if err != nil {
@@ -76,6 +99,93 @@ func take(t *testing.T, objects []byte) {
 			t.Errorf("cluster %s is not in force, or without its endpoints", a.ClusterName)
 		}
 	}
+	hosts := map[string]netip.Addr{}
+	for _, o := range parsed {
+		if s, ok := o.(*cluster.Service); ok && len(s.ClusterIPs) > 0 {
+			hosts[s.Name+"."+s.Namespace] = s.ClusterIPs[0]
+		}
+	}
+	return now, hosts
+}
+
+// answer says what the waypoint makes of a request, and by which rule.
+func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, line string) (string, string) {
+	t.Helper()
+	words := strings.Fields(line)
+	service, number, _ := strings.Cut(words[1], ":")
+	key := service
+	if !strings.Contains(key, ".") {
+		key += ".ns"
+	}
+	port, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	chain := now.Chain(netip.AddrPortFrom(hosts[key], uint16(port)))
+	if chain == nil {
+		return "refused", ""
+	}
+	if chain.TCP != nil {
+		return "tcp " + short(chain.TCP.Choose()), ""
+	}
+	req := &message.Request{Method: words[0], Scheme: "http", Authority: words[1], Path: words[2]}
+	client := route.Client{Principal: "spiffe://cluster.local/ns/ns/sa/default"}
+	for _, w := range words[3:] {
+		name, value, _ := strings.Cut(w, "=")
+		if name == "from" {
+			client.Principal = "spiffe://cluster.local/ns/" + value + "/sa/default"
+		} else {
+			req.Header.Add(name, value)
+		}
+	}
+	authority := req.Authority
+	r := now.Routes(chain.HTTP.Routes).Match(req, client)
+	if r == nil {
+		return "404", ""
+	}
+	_, rule, _ := strings.Cut(r.Name, "/") // after the namespace
+	rule = rule[:max(strings.LastIndexByte(rule, '/'), 0)]
+	switch {
+	case r.Direct != nil:
+		return strconv.Itoa(r.Direct.Status), rule
+	case r.Redirect != nil:
+		return fmt.Sprint(r.Redirect.Status, " ", r.Redirect.Location(req, uint16(port))), rule
+	}
+	var out []string
+	invalid := false
+	for _, to := range r.Forward.Targets {
+		word := short(to.Cluster)
+		if len(r.Forward.Targets) > 1 {
+			word += fmt.Sprint("*", to.Weight)
+		}
+		invalid = invalid || to.Cluster == l7.ClusterInvalid
+		out = append(out, word)
+	}
+	if invalid {
+		out = append(out, strconv.Itoa(r.Forward.NotFoundStatus))
+	}
+	r.Forward.Targets[0].EditRequest(req)
+	out = append(out, req.Path)
+	if req.Authority != authority {
+		out = append(out, "host="+req.Authority)
+	}
+	seen := map[string]bool{}
+	for _, f := range req.Header {
+		if v, _ := req.Header.Joined(f.Name); !seen[f.Name] {
+			seen[f.Name] = true
+			out = append(out, f.Name+"="+strings.ReplaceAll(v, ", ", ","))
+		}
+	}
+	return strings.Join(out, " "), rule
+}
+
+// short is "service.namespace:port" for the name of a cluster.
+func short(name string) string {
+	parts := strings.Split(name, "|")
+	if len(parts) != 4 {
+		return name
+	}
+	return strings.TrimSuffix(parts[3], ".svc.cluster.local") + ":" + parts[1]
 }
 
 func send(t *testing.T, to map[string][]*discoveryv3.Resource, typ, name string, m proto.Message) {

@@ -261,24 +261,20 @@ func pathChange(c cluster.PathChange, match cluster.PathMatch) (string, *matcher
 // defaultPorts are those that a URL may leave out.
 var defaultPorts = map[string]uint16{"http": 80, "https": 443}
 
-// redirect answers with another place. A port that follows from the scheme is left out of it where Envoy can be told so: it
-// keeps the port of the request's host unless host or port are given.
+// redirect answers with another place. The port is the one that is asked for, else that of the scheme that is asked for, else the
+// one of the service. Envoy keeps the port of the request's host if neither host nor port are given, and writes one that is given
+// even where the scheme implies it.
 func redirect(in *cluster.Redirect, match cluster.PathMatch, port cluster.ServicePort) *routev3.RedirectAction {
-	out := &routev3.RedirectAction{HostRedirect: in.Hostname, ResponseCode: redirectCodes[in.Status]}
+	out := &routev3.RedirectAction{HostRedirect: in.Hostname, ResponseCode: redirectCodes[in.Status], PortRedirect: uint32(in.Port)}
 	if in.Scheme != "" {
 		out.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: in.Scheme}
 	}
-	scheme, to := in.Scheme, in.Port
-	if scheme == "" {
-		scheme = "http" // what waypoints serve
-	}
-	if to == 0 && in.Scheme != "" {
-		to = defaultPorts[scheme]
-	} else if to == 0 && in.Hostname != "" {
-		to = port.Port
-	}
-	if in.Hostname == "" || to != defaultPorts[scheme] {
-		out.PortRedirect = uint32(to)
+	switch {
+	case in.Port != 0:
+	case in.Scheme != "" && in.Hostname == "":
+		out.PortRedirect = uint32(defaultPorts[in.Scheme])
+	case in.Scheme == "" && in.Hostname != "" && port.Port != defaultPorts["http"]:
+		out.PortRedirect = uint32(port.Port)
 	}
 	if in.Path.Kind == cluster.PathReplaced {
 		out.PathRewriteSpecifier = &routev3.RedirectAction_PathRedirect{PathRedirect: in.Path.Value}
