@@ -138,6 +138,8 @@ func (c *checker) running() {
 		return
 	}
 	c.enrolment()
+	c.group("Waypoints")
+	c.waypoints()
 	c.group("Policies")
 	c.policies()
 }

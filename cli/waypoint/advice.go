@@ -20,11 +20,25 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/policy"
 )
 
-// advice says what keeps traffic from going through a waypoint, and what to do.
-func (f *facts) advice(gateway *gatewayv1.Gateway) []string {
+// Advice is what keeps traffic from going through a waypoint, and what to do; its names with -o are stable.
+type Advice struct {
+	Problem string `json:"problem"`
+	Hint    string `json:"hint"`
+}
+
+// String is both in a line.
+func (a Advice) String() string { return a.Problem + ". " + a.Hint }
+
+// advise makes an Advice; the problem is a format for what.
+func advise(hint, problem string, what ...any) Advice {
+	return Advice{Problem: fmt.Sprintf(problem, what...), Hint: hint}
+}
+
+// advice says what keeps traffic from going through a waypoint.
+func (f *facts) advice(gateway *gatewayv1.Gateway) []Advice {
 	name := nameOf(gateway)
 	subjects := f.of(name)
-	var lines []string
+	advice := []Advice{}
 	homes := map[string]bool{}
 	for _, s := range subjects {
 		homes[s.home()] = true
@@ -32,55 +46,53 @@ func (f *facts) advice(gateway *gatewayv1.Gateway) []string {
 	if len(subjects) == 0 {
 		homes[gateway.Namespace] = true
 		if trafficOf(gateway) != api.WaypointForNone {
-			lines = append(lines, fmt.Sprintf("nothing uses waypoint %s. Have all services of its namespace use it:  kubectl label namespace %s %s=%s",
-				name, gateway.Namespace, api.LabelUseWaypoint, gateway.Name))
+			hint := fmt.Sprintf("Have all services of its namespace use it:  kubectl label namespace %s %s=%s", gateway.Namespace, api.LabelUseWaypoint, gateway.Name)
+			advice = append(advice, advise(hint, "nothing uses waypoint %s", name))
 		}
 	}
 	for _, namespace := range slices.Sorted(maps.Keys(homes)) {
 		if !f.enrolled[namespace] {
-			lines = append(lines, fmt.Sprintf("namespace %s is not in the mesh, so its pods do not call through a waypoint, and are called in plain. Enrol it:  kubectl label namespace %s %s=%s",
-				namespace, namespace, api.LabelDataplaneMode, api.DataplaneModeAmbient))
+			hint := fmt.Sprintf("Enrol it:  kubectl label namespace %s %s=%s", namespace, api.LabelDataplaneMode, api.DataplaneModeAmbient)
+			advice = append(advice, advise(hint, "namespace %s is not in the mesh, so its pods do not call through a waypoint, and are called in plain", namespace))
 		}
 	}
 	for _, s := range subjects {
-		if line := s.mismatch(gateway); line != "" {
-			lines = append(lines, line)
-		}
-		if s.refused != nil {
-			lines = append(lines, fmt.Sprintf("%s does not use waypoint %s (%s): %s", s, name, s.refused.Reason, s.refused.Message))
+		switch {
+		case s.mismatched(gateway):
+			hint := fmt.Sprintf("Change that:  ambit waypoint apply -n %s --name %s --for %s", gateway.Namespace, gateway.Name, api.WaypointForAll)
+			advice = append(advice, advise(hint, "%s names waypoint %s, which is for %s traffic", s, name, trafficOf(gateway)))
+		case s.refused != nil:
+			hint := fmt.Sprintf("The control plane says:  %s", s.refused.Message)
+			advice = append(advice, advise(hint, "%s does not use waypoint %s (%s)", s, name, s.refused.Reason))
 		}
 	}
-	return append(lines, f.refusals(name)...)
+	return append(advice, f.refusals(name)...)
 }
 
-// mismatch says that a subject names a waypoint to which traffic of its kind is not sent.
-func (s subject) mismatch(gateway *gatewayv1.Gateway) string {
+// mismatched tells whether a subject names a waypoint to which traffic of its kind is not sent.
+func (s subject) mismatched(gateway *gatewayv1.Gateway) bool {
 	traffic := trafficOf(gateway)
 	wants := api.WaypointForService
 	switch s.kind {
 	case "namespace":
-		return "" // whatever of it the waypoint is for
+		return false // whatever of it the waypoint is for
 	case "pod", "workloadentry":
 		wants = api.WaypointForWorkload
 	}
-	if traffic == wants || traffic == api.WaypointForAll {
-		return ""
-	}
-	return fmt.Sprintf("%s names waypoint %s, which is for %s traffic. Change that:  ambit waypoint apply -n %s --name %s --for %s",
-		s, s.uses, traffic, gateway.Namespace, gateway.Name, api.WaypointForAll)
+	return traffic != wants && traffic != api.WaypointForAll
 }
 
 // dangling names the labels that name no waypoint. Where one namespace was chosen, those in it and those that name it.
-func (f *facts) dangling() []string {
-	var lines []string
+func (f *facts) dangling() []Advice {
+	var advice []Advice
 	for _, s := range f.subjects {
 		if f.exists[s.uses] {
 			continue
 		}
-		lines = append(lines, fmt.Sprintf("%s has the label %s=%s, but there is no waypoint %s: its traffic goes on at layer 4. Make it:  ambit waypoint apply -n %s --name %s",
-			s, api.LabelUseWaypoint, s.uses.name, s.uses, s.uses.namespace, s.uses.name))
+		hint := fmt.Sprintf("Make it:  ambit waypoint apply -n %s --name %s", s.uses.namespace, s.uses.name)
+		advice = append(advice, advise(hint, "%s has the label %s=%s, but there is no waypoint %s: its traffic goes on at layer 4", s, api.LabelUseWaypoint, s.uses.name, s.uses))
 	}
-	return lines
+	return advice
 }
 
 // policies are the AuthorizationPolicies that node proxies enforce, by namespace.
@@ -145,10 +157,11 @@ func (p policies) at(pod *corev1.Pod) policy.Set {
 }
 
 // refusals says where node proxies would refuse the waypoint, which is who calls the pods behind it.
-func (f *facts) refusals(waypoint key) []string {
+func (f *facts) refusals(waypoint key) []Advice {
 	peer := identity.Identity{TrustDomain: f.policies.trustDomain, Namespace: waypoint.namespace, ServiceAccount: f.accounts[waypoint]}
 	source, _ := netip.ParseAddr(f.sources[waypoint])
-	var lines []string
+	hint := fmt.Sprintf("Let the principal %s in too", strings.TrimPrefix(peer.String(), identity.Scheme))
+	var advice []Advice
 	for _, service := range f.services[waypoint] {
 		seen := map[string]bool{}
 		for i := range service.pods {
@@ -160,16 +173,14 @@ func (f *facts) refusals(waypoint key) []string {
 			addr, _ := netip.ParseAddr(pod.Status.PodIP)
 			for _, port := range service.ports {
 				d := set.Evaluate(policy.Connection{Peer: peer, Source: source, Destination: netip.AddrPortFrom(addr, targetPort(port, pod))})
-				line := fmt.Sprintf("the pods of Service %s refuse waypoint %s: %s. Let the principal %s in too",
-					service.key, waypoint, d.Reason, strings.TrimPrefix(peer.String(), identity.Scheme))
-				if !d.Allowed() && !seen[line] {
-					seen[line] = true
-					lines = append(lines, line)
+				if !d.Allowed() && !seen[d.Reason] {
+					seen[d.Reason] = true
+					advice = append(advice, advise(hint, "the pods of Service %s refuse waypoint %s: %s", service.key, waypoint, d.Reason))
 				}
 			}
 		}
 	}
-	return lines
+	return advice
 }
 
 // targetPort is the port of a pod that a service's port leads to.

@@ -180,9 +180,9 @@ func (s *session) told(ctx context.Context, gateway *gatewayv1.Gateway) error {
 	return nil
 }
 
-func (s *session) advise(advice []string) {
-	for _, line := range advice {
-		s.env.Notef("Note: %s", line)
+func (s *session) advise(advice []Advice) {
+	for _, a := range advice {
+		s.env.Notef("Note: %s", a)
 	}
 }
 

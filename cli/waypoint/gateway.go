@@ -104,7 +104,7 @@ type Waypoint struct {
 	// Bound are the objects whose label names the waypoint, such as "namespace shop" and "service shop/front".
 	Bound []string `json:"bound"`
 	// Advice says what keeps traffic from going through it, and what to do.
-	Advice []string `json:"advice"`
+	Advice []Advice `json:"advice"`
 }
 
 // describe puts together what is shown of a waypoint.
@@ -114,7 +114,7 @@ func describe(gateway *gatewayv1.Gateway, f *facts) Waypoint {
 		Namespace: gateway.Namespace, Name: gateway.Name, Class: string(gateway.Spec.GatewayClassName),
 		Revision: revisionOf(gateway), TrafficType: trafficOf(gateway),
 		Programmed: string(condition.Status), Reason: condition.Reason, Message: condition.Message,
-		Bound: []string{}, Advice: append([]string{}, f.advice(gateway)...),
+		Bound: []string{}, Advice: f.advice(gateway),
 	}
 	for _, address := range gateway.Status.Addresses {
 		w.Addresses = append(w.Addresses, address.Value)

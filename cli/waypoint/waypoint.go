@@ -103,21 +103,12 @@ func (o *options) open(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{options: o, cluster: cluster, classes: map[string]bool{api.ClassWaypoint: true}}
 	if o.namespace == "" && !o.all {
 		o.namespace = cluster.Namespace
 	}
-	classes, err := cluster.Dynamic.Resource(gatewayClasses).List(ctx, metav1.ListOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, errNoKinds
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list GatewayClasses: %w", err)
-	}
-	for _, class := range classes.Items {
-		if controller, _, _ := unstructured.NestedString(class.Object, "spec", "controllerName"); controller == api.ControllerWaypoint {
-			s.classes[class.GetName()] = true
-		}
+	s := &session{options: o, cluster: cluster}
+	if s.classes, err = classesOf(ctx, cluster); err != nil {
+		return nil, err
 	}
 	namespace, parts, err := o.env.FindMesh(ctx, cluster)
 	if err != nil {
@@ -130,8 +121,45 @@ func (o *options) open(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// errNoKinds says that the Gateway API is not there.
-var errNoKinds = errors.New("the cluster does not know the kinds of the Gateway API, in which waypoints and routes are written: " +
+// classesOf returns the GatewayClasses of waypoints, or ErrNoKinds.
+func classesOf(ctx context.Context, cluster *kube.Cluster) (map[string]bool, error) {
+	list, err := cluster.Dynamic.Resource(gatewayClasses).List(ctx, metav1.ListOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, ErrNoKinds
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list GatewayClasses: %w", err)
+	}
+	classes := map[string]bool{api.ClassWaypoint: true}
+	for _, class := range list.Items {
+		if controller, _, _ := unstructured.NestedString(class.Object, "spec", "controllerName"); controller == api.ControllerWaypoint {
+			classes[class.GetName()] = true
+		}
+	}
+	return classes, nil
+}
+
+// Survey returns the waypoints of a namespace, or of all if that is empty, for the mesh that is installed in another one, and
+// advice about labels that name none. The error is ErrNoKinds where the cluster does not know Gateways.
+func Survey(ctx context.Context, cluster *kube.Cluster, mesh, namespace string) ([]Waypoint, []Advice, error) {
+	s := &session{options: &options{namespace: namespace, all: namespace == ""}, cluster: cluster, mesh: mesh}
+	var err error
+	if s.classes, err = classesOf(ctx, cluster); err != nil {
+		return nil, nil, err
+	}
+	found, err := s.find(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	waypoints, f, err := s.describeAll(ctx, found)
+	if err != nil {
+		return nil, nil, err
+	}
+	return waypoints, f.dangling(), nil
+}
+
+// ErrNoKinds says that the Gateway API is not there.
+var ErrNoKinds = errors.New("the cluster does not know the kinds of the Gateway API, in which waypoints and routes are written: " +
 	"ambit install brings them, unless it is given --skip-crds")
 
 var (
