@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,19 +16,15 @@ import (
 	"testing"
 	"time"
 
-	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/identity/identitytest"
 	"github.com/ambit-mesh/ambit/mesh/leaktest"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
-	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -47,10 +42,8 @@ var (
 
 // The service that clients connect to.
 const (
-	vip     = "10.96.0.1"
 	webPort = 80 // HTTP
 	rawPort = 81 // TCP
-	chain   = "inbound-vip|80|http|stock.shop.svc.cluster.local"
 )
 
 // world is a waypoint between clients and backends, on loopback.
@@ -64,8 +57,8 @@ type world struct {
 	log       *logBuffer
 	addr      netip.AddrPort // of the proxy
 	clients   *hbone.Pool
-	endpoints map[string][]string // lines of YAML by cluster
-	settings  map[string]string   // lines of YAML by cluster, beside the usual
+	endpoints map[string][]string // YAML by cluster
+	settings  map[string]string   // YAML of protocol options by cluster
 
 	mu     sync.Mutex // guards what follows
 	behind map[netip.AddrPort]string
@@ -196,6 +189,16 @@ func (s *streams) Accept() (net.Conn, error) {
 	}
 }
 
+// carry gives a connection to whoever accepts, and returns when it was closed.
+func (s *streams) carry(nc net.Conn) {
+	c := &tunnelled{Stream: nc.(*hbone.Stream), closed: make(chan struct{})}
+	select {
+	case s.conns <- c:
+		<-c.closed
+	case <-s.done:
+	}
+}
+
 func (s *streams) Close() error {
 	s.once.Do(func() { close(s.done) })
 	return nil
@@ -252,15 +255,7 @@ func (w *world) pod(cluster string, n int, id identity.Identity, serve func(net.
 	w.mu.Lock()
 	w.behind[netip.AddrPortFrom(ip, 15008)] = ln.Addr().String()
 	w.mu.Unlock()
-	w.endpoints[cluster] = append(w.endpoints[cluster], fmt.Sprintf(`
-- endpoint: {address: {envoy_internal_address: {server_listener_name: connect_originate, endpoint_id: "%[1]s:8080"}}}
-  load_balancing_weight: 1
-  metadata:
-    filter_metadata:
-      ambit.io/peer: {identity: "%[2]s"}
-      envoy.filters.listener.original_dst: {local: "%[1]s:8080"}
-      envoy.transport_socket_match: {tunnel: h2}
-      istio: {workload: "pod-%[3]d;shop;stock;v%[3]d;Kubernetes"}`, ip, id, n))
+	w.endpoints[cluster] = append(w.endpoints[cluster], configtest.HBONE(netip.AddrPortFrom(ip, 8080), id, fmt.Sprintf("pod-%d;shop;stock;v%d;Kubernetes", n, n)))
 	return server
 }
 
@@ -269,14 +264,7 @@ func (w *world) httpPod(cluster string, n int, handler http.Handler) *hbone.Serv
 	w.t.Helper()
 	ln := newStreams()
 	w.serveHTTP(ln, handler)
-	return w.pod(cluster, n, backendID, func(nc net.Conn) {
-		c := &tunnelled{Stream: nc.(*hbone.Stream), closed: make(chan struct{})}
-		select {
-		case ln.conns <- c:
-			<-c.closed
-		case <-ln.done:
-		}
-	})
+	return w.pod(cluster, n, backendID, ln.carry)
 }
 
 // plainPod is an endpoint outside the mesh.
@@ -295,10 +283,7 @@ func (w *world) plainEndpoint(cluster string, n int, addr string) {
 		w.behind[netip.AddrPortFrom(ip, 8080)] = addr
 		w.mu.Unlock()
 	}
-	w.endpoints[cluster] = append(w.endpoints[cluster], fmt.Sprintf(`
-- endpoint: {address: {socket_address: {address: %s, port_value: 8080}}}
-  load_balancing_weight: 1
-  metadata: {filter_metadata: {istio: {workload: "plain-%d;shop;stock;v0;Kubernetes"}}}`, ip, n))
+	w.endpoints[cluster] = append(w.endpoints[cluster], configtest.Plain(netip.AddrPortFrom(ip, 8080), fmt.Sprintf("plain-%d;shop;stock;v0;Kubernetes", n)))
 }
 
 func (w *world) serveHTTP(ln net.Listener, handler http.Handler) {
@@ -316,149 +301,31 @@ func (w *world) serveHTTP(ln net.Listener, handler http.Handler) {
 	})
 }
 
-// cluster is the YAML of a cluster.
-func (w *world) cluster(name string) string {
-	protocol := w.settings[name]
-	if protocol == "" {
-		protocol = "use_downstream_protocol_config: {http_protocol_options: {}, http2_protocol_options: {}}"
-	}
-	return fmt.Sprintf(`
-name: "%[1]s"
-type: EDS
-connect_timeout: 10s
-lb_policy: LEAST_REQUEST
-eds_cluster_config: {service_name: "%[1]s", eds_config: {ads: {}, resource_api_version: V3}}
-metadata: {filter_metadata: {istio: {services: [{host: stock.shop.svc.cluster.local, name: stock, namespace: shop}]}}}
-transport_socket_matches:
-- name: hbone
-  match: {tunnel: h2}
-  transport_socket:
-    name: envoy.transport_sockets.internal_upstream
-    typed_config:
-      '@type': type.googleapis.com/envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport
-      passthrough_metadata: [{kind: {host: {}}, name: envoy.filters.listener.original_dst}]
-      transport_socket: {name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}
-- name: plain
-  match: {}
-  transport_socket: {name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}
-typed_extension_protocol_options:
-  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-    '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-    %[2]s
-`, name, protocol)
-}
-
-// listener is main_internal, with an HTTP port and a TCP port, whose connections go to the cluster raw.
-const listener = `
-name: main_internal
-internal_listener: {}
-filter_chain_matcher:
-  matcher_tree:
-    input: {name: ip, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.DestinationIPInput}}
-    custom_match:
-      name: ip
-      typed_config:
-        '@type': type.googleapis.com/xds.type.matcher.v3.IPMatcher
-        range_matchers:
-        - ranges: [{address_prefix: 10.96.0.1, prefix_len: 32}]
-          on_match:
-            matcher:
-              matcher_tree:
-                input: {name: port, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.DestinationPortInput}}
-                exact_match_map:
-                  map:
-                    "80": {action: {name: web, typed_config: {'@type': type.googleapis.com/google.protobuf.StringValue, value: "inbound-vip|80|http|stock.shop.svc.cluster.local"}}}
-                    "81": {action: {name: raw, typed_config: {'@type': type.googleapis.com/google.protobuf.StringValue, value: raw}}}
-filter_chains:
-- name: inbound-vip|80|http|stock.shop.svc.cluster.local
-  filters:
-  - name: envoy.filters.network.http_connection_manager
-    typed_config:
-      '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-      common_http_protocol_options: {idle_timeout: 3600s}
-      http_filters:
-      - {name: envoy.filters.http.cors, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors}}
-      - {name: envoy.filters.http.router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true}}
-      normalize_path: true
-      path_with_escaped_slashes_action: KEEP_UNCHANGED
-      rds: {config_source: {ads: {}, resource_api_version: V3}, route_config_name: "inbound-vip|80|http|stock.shop.svc.cluster.local"}
-      server_header_transformation: PASS_THROUGH
-      stat_prefix: web
-      stream_idle_timeout: IDLE
-      upgrade_configs: [{upgrade_type: websocket}]
-      use_remote_address: false
-- name: raw
-  filters:
-  - name: envoy.filters.network.tcp_proxy
-    typed_config:
-      '@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-      cluster: raw
-      idle_timeout: 3600s
-      stat_prefix: raw
-`
-
 // apply makes clusters of the endpoints that were made so far, the listener and the routes (a YAML list) the configuration.
-func (w *world) apply(routes string) { w.applyWith(routes, strings.ReplaceAll(listener, "IDLE", "0s")) }
+func (w *world) apply(routes string) { w.applyWith(routes, configtest.Listener("0s")) }
 
 func (w *world) applyWith(routes, listener string) {
 	w.t.Helper()
-	var clusters, assignments []*discoveryv3.Resource
+	resources := configtest.Resources{Listener: listener, Routes: routes}
 	for name, endpoints := range w.endpoints {
-		clusters = append(clusters, w.resource("envoy.config.cluster.v3.Cluster", name, w.cluster(name)))
-		assignments = append(assignments, w.resource("envoy.config.endpoint.v3.ClusterLoadAssignment", name, fmt.Sprintf(
-			"cluster_name: \"%s\"\nendpoints:\n- lb_endpoints:%s\n", name, strings.ReplaceAll(strings.Join(endpoints, ""), "\n", "\n  "))))
+		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], Endpoints: endpoints})
 	}
-	for _, h := range w.store.Handlers() {
-		var push []*discoveryv3.Resource
-		switch h.TypeURL {
-		case xds.TypeCluster:
-			push = clusters
-		case xds.TypeEndpoints:
-			push = assignments
-		case xds.TypeListener:
-			push = []*discoveryv3.Resource{w.resource("envoy.config.listener.v3.Listener", "main_internal", listener)}
-		case xds.TypeRoutes:
-			push = []*discoveryv3.Resource{w.resource("envoy.config.route.v3.RouteConfiguration", chain, fmt.Sprintf(`
-name: "%s"
-virtual_hosts:
-- name: stock
-  domains: ["*"]
-  routes:
-%s`, chain, indent(routes)))}
-		}
-		for _, r := range h.Apply(push, nil) {
-			w.t.Fatalf("%s %s was rejected: %v", h.TypeURL, r.Name, r.Err)
+	for typeURL, push := range resources.All(w.t) {
+		for _, h := range w.store.Handlers() {
+			if h.TypeURL != typeURL {
+				continue
+			}
+			for _, r := range h.Apply(push, nil) {
+				w.t.Fatalf("%s %s was rejected: %v", h.TypeURL, r.Name, r.Err)
+			}
 		}
 	}
-}
-
-func indent(s string) string {
-	return "  " + strings.ReplaceAll(strings.Trim(s, "\n"), "\n", "\n  ") + "\n"
-}
-
-// resource makes a resource of YAML.
-func (w *world) resource(kind, name, text string) *discoveryv3.Resource {
-	w.t.Helper()
-	var fields map[string]any
-	if err := yaml.Unmarshal([]byte(text), &fields); err != nil {
-		w.t.Fatalf("%s %s: %v\n%s", kind, name, err, text)
-	}
-	fields["@type"] = "type.googleapis.com/" + kind
-	b, err := json.Marshal(fields)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	var a anypb.Any
-	if err := protojson.Unmarshal(b, &a); err != nil {
-		w.t.Fatalf("%s %s: %v\n%s", kind, name, err, text)
-	}
-	return &discoveryv3.Resource{Name: name, Version: "1", Resource: &a}
 }
 
 // tunnel opens a client's connection to a port of the service.
 func (w *world) tunnel(ctx context.Context, port int) (*hbone.Stream, error) {
 	return w.clients.Open(ctx, hbone.Target{Addr: netip.MustParseAddrPort("192.0.2.1:15008"), Source: clientID, Expect: []identity.Identity{waypointID}},
-		hbone.Request{Authority: fmt.Sprintf("%s:%d", vip, port), Forwarded: "for=10.9.9.9",
+		hbone.Request{Authority: fmt.Sprintf("%s:%d", configtest.Address, port), Forwarded: "for=10.9.9.9",
 			Baggage: "k8s.namespace.name=shop,k8s.deployment.name=curl,service.name=curl,service.version=v1"})
 }
 
