@@ -12,11 +12,12 @@ import (
 const (
 	// processorsTick is how often the processors in use are looked at.
 	processorsTick = 50 * time.Millisecond
-	// muchUsed is the share of the processors in use from which on they are doubled.
-	muchUsed = 0.7
+	// muchUsed is the share of the processors in use from which on they are doubled: almost all, since where the machine itself
+	// is busy another thread only takes turns with the first one.
+	muchUsed = 0.9
 	// littleUsed is the share below which they are halved once it has lasted for littleFor.
-	littleUsed = 0.3
-	littleFor  = time.Second
+	littleUsed = 0.4
+	littleFor  = 500 * time.Millisecond
 )
 
 // processors says how many processors Go's scheduler is to use: as few as the work needs. With more it wakes another thread
