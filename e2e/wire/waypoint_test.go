@@ -126,7 +126,7 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 		return "refused", ""
 	}
 	if chain.TCP != nil {
-		return "tcp " + short(chain.TCP.Choose()), ""
+		return "tcp " + shares(chain.TCP), ""
 	}
 	req := &message.Request{Method: words[0], Scheme: "http", Authority: words[1], Path: words[2]}
 	client := route.Client{Principal: "spiffe://cluster.local/ns/ns/sa/default"}
@@ -177,6 +177,22 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 		}
 	}
 	return strings.Join(out, " "), rule
+}
+
+// shares counts where connections go.
+func shares(c *config.TCP) string {
+	if len(c.Clusters) == 1 {
+		return short(c.Clusters[0])
+	}
+	count := map[string]int{}
+	for range 500 {
+		count[c.Choose()]++
+	}
+	var out []string
+	for _, name := range c.Clusters {
+		out = append(out, fmt.Sprint(short(name), "*", (count[name]+50)/100))
+	}
+	return strings.Join(out, " ")
 }
 
 // short is "service.namespace:port" for the name of a cluster.

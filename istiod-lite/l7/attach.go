@@ -38,8 +38,9 @@ type loss struct {
 // reasonConflicted is why a route of another kind is refused. The Gateway API's text has a name for it, its Go package has not.
 const reasonConflicted gatewayv1.RouteConditionReason = "Conflicted"
 
-// precedence is the order of kinds that want the same port, best first.
-var precedence = []cluster.Kind{cluster.KindGRPCRoute, cluster.KindHTTPRoute, cluster.KindTLSRoute, cluster.KindTCPRoute}
+// precedence is the order of kinds that want the same port, best first. TLSRoutes, which have their place before TCPRoutes, are not
+// supported.
+var precedence = []cluster.Kind{cluster.KindGRPCRoute, cluster.KindHTTPRoute, cluster.KindTCPRoute}
 
 // attach settles which of the routes of a host have one of its ports. Only the owner of a service decides what is spoken on its
 // ports: a consumer's route acts where HTTP is spoken anyway, since parsing what its owner meant as bytes would break all other
@@ -48,7 +49,12 @@ func attach(h *Host, port cluster.ServicePort, routes []*cluster.Route) attachme
 	out := attachment{lost: map[*cluster.Route]loss{}}
 	namespaces := map[string][]*cluster.Route{}
 	for _, r := range routes {
-		if slices.ContainsFunc(r.Parents, func(p cluster.RouteParent) bool { return p.Ref == h.Ref && p.Picks(port) }) {
+		if !slices.ContainsFunc(r.Parents, func(p cluster.RouteParent) bool { return p.Ref == h.Ref && p.Picks(port) }) {
+			continue
+		}
+		if r.Kind == cluster.KindTLSRoute {
+			out.lost[r] = loss{gatewayv1.RouteReasonUnsupportedValue, "TLSRoutes are not supported: the port is as it would be without this one"}
+		} else {
 			namespaces[r.Namespace] = append(namespaces[r.Namespace], r)
 		}
 	}

@@ -45,7 +45,8 @@ func (p *Part) Equal(o *Part) bool {
 		slices.EqualFunc(p.chains, o.chains, func(a, b *listenerv3.FilterChain) bool { return proto.Equal(a, b) })
 }
 
-// HostPart translates one host's share of ListenerMain; nil if nobody can ask for the host by an address of it.
+// HostPart translates one host's share of ListenerMain; nil if nobody can ask for the host by an address of it. It depends on the
+// routes that name the host as a parent and, for TCPRoutes, on the hosts that these refer to.
 func HostPart(h *Host, ix Index) *Part {
 	if len(h.Addresses) == 0 || len(h.Ports) == 0 || h.Unfit != "" {
 		return nil
@@ -54,7 +55,7 @@ func HostPart(h *Host, ix Index) *Part {
 	p := &Part{host: h}
 	ports := map[string]*matcher.Matcher_OnMatch{}
 	for _, port := range h.Ports {
-		chain := chainOf(h, port, attach(h, port, routes))
+		chain := chainOf(h, port, attach(h, port, routes), ix)
 		p.chains = append(p.chains, chain)
 		ports[strconv.Itoa(int(port.Port))] = &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
 			Action: &xdscore.TypedExtensionConfig{Name: chain.Name, TypedConfig: config(wrapperspb.String(chain.Name))}}}
@@ -105,8 +106,11 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 }
 
 // chainOf is the filter chain of a port.
-func chainOf(h *Host, port cluster.ServicePort, at attachment) *listenerv3.FilterChain {
+func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index) *listenerv3.FilterChain {
 	name := ChainName(h, port.Port, at.http)
+	if !at.http && len(at.producers) > 0 {
+		return chain(name, filterTCP, splitTCP(name, at.producers[0], ix))
+	}
 	if !at.http {
 		return tcpChain(name, ClusterName(h, port.Port))
 	}
@@ -140,6 +144,28 @@ func tcpChain(name, to string) *listenerv3.FilterChain {
 	return chain(name, filterTCP, &tcpv3.TcpProxy{
 		StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: to}, IdleTimeout: durationpb.New(idleTime),
 	})
+}
+
+// splitTCP carries connections to the backends of a TCPRoute by their weights. The share of one that cannot be used is refused, and
+// so are all if the rule has none that can.
+func splitTCP(name string, r *cluster.Route, ix Index) *tcpv3.TcpProxy {
+	out := &tcpv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: ClusterInvalid}, IdleTimeout: durationpb.New(idleTime)}
+	if len(r.Rules) == 0 || len(faultsOf(r, 0)) > 0 {
+		return out
+	}
+	backends := shares(&r.Rules[0])
+	if len(backends) == 1 {
+		out.ClusterSpecifier = &tcpv3.TcpProxy_Cluster{Cluster: resolve(backends[0].BackendRef, ix).cluster}
+	}
+	if len(backends) < 2 {
+		return out
+	}
+	weighted := &tcpv3.TcpProxy_WeightedCluster{}
+	for _, b := range backends {
+		weighted.Clusters = append(weighted.Clusters, &tcpv3.TcpProxy_WeightedCluster_ClusterWeight{Name: resolve(b.BackendRef, ix).cluster, Weight: b.Weight})
+	}
+	out.ClusterSpecifier = &tcpv3.TcpProxy_WeightedClusters{WeightedClusters: weighted}
+	return out
 }
 
 func httpFilter(name string, settings proto.Message) *hcmv3.HttpFilter {

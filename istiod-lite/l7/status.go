@@ -107,7 +107,7 @@ func acceptance(c *conditions, r *cluster.Route, p cluster.RouteParent, ix Index
 		}
 	}
 	if faulty > 0 && faulty == len(r.Rules) {
-		c.add(gatewayv1.RouteConditionAccepted, false, reason, "requests that it matches are answered 500: "+strings.Join(messages, "; "))
+		c.add(gatewayv1.RouteConditionAccepted, false, reason, "what it matches is "+refusal(r)+": "+strings.Join(messages, "; "))
 		return
 	}
 	message := "attached to " + p.Ref.String()
@@ -117,12 +117,20 @@ func acceptance(c *conditions, r *cluster.Route, p cluster.RouteParent, ix Index
 	c.add(gatewayv1.RouteConditionAccepted, true, gatewayv1.RouteReasonAccepted, message)
 	if faulty > 0 {
 		c.add(gatewayv1.RouteConditionPartiallyInvalid, true, gatewayv1.RouteReasonUnsupportedValue,
-			"Dropped Rule: requests that it matches are answered 500: "+strings.Join(messages, "; "))
+			"Dropped Rule: what it matches is "+refusal(r)+": "+strings.Join(messages, "; "))
 	}
 }
 
+// refusal is what is done with what a rule matches that cannot be executed.
+func refusal(r *cluster.Route) string {
+	if isHTTP(r.Kind) {
+		return "answered 500"
+	}
+	return "refused"
+}
+
 // place reports whether a route has one of the ports that its parent means. The loss is why it does not have one of them, zero
-// if it has all.
+// if it has all. Several TCPRoutes may have a port, of which the first gets the connections.
 func place(r *cluster.Route, p cluster.RouteParent, ix Index) (bool, loss) {
 	none := func(format string, args ...any) (bool, loss) {
 		return false, loss{gatewayv1.RouteReasonNoMatchingParent, fmt.Sprintf(format, args...)}
@@ -138,16 +146,26 @@ func place(r *cluster.Route, p cluster.RouteParent, ix Index) (bool, loss) {
 	}
 	won, picked := false, false
 	var first loss
+	note := func(l loss) {
+		if first.message == "" {
+			first = l
+		}
+	}
 	routes := ix.Routes(p.Ref)
 	for _, port := range h.Ports {
 		if !p.Picks(port) {
 			continue
 		}
 		picked = true
-		if l, ok := attach(h, port, routes).lost[r]; !ok {
-			won = true
-		} else if first.message == "" {
-			first = l
+		at := attach(h, port, routes)
+		l, lost := at.lost[r]
+		if lost {
+			note(l)
+			continue
+		}
+		won = true
+		if r.Kind == cluster.KindTCPRoute && at.producers[0] != r {
+			note(loss{reasonConflicted, fmt.Sprintf("connections to port %d are those of TCPRoute %s, which is older or the first by name", port.Port, at.producers[0].Key)})
 		}
 	}
 	if !picked {
