@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -79,7 +80,8 @@ func parse(t testing.TB, kind string, text []byte) proto.Message {
 }
 
 // TestGoldens pushes the resources of each story in testdata, one after the other, as its files are named ("cluster <name>",
-// "remove cluster <name>"), and shows what was rejected and the snapshot wherever a file "show" is, and at the end.
+// "remove cluster <name>"), and shows what was rejected and the snapshot wherever a file "show" is, and at the end; "ask" shows which chain
+// serves destinations.
 func TestGoldens(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -102,6 +104,15 @@ func TestGoldens(t *testing.T) {
 					continue
 				case "show":
 					show(&got, s.Load())
+					continue
+				case "ask":
+					for _, dst := range words[1:] {
+						answer := "nothing"
+						if c := s.Load().Chain(netip.MustParseAddrPort(dst)); c != nil {
+							answer = c.Name
+						}
+						fmt.Fprintf(&got, "%s is served by %s\n", dst, answer)
+					}
 					continue
 				case "remove":
 					rejections = push(t, s, words[1], nil, words[2])

@@ -22,15 +22,15 @@ type addressRange struct {
 	byPort map[uint16]*Chain
 }
 
-// chain returns the chain for a destination; nil if there is none. The longest prefix that holds the address decides, whether
-// it has the port or not.
+// chain returns the chain for a destination; nil if there is none: that of the longest prefix that holds the address and has
+// the port.
 func (l *inbound) chain(dst netip.AddrPort) *Chain {
 	addr := dst.Addr().Unmap()
 	if c := l.byAddr[netip.AddrPortFrom(addr, dst.Port())]; c != nil {
 		return c
 	}
 	for i := range l.ranges {
-		if r := &l.ranges[i]; r.prefix.Contains(addr) {
+		if r := &l.ranges[i]; r.prefix.Contains(addr) && r.byPort[dst.Port()] != nil {
 			return r.byPort[dst.Port()]
 		}
 	}

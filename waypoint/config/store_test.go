@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,12 +17,12 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/waypoint/config"
-	"golang.org/x/tools/txtar"
 )
 
 // patience bounds every wait of these tests.
@@ -154,7 +155,7 @@ func story(t testing.TB, name string) map[string]proto.Message {
 	}
 	all := map[string]proto.Message{}
 	for _, f := range archive.Files {
-		if kind, _, ok := strings.Cut(f.Name, " "); ok && kind != "remove" {
+		if kind, _, _ := strings.Cut(f.Name, " "); slices.Contains(order, kind) {
 			all[f.Name] = parse(t, kind, f.Data)
 		}
 	}

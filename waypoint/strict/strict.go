@@ -5,6 +5,7 @@ package strict
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -22,15 +24,18 @@ const maxProblems = 10
 // Messages of google.protobuf are values: they are not walked.
 type Table map[protoreflect.FullName]Fields
 
-// Fields are those of one message that are understood.
+// Fields are those of one message that are understood: true for those that the reader honours, false for those that it may
+// leave aside, since they change nothing of what a request meets (names for statistics, for example).
 type Fields map[protoreflect.Name]bool
 
-// Known makes Fields: those that the reader honours, and those that it may leave aside, since they change nothing of what a
-// request meets (names for statistics, for example). Both are lists of names, separated by white space.
+// Known makes Fields of two lists of names, separated by white space: what is honoured, and what is left aside.
 func Known(honoured, aside string) Fields {
 	f := Fields{}
-	for _, name := range strings.Fields(honoured + " " + aside) {
+	for _, name := range strings.Fields(honoured) {
 		f[protoreflect.Name(name)] = true
+	}
+	for _, name := range strings.Fields(aside) {
+		f[protoreflect.Name(name)] = false
 	}
 	return f
 }
@@ -50,7 +55,7 @@ func (t Table) check(m protoreflect.Message, at *Path, r *Report) {
 	known := t[name]
 	var fields []protoreflect.FieldDescriptor // in the order of the schema, so that reports are the same every time
 	m.Range(func(fd protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
-		if fd.Message() != nil || !known[fd.Name()] {
+		if _, ok := known[fd.Name()]; !ok || fd.Message() != nil {
 			fields = append(fields, fd)
 		}
 		return true
@@ -59,7 +64,7 @@ func (t Table) check(m protoreflect.Message, at *Path, r *Report) {
 		slices.SortFunc(fields, func(a, b protoreflect.FieldDescriptor) int { return cmp.Compare(a.Index(), b.Index()) })
 	}
 	for _, fd := range fields {
-		if !known[fd.Name()] {
+		if _, ok := known[fd.Name()]; !ok {
 			r.Add(at.Field(string(fd.Name())), "not supported: leave it out")
 			continue
 		}
@@ -94,6 +99,24 @@ func (t Table) descend(v protoreflect.Value, fd protoreflect.FieldDescriptor, at
 	}
 }
 
+// Verify returns an error for each message or field of the table that no schema in the program has.
+func (t Table) Verify() error {
+	var all []error
+	for name, fields := range t {
+		mt, err := protoregistry.GlobalTypes.FindMessageByName(name)
+		if err != nil {
+			all = append(all, fmt.Errorf("%s: %w", name, err))
+			continue
+		}
+		for field := range fields {
+			if mt.Descriptor().Fields().ByName(field) == nil {
+				all = append(all, fmt.Errorf("%s has no field %s", name, field))
+			}
+		}
+	}
+	return errors.Join(all...)
+}
+
 // unknownNumber returns the number of the first field in raw, which is what the schema does not have; 0 if there is none.
 func unknownNumber(raw protoreflect.RawFields) uint64 {
 	var tag uint64
@@ -111,11 +134,11 @@ func unknownNumber(raw protoreflect.RawFields) uint64 {
 func (t Table) Unpack(a *anypb.Any, into proto.Message, at *Path, r *Report) bool {
 	want := into.ProtoReflect().Descriptor().FullName()
 	if a == nil {
-		r.Add(at, "required: a %s", want)
+		r.Add(at, "required: %s", want)
 		return false
 	}
 	if a.MessageName() != want {
-		r.Add(at, "is a %s, which is not supported here: a %s is", a.MessageName(), want)
+		r.Add(at, "%s is not supported here: it must be %s", a.MessageName(), want)
 		return false
 	}
 	if err := proto.Unmarshal(a.GetValue(), into); err != nil {

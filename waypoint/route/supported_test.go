@@ -1,0 +1,9 @@
+package route
+
+import "testing"
+
+func TestTable(t *testing.T) {
+	if err := supported.Verify(); err != nil {
+		t.Error(err)
+	}
+}
