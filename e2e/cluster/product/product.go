@@ -39,6 +39,7 @@ func Images() []Image {
 	return []Image{
 		{Name: "ztunnel", Programs: []string{"./ztunnel/cmd/ztunnel"}, Entrypoint: []string{"/usr/local/bin/ztunnel"}},
 		{Name: "istiod-lite", Programs: []string{"./istiod-lite/cmd/istiod-lite"}, Entrypoint: []string{"/usr/local/bin/istiod-lite"}, User: "65532:65532"},
+		{Name: "waypoint", Programs: []string{"./waypoint/cmd/waypoint"}, Entrypoint: []string{"/usr/local/bin/waypoint"}, User: "1337:1337"},
 		{
 			Name: "cni", Programs: []string{"./cni/cmd/cni-agent", "./cni/cmd/ambit-cni"}, Entrypoint: []string{"/usr/local/bin/cni-agent"},
 			Userland: []string{
