@@ -25,7 +25,8 @@ type body1 struct {
 	after  func(whole bool)  // once, when it has ended or was closed; may be nil
 	fault  func(error) error // makes an error one of the caller's
 
-	asked atomic.Bool // before was called
+	asked  atomic.Bool   // before was called
+	pulled atomic.Uint64 // pieces
 
 	mu       sync.Mutex // held during Next: guards what follows, and in
 	piece    int        // bytes of in that were handed out
@@ -100,6 +101,7 @@ func (b *body1) nextLocked() ([]byte, error) {
 	}
 	p, err := b.read()
 	if err == nil {
+		b.pulled.Add(1)
 		return p, nil
 	}
 	b.over = err
@@ -187,6 +189,8 @@ func (b *body1) releaseChunks() {
 		b.chunked = nil
 	}
 }
+
+func (b *body1) pieces() uint64 { return b.pulled.Load() }
 
 // Ready is of message.Body.
 func (b *body1) Ready() bool {

@@ -3,6 +3,7 @@ package codec
 import (
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -15,6 +16,8 @@ type body2 struct {
 	have  bool     // chunk is set
 	left  int64    // of what content-length said, Unknown without one
 	over  error    // what Next returns from now on
+
+	pulled atomic.Uint64 // pieces
 
 	before func()            // once, before something is waited for; may be nil
 	after  func()            // once, when it has ended or was closed; may be nil
@@ -63,6 +66,7 @@ func (b *body2) next() error {
 		b.s.Reset(h2.ProtocolError)
 	}
 	if err == nil {
+		b.pulled.Add(1)
 		return nil
 	}
 	b.release()
@@ -87,6 +91,8 @@ func (b *body2) finish() {
 		b.after = nil
 	}
 }
+
+func (b *body2) pieces() uint64 { return b.pulled.Load() }
 
 // Ready is of message.Body.
 func (b *body2) Ready() bool { return b.over != nil || b.before == nil && b.s.Ready() }
@@ -115,7 +121,8 @@ type scratcher interface{ nextScratch() ([]byte, bool, error) }
 type sending2 struct {
 	s      *h2.Stream
 	body   message.Body
-	length int64 // of body, or Unknown
+	length int64          // of body, or Unknown
+	moved  *atomic.Uint64 // pieces; may be nil
 
 	sent    int64 // bytes
 	bodyErr error // why body broke off
@@ -171,6 +178,9 @@ func (t *sending2) run(inline bool) bool {
 			return true
 		}
 		t.sent += n
+		if t.moved != nil {
+			t.moved.Add(1)
+		}
 	}
 }
 

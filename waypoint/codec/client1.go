@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,8 +24,11 @@ type client1 struct {
 	parser parser1
 	asked  http.Request // what net/http needs to know of the request
 	done   chan struct{}
+	idle   *time.Timer    // begins the wait for the backend's end, some time after a request
+	quiet  sync.WaitGroup // of who waits
 
 	mu       sync.Mutex // guards what follows
+	waiting  bool       // somebody waits for the backend's end
 	busy     bool       // reserved or under way
 	used     bool       // a request was answered
 	draining bool
@@ -47,9 +51,20 @@ func (c *client1) Reserve() bool {
 		return false
 	}
 	c.busy = true
-	fresh := !c.used
+	fresh, waiting := !c.used, c.waiting
 	c.mu.Unlock()
-	if !fresh && ended(c.nc) {
+	if fresh {
+		return true
+	}
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	if waiting {
+		_ = c.nc.SetReadDeadline(time.Now())
+		c.quiet.Wait()
+		_ = c.nc.SetReadDeadline(time.Time{})
+	}
+	if ended(c.nc) {
 		c.close(nil)
 		c.Unreserve()
 		return false
@@ -57,11 +72,51 @@ func (c *client1) Reserve() bool {
 	return true
 }
 
+// idleWait is how long a connection must have been idle before somebody waits for the backend's end. Most are used again before
+// that, and look then.
+const idleWait = time.Second
+
+// restLocked sees to it that somebody waits for the backend's end once the connection has been idle for a while. One that carried
+// nothing yet is used at once.
+func (c *client1) restLocked() {
+	switch {
+	case c.closed || !c.used:
+	case c.idle == nil:
+		c.idle = time.AfterFunc(idleWait, c.awaitEnd)
+	default:
+		c.idle.Reset(idleWait)
+	}
+}
+
+// awaitEnd waits until the backend ends the idle connection, or Reserve ends the wait.
+func (c *client1) awaitEnd() {
+	c.mu.Lock()
+	wait := !c.busy && !c.closed
+	c.waiting = wait
+	if wait {
+		c.quiet.Add(1)
+	}
+	c.mu.Unlock()
+	if !wait {
+		return
+	}
+	defer c.quiet.Done()
+	err := awaitReadable(c.nc)
+	c.mu.Lock()
+	c.waiting = false
+	c.settleLocked()
+	c.mu.Unlock()
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.Close()
+	}
+}
+
 func (c *client1) Unreserve() {
 	c.mu.Lock()
 	c.busy = false
 	end := c.draining && !c.closed
 	c.settleLocked()
+	c.restLocked()
 	c.mu.Unlock()
 	if end {
 		c.close(nil)
@@ -134,12 +189,15 @@ func (c *client1) close(err error) {
 
 // settleLocked says that the connection is over once nobody uses it.
 func (c *client1) settleLocked() {
-	if !c.closed || c.busy || c.parts > 0 {
+	if !c.closed || c.busy || c.parts > 0 || c.waiting {
 		return
 	}
 	select {
 	case <-c.done:
 	default:
+		if c.idle != nil {
+			c.idle.Stop()
+		}
 		close(c.done)
 	}
 }
@@ -202,6 +260,7 @@ func (c *client1) leave() {
 		c.busy = false
 		over = c.draining && !c.closed
 		c.settleLocked()
+		c.restLocked()
 	}
 	c.mu.Unlock()
 	if over {

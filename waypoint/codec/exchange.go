@@ -22,7 +22,9 @@ type Exchange struct {
 	begun bool // Respond or Abort was called
 	sent  int64
 
-	abortOnce atomic.Bool // abort was called
+	abortOnce atomic.Bool                  // abort was called
+	given     atomic.Uint64                // pieces of the response's body
+	pulled    interface{ pieces() uint64 } // the request's body; nil: there is none
 }
 
 // responder is one side of an exchange, in a version of HTTP.
@@ -64,6 +66,16 @@ func (x *Exchange) aborted() bool { return x.abortOnce.Load() }
 
 // Sent returns how many bytes of body Respond has sent. It must not be called during Respond.
 func (x *Exchange) Sent() int64 { return x.sent }
+
+// Moved returns a number that grows with every piece of the request's body that is pulled, and every piece of the response's
+// body that is given to the connection: one that stays shows that nothing moves. Anyone may call it until the handler returns.
+func (x *Exchange) Moved() uint64 {
+	n := x.given.Load()
+	if x.pulled != nil {
+		n += x.pulled.pieces()
+	}
+	return n
+}
 
 // discard closes what a response holds.
 func discard(resp *message.Response) {

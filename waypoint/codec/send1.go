@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -15,6 +16,7 @@ type sending1 struct {
 	body    message.Body
 	length  int64 // of body, or Unknown
 	chunked bool
+	moved   *atomic.Uint64 // pieces; may be nil
 
 	sent    int64 // bytes
 	bodyErr error // why body broke off
@@ -65,6 +67,9 @@ func (t *sending1) run(inline bool) bool {
 			t.out.payload(p)
 		}
 		t.sent += n
+		if t.moved != nil {
+			t.moved.Add(1)
+		}
 		t.err = t.out.err
 	}
 	return true

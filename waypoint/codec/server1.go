@@ -188,7 +188,7 @@ func (o *server1) makeBody() {
 	if o.x.Request.Expect {
 		b.before = o.proceed
 	}
-	o.body = b
+	o.body, o.x.pulled = b, b
 	o.x.Request.Body, o.x.Request.Length = b, o.head.length
 }
 
@@ -295,7 +295,7 @@ func (o *server1) respond(x *Exchange, resp *message.Response) error {
 		return o.upgrade(x, resp)
 	}
 	defer discard(resp)
-	t := sending1{out: &o.out, body: resp.Body, length: resp.Length}
+	t := sending1{out: &o.out, body: resp.Body, length: resp.Length, moved: &x.given}
 	o.mu.Lock() // no 100 comes from here on
 	bodyless := x.bodyless(resp.Status)
 	o.writeHead(x, resp, bodyless, &t)

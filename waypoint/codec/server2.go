@@ -204,7 +204,7 @@ func (x *exchange2) body(length int64) bool {
 	if req.Expect {
 		b.before = func() { _ = st.WriteHeaders([]message.Field{{Name: ":status", Value: "100"}}, false) }
 	}
-	req.Body, req.Length = b, length
+	req.Body, req.Length, x.pulled = b, length, b
 	return true
 }
 
@@ -277,7 +277,7 @@ func (x *exchange2) respond(_ *Exchange, resp *message.Response) error {
 		x.s.Conn().Flush()
 		return nil
 	}
-	t := sending2{s: x.s, body: resp.Body, length: length}
+	t := sending2{s: x.s, body: resp.Body, length: length, moved: &x.given}
 	t.run(false)
 	x.sent = t.sent
 	switch {
