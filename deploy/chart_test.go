@@ -285,6 +285,8 @@ var writes = []string{
 	"istiod-lite: patch serviceentries/status",
 	"istiod-lite: patch services",
 	"istiod-lite: patch services/status",
+	"istiod-lite: patch tcproutes/status",
+	"istiod-lite: patch tlsroutes/status",
 	"istiod-lite: patch workloadentries/status",
 	"istiod-lite: patch xmeshes/status",
 	"istiod-lite: update configmaps[istio-ca-root-cert istio-ca-crl]",

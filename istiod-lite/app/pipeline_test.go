@@ -77,6 +77,8 @@ var (
 	gatewayClassGVR        = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
 	httpRouteGVR           = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
 	grpcRouteGVR           = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "grpcroutes"}
+	tlsRouteGVR            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tlsroutes"}
+	tcpRouteGVR            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
 	meshGVR                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	workloadEntryGVR       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
@@ -104,7 +106,7 @@ func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
 			peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList",
 			serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList",
 			gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
-			httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList"}),
+			httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList", tlsRouteGVR: "TLSRouteList", tcpRouteGVR: "TCPRouteList"}),
 	}
 	a.core.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		review := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview).DeepCopy()

@@ -35,7 +35,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindConfigMap, cluster.KindNamespace, cluster.KindNode, cluster.KindService, cluster.KindEndpointSlice,
 	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
-	cluster.KindHTTPRoute, cluster.KindGRPCRoute,
+	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
 }
 
 // Config configures a Source. All fields are required.
@@ -113,6 +113,8 @@ var (
 	gatewayClasses        = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
 	httpRoutes            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
 	grpcRoutes            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "grpcroutes"}
+	tlsRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tlsroutes"}
+	tcpRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
 	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
@@ -141,6 +143,8 @@ func (s *Source) watches() []watched {
 		s.custom(meshes, cluster.KindMesh, func(u *unstructured.Unstructured) cluster.Object { return cluster.MeshOf(u) }),
 		s.custom(httpRoutes, cluster.KindHTTPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.HTTPRouteOf(u) }),
 		s.custom(grpcRoutes, cluster.KindGRPCRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.GRPCRouteOf(u) }),
+		s.custom(tlsRoutes, cluster.KindTLSRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TLSRouteOf(u) }),
+		s.custom(tcpRoutes, cluster.KindTCPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TCPRouteOf(u) }),
 	}
 }
 
