@@ -16,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/ca"
+	"github.com/ambit-mesh/ambit/istiod-lite/deployer"
 )
 
 // Config is what the command line and the environment say.
@@ -48,6 +49,8 @@ type Config struct {
 	// RootDistribution is how long a new root is handed out before certificates are signed under it, RootRetirement how long the
 	// old one is after that. Zero: the CA's defaults.
 	RootDistribution, RootRetirement time.Duration
+	// Waypoints are what the installation sets for what is deployed for Gateways: WAYPOINT_IMAGE and so on.
+	Waypoints deployer.Settings
 	// DrainDelay is how long, after a signal to stop, everything is still served while readiness already says no, so that
 	// clients that reconnect reach another replica.
 	DrainDelay time.Duration
@@ -105,6 +108,11 @@ func parseConfig(args []string, stderr io.Writer) (Config, error) {
 	if err := c.LogLevel.UnmarshalText([]byte(level)); err != nil {
 		return Config{}, fmt.Errorf("--log-level: %w", err)
 	}
+	var err error
+	if c.Waypoints, err = deployer.ReadSettings(os.Getenv); err != nil {
+		return Config{}, err
+	}
+	c.Waypoints.Namespace, c.Waypoints.ClusterID, c.Waypoints.ClusterDomain, c.Waypoints.RootCertConfigMap = c.Namespace, c.ClusterID, c.ClusterDomain, c.RootCertConfigMap
 	return c, c.validate()
 }
 

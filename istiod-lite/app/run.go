@@ -26,6 +26,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/auth"
 	"github.com/ambit-mesh/ambit/istiod-lite/ca"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/deployer"
 	"github.com/ambit-mesh/ambit/istiod-lite/leader"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/roots"
@@ -115,6 +116,7 @@ type program struct {
 	loop      *state.Loop
 	reports   *status.Writer
 	vips      *vips.Writer
+	deployer  *deployer.Deployer
 	hub       *xds.Hub
 	waypoints *xds.Waypoints
 	keeper    *ca.Keeper
@@ -132,6 +134,13 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	p.hub, p.waypoints = xds.NewHub(told), xds.NewWaypoints(told)
 	p.reports = status.New(c.dynamic, log.With("room", "status"))
 	p.vips = vips.New(c.dynamic, entries{p}, log.With("room", "vips"))
+	p.deployer = deployer.New(deployer.Config{
+		Client: c.dynamic, Settings: cfg.Waypoints, TrustDomain: func() string { return p.loop.Settings().TrustDomain },
+		Told: func(ctx context.Context, key cluster.Key, fault string) {
+			_ = p.loop.Do(ctx, func(s *state.State) { s.SetDeployFault(key, fault) }) // it fails when the program ends only
+		},
+		Log: log.With("room", "deployer"),
+	})
 	p.loop = state.NewLoop(state.LoopConfig{
 		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
 		Publish: p.publish, Report: p.report, Registerer: p.registry, Log: log.With("room", "state"),
@@ -196,9 +205,10 @@ func (p *program) publish(change resource.Change) {
 }
 
 // report passes on what has become of objects.
-func (p *program) report(statuses []translate.Status) {
-	p.reports.Update(statuses)
-	if slices.ContainsFunc(statuses, func(s translate.Status) bool { return s.Kind == cluster.KindServiceEntry }) {
+func (p *program) report(r state.Report) {
+	p.reports.Update(r.Statuses)
+	p.deployer.Update(r.Gateways)
+	if slices.ContainsFunc(r.Statuses, func(s translate.Status) bool { return s.Kind == cluster.KindServiceEntry }) {
 		p.vips.Notify()
 	}
 }
@@ -235,6 +245,7 @@ func (p *program) write(ctx context.Context, failed chan<- error) {
 		}
 		writers.Go(func() { p.reports.Run(ctx) })
 		writers.Go(func() { p.vips.Run(ctx) })
+		writers.Go(func() { p.deployer.Run(ctx) })
 		writers.Wait()
 	}
 	if err := election.Run(ctx, lead); err != nil {

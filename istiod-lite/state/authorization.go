@@ -84,5 +84,5 @@ func (c *collector) authorization(k cluster.Key) {
 		content = a
 	}
 	c.one(o, name, content, problems)
-	s.statuses = append(s.statuses, translate.AuthorizationPolicyStatus(p))
+	s.report.Statuses = append(s.report.Statuses, translate.AuthorizationPolicyStatus(p))
 }

@@ -295,7 +295,7 @@ func (c *collector) entry(k cluster.Key) {
 	}
 	problems := in.Problems()
 	c.many(o, resource.Address, contents, problems)
-	s.statuses = append(s.statuses, translate.EntryStatus(in, problems))
+	s.report.Statuses = append(s.report.Statuses, translate.EntryStatus(in, problems))
 	s.tellBound(translate.EntryWaypointStatus(e, in.Waypoint))
 }
 
@@ -329,7 +329,7 @@ func (c *collector) workloadEntry(k cluster.Key) {
 		content = address(w)
 	}
 	c.one(o, name, content, problems)
-	s.statuses = append(s.statuses, translate.WorkloadEntryStatus(e, problems))
+	s.report.Statuses = append(s.report.Statuses, translate.WorkloadEntryStatus(e, problems))
 	s.tellBound(translate.WorkloadEntryWaypointStatus(e, in.Waypoint))
 }
 

@@ -28,8 +28,8 @@ type LoopConfig struct {
 	Kinds []cluster.Kind
 	// Publish takes each change, the whole state first. It must not block for long.
 	Publish func(resource.Change)
-	// Report takes what objects should say of themselves when that, or what they say, has changed. It must not block for long.
-	Report     func([]translate.Status)
+	// Report takes what has become of objects, when it is something else than before. It must not block for long.
+	Report     func(Report)
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 }
@@ -209,8 +209,8 @@ func (r *run) flush() {
 			r.cfg.Log.Info("state is complete", "resources", len(change.Upserts), "took", time.Since(start).Round(time.Millisecond).String())
 		}
 	}
-	if statuses := r.state.TakeStatuses(); len(statuses) > 0 {
-		r.cfg.Report(statuses)
+	if report := r.state.TakeReport(); !report.Empty() {
+		r.cfg.Report(report)
 	}
 	r.metrics.sizes(r.state.Sizes())
 	r.report()

@@ -12,7 +12,6 @@ import (
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
-	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
 // A loop that cannot go on keeps a bounded number of events, and then whoever posts waits; nothing is lost, and events of one
@@ -24,7 +23,7 @@ func TestPostWaitsForTheLoop(t *testing.T) {
 		var held bool
 		l := NewLoop(LoopConfig{
 			Kinds: []cluster.Kind{cluster.KindPod}, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
-			Report: func([]translate.Status) {},
+			Report: func(Report) {},
 			Publish: func(c resource.Change) {
 				if held {
 					<-blocked

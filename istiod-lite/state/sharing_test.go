@@ -57,13 +57,13 @@ func TestSharedHostsCostNoMore(t *testing.T) {
 					}
 					s.Flush()
 				}) / uint64(n)
-				s.TakeStatuses()
+				s.TakeReport()
 				const changes = 50
 				change = allocated(func() {
 					for i := range changes {
 						s.Upsert(sharedEntry(i, c.namespace(i), 2))
 						s.Flush()
-						if told := len(s.TakeStatuses()); told != 1 {
+						if told := len(s.TakeReport().Statuses); told != 1 {
 							t.Fatalf("one of %d entries changed, and %d say another thing", n, told)
 						}
 					}
@@ -87,11 +87,11 @@ func TestSharedHostPassesOn(t *testing.T) {
 		s.Upsert(sharedEntry(i, "shop", 1))
 	}
 	s.Flush()
-	s.TakeStatuses()
+	s.TakeReport()
 	s.Delete(cluster.KindServiceEntry, cluster.Key{Namespace: "shop", Name: "e0"})
 	s.Flush()
 	reasons := map[string]string{}
-	for _, status := range s.TakeStatuses() {
+	for _, status := range s.TakeReport().Statuses {
 		if !status.Gone {
 			reasons[status.Key.Name] = status.Want.Reason + " " + status.Want.Message
 		}
@@ -113,7 +113,7 @@ func TestShortageIsSaid(t *testing.T) {
 	e.Addresses, e.AutoAddress = nil, true
 	s.Upsert(e)
 	s.Flush()
-	s.TakeStatuses()
+	s.TakeReport()
 	for _, c := range []struct {
 		reason    string
 		shortages map[cluster.Key][]cluster.Shortage
@@ -123,12 +123,12 @@ func TestShortageIsSaid(t *testing.T) {
 	} {
 		s.SetShortages(c.shortages)
 		s.Flush()
-		if told := s.TakeStatuses(); len(told) != 1 || told[0].Want.Reason != c.reason {
+		if told := s.TakeReport().Statuses; len(told) != 1 || told[0].Want.Reason != c.reason {
 			t.Errorf("told %+v, want reason %s", told, c.reason)
 		}
 		s.SetShortages(c.shortages)
 		s.Flush()
-		if told := s.TakeStatuses(); len(told) > 0 {
+		if told := s.TakeReport().Statuses; len(told) > 0 {
 			t.Errorf("nothing has changed, and told %+v", told)
 		}
 	}

@@ -105,10 +105,8 @@ type State struct {
 	problems map[object][]translate.Problem
 	// faults are changes of problems since the last takeFaults: the problems that the object had then.
 	faults map[object][]translate.Problem
-	// statuses are what objects should say of themselves, where it is not what it was at the last TakeStatuses.
-	statuses []translate.Status
-	// routeStatuses are the same for routes.
-	routeStatuses []RouteStatus
+	// report is what has become of objects since the last TakeReport.
+	report Report
 }
 
 // object names an object of the cluster.
@@ -247,24 +245,27 @@ func (s *State) Flush() resource.Change {
 	return c.change
 }
 
-// TakeStatuses returns what objects should say of themselves, for those of which it, or what they say, has changed since the
-// last call.
-func (s *State) TakeStatuses() []translate.Status {
-	out := s.statuses
-	s.statuses = nil
-	return out
+// Report is what has become of objects, those of which it, or what they say themselves, has changed.
+type Report struct {
+	// Statuses are conditions that objects should have.
+	Statuses []translate.Status
+	Routes   []RouteStatus
+	Gateways []Gateway
 }
 
-// TakeRouteStatuses is TakeStatuses for routes.
-func (s *State) TakeRouteStatuses() []RouteStatus {
-	out := s.routeStatuses
-	s.routeStatuses = nil
+// Empty reports whether nothing is in it.
+func (r Report) Empty() bool { return len(r.Statuses)+len(r.Routes)+len(r.Gateways) == 0 }
+
+// TakeReport returns what has become of objects since the last call.
+func (s *State) TakeReport() Report {
+	out := s.report
+	s.report = Report{}
 	return out
 }
 
 // gone takes note that an object says nothing any more by conditions of a type.
 func (s *State) gone(o object, typ string) {
-	s.statuses = append(s.statuses, translate.Status{Kind: o.kind, Key: o.key, Type: typ, Gone: true})
+	s.report.Statuses = append(s.report.Statuses, translate.Status{Kind: o.kind, Key: o.key, Type: typ, Gone: true})
 }
 
 // faultChange is an object whose problems are others than before.

@@ -374,9 +374,9 @@ func (w world) route() cluster.Object {
 }
 
 // checkRoutes is checkStatuses for routes.
-func checkRoutes(t *testing.T, s *State, known map[object][]cluster.ParentStatus, snapshot translate.Snapshot) {
+func checkRoutes(t *testing.T, told []RouteStatus, known map[object][]cluster.ParentStatus, snapshot translate.Snapshot) {
 	t.Helper()
-	for _, status := range s.TakeRouteStatuses() {
+	for _, status := range told {
 		if o := (object{status.Kind, status.Key}); status.Gone {
 			delete(known, o)
 		} else {
@@ -467,9 +467,9 @@ type said struct {
 }
 
 // checkStatuses lets known follow what is to be reported, and compares it with what All says.
-func checkStatuses(t *testing.T, s *State, known map[said]translate.Status, objects []cluster.Object) {
+func checkStatuses(t *testing.T, s *State, told []translate.Status, known map[said]translate.Status, objects []cluster.Object) {
 	t.Helper()
-	for _, status := range s.TakeStatuses() {
+	for _, status := range told {
 		if o := (said{object{status.Kind, status.Key}, status.Type}); status.Gone {
 			delete(known, o)
 		} else {
@@ -546,8 +546,9 @@ func TestIncrementalIsAll(t *testing.T) {
 					check(t, s, m, slices.Collect(maps.Values(objects)))
 					whole := snapshot(s, slices.Collect(maps.Values(objects)))
 					checkViews(t, views, whole)
-					checkRoutes(t, s, routes, whole)
-					checkStatuses(t, s, statuses, slices.Collect(maps.Values(objects)))
+					report := s.TakeReport()
+					checkRoutes(t, report.Routes, routes, whole)
+					checkStatuses(t, s, report.Statuses, statuses, slices.Collect(maps.Values(objects)))
 				}
 			}
 		})

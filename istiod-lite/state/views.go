@@ -652,10 +652,10 @@ func (s *State) setView(k cluster.Key, there bool) {
 func (c *collector) routeStatus(o object) {
 	r := c.state.views.routes[o]
 	if r == nil {
-		c.state.routeStatuses = append(c.state.routeStatuses, RouteStatus{Kind: o.kind, Key: o.key, Gone: true})
+		c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Gone: true})
 		return
 	}
-	c.state.routeStatuses = append(c.state.routeStatuses, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, c), Seen: r.Seen})
+	c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, c), Seen: r.Seen})
 }
 
 // RouteStatus is what a route should say to its parents that are services, and what it says.

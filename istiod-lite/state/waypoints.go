@@ -14,6 +14,8 @@ type bindings struct {
 	// users are the objects that name a Gateway themselves, namespaces those that name it for others.
 	users      map[cluster.Key]set[object]
 	namespaces map[cluster.Key]set[string]
+	// faults are what keeps Gateways from being deployed.
+	faults map[cluster.Key]string
 	// told are the objects that say, or should say, what became of their waypoint.
 	told set[object]
 	// waypoints are as of the last Flush.
@@ -23,7 +25,31 @@ type bindings struct {
 func newBindings() bindings {
 	return bindings{
 		gateways: map[cluster.Key]*cluster.Gateway{}, classes: map[string]*cluster.GatewayClass{}, deployments: map[cluster.Key]*cluster.Deployment{},
-		users: map[cluster.Key]set[object]{}, namespaces: map[cluster.Key]set[string]{}, told: set[object]{}, waypoints: map[cluster.Key]*translate.Waypoint{},
+		users: map[cluster.Key]set[object]{}, namespaces: map[cluster.Key]set[string]{}, told: set[object]{}, faults: map[cluster.Key]string{}, waypoints: map[cluster.Key]*translate.Waypoint{},
+	}
+}
+
+// Gateway is what has become of a Gateway.
+type Gateway struct {
+	Key cluster.Key
+	// WaypointInput is what is known of it; its Gateway is nil if that is gone.
+	translate.WaypointInput
+	// Waypoint is nil if it is none.
+	Waypoint *translate.Waypoint
+	// Fault is what keeps it from being deployed, "" if nothing does.
+	Fault string
+}
+
+// SetDeployFault takes what keeps a Gateway from being deployed, "" if nothing does.
+func (s *State) SetDeployFault(key cluster.Key, fault string) {
+	if s.bindings.gateways[key] == nil || s.bindings.faults[key] == fault {
+		return
+	}
+	s.dirty.gateways[key] = struct{}{}
+	if fault == "" {
+		delete(s.bindings.faults, key)
+	} else {
+		s.bindings.faults[key] = fault
 	}
 }
 
@@ -36,6 +62,7 @@ func (s *State) setGateway(key cluster.Key, g *cluster.Gateway) {
 	s.dirty.gateways[key] = struct{}{}
 	if g == nil {
 		delete(s.bindings.gateways, key)
+		delete(s.bindings.faults, key)
 	} else {
 		s.bindings.gateways[key] = g
 	}
@@ -80,6 +107,7 @@ func (s *State) settleWaypoints() {
 			in.Class = s.bindings.classes[in.Gateway.Class]
 		}
 		was, is := s.bindings.waypoints[k], translate.WaypointOf(s.mesh, in)
+		s.report.Gateways = append(s.report.Gateways, Gateway{k, in, is, s.bindings.faults[k]})
 		if was.Equal(is) {
 			continue
 		}
@@ -180,7 +208,7 @@ func (s *State) tellBound(status translate.Status) {
 	} else {
 		s.bindings.told[o] = struct{}{}
 	}
-	s.statuses = append(s.statuses, status)
+	s.report.Statuses = append(s.report.Statuses, status)
 }
 
 // unbound takes note that an object is gone which may have said something of its waypoint.

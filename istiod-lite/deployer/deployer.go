@@ -1,0 +1,201 @@
+package deployer
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/state"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+// Retries of what fails, and the time after which what was applied is applied again, whatever may have happened to it.
+const (
+	retryFirst = 500 * time.Millisecond
+	retryMost  = time.Minute
+	resync     = 10 * time.Minute
+)
+
+// workers is how many Gateways are worked on at the same time.
+const workers = 4
+
+// Config configures a Deployer. All fields are required.
+type Config struct {
+	Client      dynamic.Interface
+	Settings    Settings
+	TrustDomain func() string
+	// Told takes what keeps a Gateway from being deployed, "" if nothing does. It is called by several goroutines.
+	Told func(ctx context.Context, key cluster.Key, fault string)
+	Log  *slog.Logger
+}
+
+// Deployer applies. Make one with New.
+type Deployer struct {
+	cfg Config
+
+	mu    sync.Mutex // guards the fields below; never held across a call
+	want  map[cluster.Key]translate.WaypointInput
+	done  map[cluster.Key]applied
+	queue workqueue.TypedRateLimitingInterface[cluster.Key] // nil while this replica does not lead
+}
+
+// applied is what was applied for a Gateway.
+type applied struct {
+	hash  uint64
+	until time.Time
+}
+
+// New returns a Deployer that applies nothing until Run.
+func New(cfg Config) *Deployer {
+	return &Deployer{cfg: cfg, want: map[cluster.Key]translate.WaypointInput{}, done: map[cluster.Key]applied{}}
+}
+
+// Update takes Gateways as they are now. It may be called at any time and does not wait.
+func (d *Deployer) Update(gateways []state.Gateway) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, g := range gateways {
+		key, in := g.Key, g.WaypointInput
+		if !deployed(in) {
+			delete(d.want, key)
+			delete(d.done, key)
+			continue
+		}
+		d.want[key] = in
+		if d.queue != nil {
+			d.queue.Add(key)
+		}
+	}
+}
+
+// deployed reports whether a Gateway is one that something is made for: a waypoint of this control plane that does not say where it
+// is already.
+func deployed(in translate.WaypointInput) bool {
+	return in.Gateway != nil && !in.Gateway.Deleting && len(in.Gateway.Addresses) == 0 && translate.IsWaypoint(in.Gateway, in.Class)
+}
+
+// Run applies until ctx ends. It may be called again after it returned.
+func (d *Deployer) Run(ctx context.Context) {
+	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[cluster.Key](retryFirst, retryMost))
+	d.mu.Lock()
+	d.queue = queue
+	clear(d.done) // another replica may have led meanwhile
+	for key := range d.want {
+		queue.Add(key)
+	}
+	d.mu.Unlock()
+	var wg sync.WaitGroup
+	wg.Go(func() { // here, so that the queue's own goroutine was told to end before Run returns
+		<-ctx.Done()
+		queue.ShutDown()
+	})
+	for range workers {
+		wg.Go(func() { d.work(ctx, queue) })
+	}
+	wg.Wait()
+	d.mu.Lock()
+	d.queue = nil
+	d.mu.Unlock()
+}
+
+func (d *Deployer) work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[cluster.Key]) {
+	for {
+		key, shutdown := queue.Get()
+		if shutdown {
+			return
+		}
+		fault, err := d.deploy(ctx, key)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			d.cfg.Log.Warn("waypoint not deployed", "gateway", key.String(), "cause", err)
+			d.cfg.Told(ctx, key, err.Error())
+			queue.AddRateLimited(key)
+		default:
+			queue.Forget(key)
+			d.cfg.Told(ctx, key, fault)
+			queue.AddAfter(key, resync)
+		}
+		queue.Done(key)
+	}
+}
+
+// deploy applies what a Gateway needs. A fault is what only the user can mend; an error may go away.
+func (d *Deployer) deploy(ctx context.Context, key cluster.Key) (fault string, err error) {
+	d.mu.Lock()
+	in, ok := d.want[key]
+	done := d.done[key]
+	d.mu.Unlock()
+	if !ok {
+		return "", nil
+	}
+	if fault := d.cfg.Settings.Invalid(in.Gateway); fault != "" {
+		return fault, nil
+	}
+	w := waypoint{d.cfg.Settings, d.cfg.TrustDomain(), in.Gateway}
+	objects, err := w.objects()
+	if err != nil {
+		return "", err
+	}
+	hash, err := hashOf(objects)
+	if err != nil {
+		return "", err
+	}
+	if done.hash == hash && time.Now().Before(done.until) && in.Service != nil && in.Deployment != nil {
+		return "", nil
+	}
+	// Nothing is made beside something that belongs to others: half a waypoint is none.
+	for _, o := range objects {
+		if err := d.check(ctx, o, key); err != nil {
+			return "", err
+		}
+	}
+	for _, o := range objects {
+		client := d.cfg.Client.Resource(o.gvr).Namespace(key.Namespace)
+		if _, err := client.Apply(ctx, o.content.GetName(), o.content, metav1.ApplyOptions{FieldManager: api.GatewayDeployer, Force: true}); err != nil {
+			return "", fmt.Errorf("apply %s: %w", o, err)
+		}
+	}
+	d.cfg.Log.Info("waypoint deployed", "gateway", key.String(), "image", d.cfg.Settings.Image)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, still := d.want[key]; still {
+		d.done[key] = applied{hash, time.Now().Add(resync)}
+	}
+	return "", nil
+}
+
+// check reads what is there under an object's name.
+func (d *Deployer) check(ctx context.Context, o object, key cluster.Key) error {
+	there, err := d.cfg.Client.Resource(o.gvr).Namespace(key.Namespace).Get(ctx, o.content.GetName(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("read %s: %w", o, err)
+	case there.GetLabels()[api.LabelGatewayManaged] != api.GatewayManagedWaypoint || there.GetLabels()[api.LabelGatewayName] != key.Name:
+		return fmt.Errorf("%s is there already, was not made for this Gateway and is left alone: remove it, or give the Gateway another name", o)
+	}
+	return nil
+}
+
+func hashOf(objects []object) (uint64, error) {
+	h := xxhash.New()
+	for _, o := range objects {
+		if err := json.NewEncoder(h).Encode(o.content.Object); err != nil {
+			return 0, fmt.Errorf("render %s: %w", o, err)
+		}
+	}
+	return h.Sum64(), nil
+}

@@ -1,0 +1,277 @@
+package deployer
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/state"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/leaktest"
+)
+
+var update = flag.Bool("update", false, "rewrite the wanted results")
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
+
+const deadline = 30 * time.Second
+
+func settings(t *testing.T, env map[string]string) Settings {
+	t.Helper()
+	s, err := ReadSettings(func(name string) string { return env[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Namespace, s.ClusterID, s.ClusterDomain, s.RootCertConfigMap = "istio-system", "Kubernetes", "cluster.local", "istio-ca-root-cert"
+	return s
+}
+
+func gateway() *cluster.Gateway {
+	return &cluster.Gateway{
+		Key: cluster.Key{Namespace: "shop", Name: "waypoint"}, UID: "u1", Class: api.ClassWaypoint,
+		Labels: map[string]string{"team": "x", api.LabelGatewayName: "not for the user to say"}, Annotations: map[string]string{"note": "y"},
+	}
+}
+
+// TestObjects compares with testdata/objects.yaml what is made for a Gateway.
+func TestObjects(t *testing.T) {
+	s := settings(t, map[string]string{
+		"WAYPOINT_IMAGE": "registry.example/waypoint:v1", "WAYPOINT_IMAGE_PULL_SECRETS": "s1, s2", "WAYPOINT_BUILD": "b1", "WAYPOINT_LOG_LEVEL": "info",
+		"WAYPOINT_GRACE_PERIOD": "45",
+	})
+	objects, err := waypoint{s, "cluster.local", gateway()}.objects()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	for _, o := range objects {
+		text, err := yaml.Marshal(o.content.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got.WriteString("---\n")
+		got.Write(text)
+	}
+	const file = "testdata/objects.yaml"
+	if *update {
+		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("objects (-want +got):\n%s", diff)
+	}
+	// One replica is let go without a budget: with one it could never be.
+	s.Replicas = 1
+	if objects, err = (waypoint{s, "cluster.local", gateway()}).objects(); err != nil || len(objects) != 3 {
+		t.Errorf("%d objects for one replica, error %v; want 3", len(objects), err)
+	}
+}
+
+// server is an API server that applies.
+type server struct {
+	*dynamicfake.FakeDynamicClient
+	mu      sync.Mutex // guards applied
+	applied []string   // "Kind name", in order
+}
+
+func serve(objects ...runtime.Object) *server {
+	s := &server{}
+	s.FakeDynamicClient = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+		appsv1.SchemeGroupVersion.WithResource("deployments"): "DeploymentList"}, objects...)
+	s.PrependReactor("patch", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		patch := action.(clienttesting.PatchAction)
+		u := &unstructured.Unstructured{}
+		if err := json.Unmarshal(patch.GetPatch(), &u.Object); err != nil {
+			return true, nil, err
+		}
+		options := action.(clienttesting.PatchActionImpl).PatchOptions
+		if patch.GetPatchType() != types.ApplyPatchType || options.FieldManager != api.GatewayDeployer {
+			return true, nil, apierrors.NewBadRequest("not an apply of the deployer's")
+		}
+		s.mu.Lock()
+		s.applied = append(s.applied, u.GetKind()+" "+u.GetName())
+		s.mu.Unlock()
+		err := s.Tracker().Update(action.GetResource(), u, action.GetNamespace())
+		if apierrors.IsNotFound(err) {
+			err = s.Tracker().Create(action.GetResource(), u, action.GetNamespace())
+		}
+		return true, u, err
+	})
+	return s
+}
+
+func (s *server) took() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.applied
+	s.applied = nil
+	return out
+}
+
+// run leads until the test ends, and returns the deployer and what it tells of Gateways.
+func run(t *testing.T, s *server, env map[string]string) (*Deployer, chan string) {
+	t.Helper()
+	told := make(chan string, 100)
+	d := New(Config{
+		Client: s, Settings: settings(t, env), TrustDomain: func() string { return "cluster.local" }, Log: slog.New(slog.DiscardHandler),
+		Told: func(_ context.Context, key cluster.Key, fault string) { told <- key.String() + ": " + fault },
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { d.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return d, told
+}
+
+func next(t *testing.T, told chan string) string {
+	t.Helper()
+	select {
+	case s := <-told:
+		return s
+	case <-time.After(deadline):
+		t.Fatalf("nothing was told within %s", deadline)
+		return ""
+	}
+}
+
+var class = &cluster.GatewayClass{Name: api.ClassWaypoint, Controller: api.ControllerWaypoint}
+
+func known(g *cluster.Gateway) state.Gateway {
+	return state.Gateway{Key: g.Key, WaypointInput: translate.WaypointInput{Gateway: g, Class: class}}
+}
+
+var image = map[string]string{"WAYPOINT_IMAGE": "waypoint:dev"}
+
+// TestDeploy: a Gateway gets what it needs, once, and again when something of it is gone or it is another.
+func TestDeploy(t *testing.T) {
+	s := serve()
+	d, told := run(t, s, image)
+	in := known(gateway())
+	d.Update([]state.Gateway{in})
+	if got := next(t, told); got != "shop/waypoint: " {
+		t.Fatalf("told %q", got)
+	}
+	all := []string{"ServiceAccount waypoint", "Service waypoint", "Deployment waypoint", "PodDisruptionBudget waypoint"}
+	if diff := cmp.Diff(all, s.took()); diff != "" {
+		t.Fatalf("applied (-want +got):\n%s", diff)
+	}
+	in.Service, in.Deployment = &cluster.Service{}, &cluster.Deployment{}
+	for _, step := range []struct {
+		what   string
+		change func()
+		want   []string
+	}{
+		{"its Deployment is ready", func() {}, nil},
+		{"its Service is gone", func() { in.Service = nil }, all},
+		{"its labels are others", func() {
+			in.Service = &cluster.Service{}
+			g := gateway()
+			g.Labels["team"] = "z"
+			in.Gateway = g
+		}, all},
+	} {
+		step.change()
+		d.Update([]state.Gateway{in})
+		next(t, told)
+		if diff := cmp.Diff(step.want, s.took()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step.what, diff)
+		}
+	}
+}
+
+// TestLeftAlone: Gateways that somebody else deploys, that are not of this control plane's, or that cannot be deployed.
+func TestLeftAlone(t *testing.T) {
+	s := serve()
+	d, told := run(t, s, image)
+	addressed, other, going, foreign := gateway(), gateway(), gateway(), gateway()
+	addressed.Addresses = []cluster.GatewayAddress{{Type: "IPAddress", Value: "10.0.0.1"}}
+	other.Revision, going.Deleting, foreign.Class = "canary", true, "x"
+	strange := gateway()
+	strange.Name = "9.waypoint"
+	ingress := known(foreign)
+	ingress.Class = &cluster.GatewayClass{Name: "x", Controller: "example.com/x"}
+	d.Update([]state.Gateway{known(addressed), known(other), known(going), ingress, known(strange)})
+	if got := next(t, told); !strings.HasPrefix(got, "shop/9.waypoint: its Service is to have the name of the Gateway") {
+		t.Errorf("told %q", got)
+	}
+	if got := s.took(); len(got) > 0 {
+		t.Errorf("applied %q", got)
+	}
+	none, told := run(t, s, nil)
+	none.Update([]state.Gateway{known(gateway())})
+	if got := next(t, told); !strings.Contains(got, "WAYPOINT_IMAGE") || len(s.took()) > 0 {
+		t.Errorf("without an image: told %q", got)
+	}
+}
+
+// TestForeign: what was not made for the Gateway is not adopted, and nothing is made beside it.
+func TestForeign(t *testing.T) {
+	for name, labels := range map[string]map[string]any{
+		"without labels":     nil,
+		"of another Gateway": {api.LabelGatewayManaged: api.GatewayManagedWaypoint, api.LabelGatewayName: "other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(&unstructured.Unstructured{Object: map[string]any{
+				"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"namespace": "shop", "name": "waypoint", "labels": labels},
+			}})
+			d, told := run(t, s, image)
+			d.Update([]state.Gateway{known(gateway())})
+			if got := next(t, told); !strings.Contains(got, "Deployment waypoint is there already") {
+				t.Errorf("told %q", got)
+			}
+			if got := s.took(); len(got) > 0 {
+				t.Errorf("applied %q", got)
+			}
+			// Tried again by itself once it is gone.
+			if err := s.Tracker().Delete(appsv1.SchemeGroupVersion.WithResource("deployments"), "shop", "waypoint"); err != nil {
+				t.Fatal(err)
+			}
+			for got := next(t, told); got != "shop/waypoint: "; got = next(t, told) {
+			}
+			if got := s.took(); len(got) != 4 {
+				t.Errorf("applied %q", got)
+			}
+		})
+	}
+}
+
+// TestReadSettings: what cannot be read is named.
+func TestReadSettings(t *testing.T) {
+	for name, value := range map[string]string{
+		"WAYPOINT_IMAGE_PULL_POLICY": "Sometimes", "WAYPOINT_REPLICAS": "-1", "WAYPOINT_RESOURCES": "{", "WAYPOINT_GRACE_PERIOD": "30s",
+	} {
+		_, err := ReadSettings(func(n string) string {
+			if n == name {
+				return value
+			}
+			return ""
+		})
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s=%s: error %v", name, value, err)
+		}
+	}
+}
