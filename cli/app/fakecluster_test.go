@@ -33,7 +33,9 @@ func (f *fakeAPI) reconcile(k kind, namespace string, o object) {
 	case "CustomResourceDefinition":
 		o["status"] = object{"conditions": []any{object{"type": "Established", "status": "True"}}}
 	case "Gateway":
-		f.waypoint(namespace, o)
+		if spec(o)["gatewayClassName"] == api.ClassWaypoint {
+			f.waypoint(namespace, o)
+		}
 	case "Service":
 		name := str(meta(o), "name")
 		f.store(kindOf("endpointslices"), namespace, object{
@@ -49,7 +51,22 @@ func (f *fakeAPI) reconcile(k kind, namespace string, o object) {
 // waypoint does for a Gateway what the control plane does: a Deployment, and a condition. What is named "broken" does not become ready.
 func (f *fakeAPI) waypoint(namespace string, o object) {
 	name := str(meta(o), "name")
-	image := "ambit/waypoint"
+	image, build := "ambit/waypoint", ""
+	for _, d := range f.objects["deployments"] {
+		if str(meta(d), "name") != api.ControlPlaneDeployment {
+			continue
+		}
+		containers, _ := spec(spec(d)["template"].(object))["containers"].([]any)
+		env, _ := containers[0].(object)["env"].([]any)
+		for _, e := range env {
+			switch e := e.(object); e["name"] {
+			case "WAYPOINT_IMAGE":
+				image = str(e, "value")
+			case "WAYPOINT_BUILD":
+				build = str(e, "value")
+			}
+		}
+	}
 	condition := object{"type": "Programmed", "status": "True", "reason": "Programmed", "message": "2 of 2 pods are ready",
 		"observedGeneration": meta(o)["generation"], "lastTransitionTime": "2026-01-01T00:00:00Z"}
 	if strings.Contains(name, "broken") {
@@ -57,9 +74,12 @@ func (f *fakeAPI) waypoint(namespace string, o object) {
 		condition["status"], condition["reason"], condition["message"] = "False", "Pending", "0 of 2 pods are ready"
 	}
 	f.store(kindOf("deployments"), namespace, object{
-		"metadata": object{"name": name, "labels": object{api.LabelGatewayName: name}},
+		"metadata": object{
+			"name": name, "labels": object{api.LabelGatewayName: name, api.LabelGatewayManaged: api.GatewayManagedWaypoint},
+			"managedFields": []any{object{"manager": api.GatewayDeployer, "operation": "Apply", "apiVersion": "apps/v1"}},
+		},
 		"spec": object{"replicas": 2.0, "selector": object{"matchLabels": object{api.LabelGatewayName: name}}, "template": object{
-			"metadata": object{"labels": object{api.LabelGatewayName: name}},
+			"metadata": object{"labels": object{api.LabelGatewayName: name}, "annotations": object{"ambit.io/build": build}},
 			"spec":     object{"serviceAccountName": name, "containers": []any{object{"name": "waypoint", "image": image}}},
 		}},
 	})
@@ -111,6 +131,11 @@ func (f *fakeAPI) controlPlane(namespace string) {
 		f.store(kindOf("configmaps"), str(meta(ns), "name"), object{
 			"metadata": object{"name": api.RootCertConfigMap, "labels": ours}, "data": object{api.RootCertKey: f.bundle},
 		})
+	}
+	for _, gateway := range f.objects["gateways"] {
+		if spec(gateway)["gatewayClassName"] == api.ClassWaypoint {
+			f.waypoint(str(meta(gateway), "namespace"), gateway)
+		}
 	}
 	f.store(kindOf("secrets"), namespace, object{"metadata": object{"name": api.CASecret, "labels": ours}})
 	f.store(kindOf("leases"), namespace, object{"metadata": object{"name": "istiod-lite-leader"}})

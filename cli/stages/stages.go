@@ -37,7 +37,7 @@ type Run struct {
 }
 
 // Do goes through the parts. On an error those before the failed one are of the new chart and ready, those after it are
-// untouched.
+// untouched. At the end the waypoints, which the control plane rolls by itself, are of the new chart too.
 func (r *Run) Do(ctx context.Context) (*release.Revision, error) {
 	waiter := &rollout.Waiter{Client: r.Cluster.Kubernetes, Namespace: r.Namespace, Note: r.Env.Notef}
 	var last *release.Revision
@@ -62,7 +62,7 @@ func (r *Run) Do(ctx context.Context) (*release.Revision, error) {
 			return nil, err
 		}
 	}
-	return last, nil
+	return last, r.waypoints(ctx)
 }
 
 func (r *Run) tell(err error) {
