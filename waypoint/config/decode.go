@@ -14,16 +14,19 @@ import (
 )
 
 // decoder reads one resource. What it cannot honour it reports, and goes on, so that a report is whole.
-type decoder struct{ report *strict.Report }
+type decoder struct {
+	report *strict.Report
+	table  strict.Table // what is understood
+}
 
 // decode reads a resource of the message's type into it and hands it to read, unless the type is wrong or it is broken. The
 // error names all fields that cannot be honoured.
-func decode[M proto.Message](a *anypb.Any, into M, read func(d decoder, m M)) error {
-	var r strict.Report
-	if supported.Unpack(a, into, nil, &r) {
-		read(decoder{&r}, into)
+func decode[M proto.Message](a *anypb.Any, table strict.Table, into M, read func(d decoder, m M)) error {
+	d := decoder{new(strict.Report), table}
+	if d.unpack(a, into, nil) {
+		read(d, into)
 	}
-	return r.Err()
+	return d.report.Err()
 }
 
 // add reports a problem.
@@ -38,7 +41,7 @@ func (d decoder) named(field, inside, outside string) {
 
 // unpack is strict.Table.Unpack.
 func (d decoder) unpack(a *anypb.Any, into proto.Message, at *strict.Path) bool {
-	return supported.Unpack(a, into, at, d.report)
+	return d.table.Unpack(a, into, at, d.report)
 }
 
 // root is the path to a resource.

@@ -42,7 +42,11 @@ type clusterRead struct {
 
 func readCluster(name string, a *anypb.Any) (clusterRead, error) {
 	var out clusterRead
-	err := decode(a, &clusterv3.Cluster{}, func(d decoder, c *clusterv3.Cluster) {
+	table := supported
+	if name == listenerOriginate {
+		table = tunnels
+	}
+	err := decode(a, table, &clusterv3.Cluster{}, func(d decoder, c *clusterv3.Cluster) {
 		d.named("name", c.GetName(), name)
 		switch t := c.GetClusterDiscoveryType().(type) {
 		case *clusterv3.Cluster_Type:
@@ -294,7 +298,7 @@ func tunnelled(f map[string]*structpb.Value) bool { return f["tunnel"].GetString
 // nothing differs.
 func readEndpoints(name string, a *anypb.Any, old *Endpoints) (*Endpoints, error) {
 	var out *Endpoints
-	err := decode(a, &endpointv3.ClusterLoadAssignment{}, func(d decoder, m *endpointv3.ClusterLoadAssignment) {
+	err := decode(a, supported, &endpointv3.ClusterLoadAssignment{}, func(d decoder, m *endpointv3.ClusterLoadAssignment) {
 		d.named("cluster_name", m.GetClusterName(), name)
 		out = d.endpoints(m, old, nil)
 	})

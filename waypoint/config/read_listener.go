@@ -183,7 +183,7 @@ func sortedKeys[V any](m map[string]V) []string {
 // readListener reads a listener that is not main_internal.
 func readListener(name string, a *anypb.Any) (*Terminate, error) {
 	var out *Terminate
-	err := decode(a, &listenerv3.Listener{}, func(d decoder, l *listenerv3.Listener) {
+	err := decode(a, tunnels, &listenerv3.Listener{}, func(d decoder, l *listenerv3.Listener) {
 		d.named("name", l.GetName(), name)
 		switch name {
 		case listenerTerminate:

@@ -253,7 +253,7 @@ func (s *Store) applyListeners(upserts []*discoveryv3.Resource, removed []string
 			}
 			var in *inbound
 			var sources map[string]chainSource
-			err := decode(a, &listenerv3.Listener{}, func(d decoder, l *listenerv3.Listener) {
+			err := decode(a, supported, &listenerv3.Listener{}, func(d decoder, l *listenerv3.Listener) {
 				d.named("name", l.GetName(), name)
 				in, sources = d.inbound(l, s.sources)
 			})

@@ -41,10 +41,6 @@ var supported = strict.Table{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":               strict.Known(`name typed_config`, ``),
 	"envoy.extensions.filters.http.router.v3.Router":                                       strict.Known(`suppress_envoy_headers`, `dynamic_stats start_child_span suppress_grpc_request_failure_code_stats`),
 	"envoy.extensions.filters.http.cors.v3.Cors":                                           strict.Known(``, ``),
-	"envoy.extensions.filters.http.set_filter_state.v3.Config":                             strict.Known(`on_request_headers`, ``),
-	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue":                 strict.Known(`object_key`, `factory_key format_string read_only shared_with_upstream skip_if_empty`),
-	"envoy.config.core.v3.SubstitutionFormatString":                                        strict.Known(``, `text_format text_format_source omit_empty_values`),
-	"envoy.config.core.v3.DataSource":                                                      strict.Known(``, `inline_string inline_bytes`),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                               strict.Known(`cluster weighted_clusters idle_timeout max_downstream_connection_duration max_connect_attempts tunneling_config`, `stat_prefix`),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster":               strict.Known(`clusters`, ``),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig":               strict.Known(``, `hostname headers_to_add propagate_response_headers propagate_response_trailers`),
@@ -57,7 +53,7 @@ var supported = strict.Table{
 		server_header_transformation max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout
 		drain_timeout delayed_close_timeout use_remote_address generate_request_id preserve_external_request_id via
 		upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action`,
-		`always_set_request_id_in_response represent_ipv4_remote_address_as_ipv4_mapped_ipv6 stream_error_on_invalid_http_message`),
+		`represent_ipv4_remote_address_as_ipv4_mapped_ipv6 stream_error_on_invalid_http_message`),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig": strict.Known(`upgrade_type
 		enabled`, ``),
 	"envoy.config.core.v3.HttpProtocolOptions": strict.Known(`idle_timeout max_connection_duration max_headers_count
@@ -113,8 +109,15 @@ var supported = strict.Table{
 	"envoy.config.core.v3.Locality":       strict.Known(`region zone sub_zone`, ``),
 	"envoy.config.endpoint.v3.LbEndpoint": strict.Known(`endpoint health_status metadata load_balancing_weight`, ``),
 	"envoy.config.endpoint.v3.Endpoint":   strict.Known(`address hostname`, `observability_name`),
+}
 
-	// The mutual TLS of tunnels is package identity's: what can be said of it here is at most as strict as what it does.
+// tunnels are the fields that are understood beside those, in what describes tunnels: connect_terminate and connect_originate,
+// the listeners and the cluster. Package hbone is what they describe; what they can say is at most as strict as what it does.
+var tunnels = supported.With(strict.Table{
+	"envoy.extensions.filters.http.set_filter_state.v3.Config":             strict.Known(`on_request_headers`, ``),
+	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue": strict.Known(`object_key`, `factory_key format_string read_only shared_with_upstream skip_if_empty`),
+	"envoy.config.core.v3.SubstitutionFormatString":                        strict.Known(``, `text_format text_format_source omit_empty_values`),
+	"envoy.config.core.v3.DataSource":                                      strict.Known(``, `inline_string inline_bytes`),
 	"envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext": strict.Known(`common_tls_context require_client_certificate`,
 		`prefer_client_ciphers disable_stateful_session_resumption`),
 	"envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext": strict.Known(`common_tls_context`, `sni`),
@@ -140,4 +143,4 @@ var supported = strict.Table{
 	"envoy.config.route.v3.RouteAction":                             strict.Known(`cluster upgrade_configs`, `timeout`),
 	"envoy.config.route.v3.RouteAction.UpgradeConfig":               strict.Known(`upgrade_type connect_config`, ``),
 	"envoy.config.route.v3.RouteAction.UpgradeConfig.ConnectConfig": strict.Known(``, ``),
-}
+})

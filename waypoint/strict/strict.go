@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,6 +100,13 @@ func (t Table) descend(v protoreflect.Value, fd protoreflect.FieldDescriptor, at
 	}
 }
 
+// With returns a table with the messages of both; those of more take the place of t's.
+func (t Table) With(more Table) Table {
+	out := maps.Clone(t)
+	maps.Copy(out, more)
+	return out
+}
+
 // Verify returns an error for each message or field of the table that no schema in the program has.
 func (t Table) Verify() error {
 	var all []error
@@ -115,6 +123,25 @@ func (t Table) Verify() error {
 		}
 	}
 	return errors.Join(all...)
+}
+
+// Aside names the fields that are left aside, a line for each message that has any, sorted, as documentation lists them.
+func (t Table) Aside() []string {
+	var lines []string
+	for message, fields := range t {
+		var names []string
+		for name, honoured := range fields {
+			if !honoured {
+				names = append(names, "`"+string(name)+"`")
+			}
+		}
+		if len(names) > 0 {
+			slices.Sort(names)
+			lines = append(lines, "- `"+string(message)+"`: "+strings.Join(names, ", "))
+		}
+	}
+	slices.Sort(lines)
+	return lines
 }
 
 // unknownNumber returns the number of the first field in raw, which is what the schema does not have; 0 if there is none.

@@ -127,6 +127,14 @@ func TestManyProblems(t *testing.T) {
 	}
 }
 
+func TestAside(t *testing.T) {
+	got := strings.Join(table.Aside(), "\n")
+	want := "- `envoy.config.endpoint.v3.ClusterLoadAssignment.Policy`: `overprovisioning_factor`\n- `envoy.config.endpoint.v3.ClusterLoadAssignment`: `policy`"
+	if got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
 func TestVerify(t *testing.T) {
 	if err := table.Verify(); err != nil {
 		t.Error(err)
