@@ -20,7 +20,7 @@ const (
 // pages are what the loopback endpoint shows of a waypoint.
 func (p *parts) pages() []admin.Page {
 	return []admin.Page{
-		{Path: "config_dump", About: "what the control plane has said, as JSON", Write: p.dumpConfig},
+		{Path: "config_dump", About: "what the control plane has said, as JSON, in Envoy's shape", Write: p.dumpConfig},
 		{Path: "clusters", About: "backends and their endpoints as they are now, as JSON", Write: p.dumpClusters},
 		{Path: "stats", About: "what the proxy does, as JSON; metrics are on port 15020", Write: p.dumpStats},
 	}
@@ -39,8 +39,10 @@ type xdsDump struct {
 	Rejected  map[string]map[string]string `json:"rejected,omitempty"`
 }
 
+// dumpConfig is Envoy's /config_dump, with what only ambit has beside it.
 func (p *parts) dumpConfig(w io.Writer) error {
 	s := admin.NewStream(w)
+	admin.List(s, "configs", p.store.Dump())
 	st := p.discovery.Status()
 	x := xdsDump{Connected: st.Connected, Rejected: st.Rejected}
 	if st.LastError != nil {
@@ -59,10 +61,7 @@ func (p *parts) dumpConfig(w io.Writer) error {
 		certs = append(certs, d)
 	}
 	s.Member("certificates", certs)
-	now := p.store.Load()
-	s.Member("terminate", now.Terminate())
-	admin.List(s, "chains", slices.Values(now.Chains()))
-	s.Member("missingRoutes", now.Missing())
+	s.Member("missingRoutes", p.store.Load().Missing())
 	return s.Close()
 }
 

@@ -1,10 +1,9 @@
 package config
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
-	"io"
+	"iter"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -26,41 +25,32 @@ var dumpShapes = [kindCount]dumpShape{
 	kindRoutes:    {message: "RoutesConfigDump", list: "dynamic_route_configs", resource: "route_config"},
 }
 
-// WriteDump writes what came from the control plane as JSON, in the shape of Envoy's /config_dump?include_eds: each resource as
-// it is in force, and beside it the last one that was rejected, with the reason. It takes no lock while it writes.
-func (s *Store) WriteDump(w io.Writer) error {
-	var lists [kindCount][]dumped
-	s.mu.Lock()
-	for k := range s.kinds {
-		for _, name := range sortedKeys(s.kinds[k]) {
-			lists[k] = append(lists[k], dumped{name, *s.kinds[k][name]})
+// Dump returns the elements of "configs" in Envoy's /config_dump?include_eds, one for each type of resources, to be written as
+// JSON: each resource as it is in force, and beside it the last one that was rejected, with the reason. No lock is held between
+// elements.
+func (s *Store) Dump() iter.Seq[any] {
+	return func(yield func(any) bool) {
+		for k, shape := range dumpShapes {
+			if !yield(map[string]any{"@type": "type.googleapis.com/envoy.admin.v3." + shape.message, shape.list: s.entries(kind(k), shape)}) {
+				return
+			}
 		}
+	}
+}
+
+// entries are all resources of a type.
+func (s *Store) entries(k kind, shape dumpShape) []map[string]any {
+	s.mu.Lock()
+	list := make([]dumped, 0, len(s.kinds[k]))
+	for _, name := range sortedKeys(s.kinds[k]) {
+		list = append(list, dumped{name, *s.kinds[k][name]})
 	}
 	s.mu.Unlock()
-
-	out := bufio.NewWriter(w)
-	out.WriteString(`{"configs": [`)
-	for k, list := range lists {
-		shape := dumpShapes[k]
-		if k > 0 {
-			out.WriteByte(',')
-		}
-		out.WriteString("\n" + ` {"@type": "type.googleapis.com/envoy.admin.v3.` + shape.message + `", "` + shape.list + `": [`)
-		for i, d := range list {
-			if i > 0 {
-				out.WriteByte(',')
-			}
-			text, err := json.MarshalIndent(d.entry(shape), "  ", " ")
-			if err != nil {
-				return err
-			}
-			out.WriteString("\n  ")
-			out.Write(text)
-		}
-		out.WriteString("]}")
+	entries := make([]map[string]any, 0, len(list))
+	for _, d := range list {
+		entries = append(entries, d.entry(shape))
 	}
-	out.WriteString("\n]}\n")
-	return out.Flush()
+	return entries
 }
 
 // dumped is one resource of a dump.

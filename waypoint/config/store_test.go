@@ -1,7 +1,6 @@
 package config_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -240,18 +239,20 @@ func TestDump(t *testing.T) {
 	if r := push(t, s, "cluster", map[string]proto.Message{bad.Name: bad, "new": bad}); len(r) != 2 {
 		t.Fatalf("rejected: %v", r)
 	}
-	var b bytes.Buffer
-	if err := s.WriteDump(&b); err != nil {
-		t.Fatal(err)
-	}
-	var dump struct {
-		Configs []map[string]any `json:"configs"`
-	}
-	if err := json.Unmarshal(b.Bytes(), &dump); err != nil {
-		t.Fatalf("%v in\n%s", err, b.String())
+	var configs []map[string]any
+	for c := range s.Dump() {
+		text, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var one map[string]any
+		if err := json.Unmarshal(text, &one); err != nil {
+			t.Fatal(err)
+		}
+		configs = append(configs, one)
 	}
 	at := func(path ...any) any {
-		var v any = dump.Configs[path[0].(int)]
+		var v any = configs[path[0].(int)]
 		for _, p := range path[1:] {
 			switch p := p.(type) {
 			case string:
