@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,46 +30,69 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 )
 
 // envoy is the program that scripts/envoy installs.
 const envoy = "../../.cache/bin/envoy"
 
-// TestEnvoyAccepts: a stock Envoy takes what each story becomes. Validation cannot ask for what is dynamic, so route tables and
-// endpoints stand where their names would: rds is replaced by the table, eds by the endpoints. The certificates of the cluster that
-// makes tunnels are there too: validation ends in a crash where a cluster gets them by ads. All else is as it is sent.
+// TestEnvoyAccepts: a stock Envoy takes what the stories become, all in one configuration, each in a cluster domain of its own.
+// Validation cannot ask for what is dynamic, so route tables and endpoints stand where their names would: rds is replaced by the
+// table, eds by the endpoints. The certificates of the cluster that makes tunnels are there too: validation ends in a crash where a
+// cluster gets them by ads. All else is as it is sent.
 func TestEnvoyAccepts(t *testing.T) {
+	needEnvoy(t)
+	if output, err := validate(t, everything(t)); err != nil {
+		t.Errorf("Envoy refuses it: %v\n%s", err, output)
+	}
+}
+
+// TestEnvoyRefuses: the test above would notice, also in a route table.
+func TestEnvoyRefuses(t *testing.T) {
+	needEnvoy(t)
+	s := stories(t)["testdata/matches.txtar"]
+	for _, r := range s.config.Routes[0].VirtualHosts[0].Routes {
+		if e := r.GetMatch().GetSafeRegex(); e != nil {
+			e.Regex = "("
+		}
+	}
+	b := bootstrap(t)
+	fill(t, b, "", s.config)
+	if output, err := validate(t, b); err == nil || !strings.Contains(output, "missing )") {
+		t.Errorf("Envoy takes an expression that cannot be one: %v\n%s", err, output)
+	}
+}
+
+func needEnvoy(t *testing.T) {
+	t.Helper()
 	if _, err := os.Stat(envoy); errors.Is(err, fs.ErrNotExist) {
 		if os.Getenv("CI") != "" {
 			t.Fatal("there is no Envoy: scripts/envoy installs it")
 		}
 		t.Skip("there is no Envoy: scripts/envoy installs it, with a network")
 	}
-	for name, s := range stories(t) {
-		t.Run(strings.TrimSuffix(filepath.Base(name), ".txtar"), func(t *testing.T) {
-			bootstrap := staticBootstrap(t, s.config)
-			if output, err := validate(t, bootstrap); err != nil {
-				t.Errorf("Envoy refuses it: %v\n%s", err, output)
-			}
-		})
-	}
 }
 
-// TestEnvoyRefuses: the test above would notice.
-func TestEnvoyRefuses(t *testing.T) {
-	if _, err := os.Stat(envoy); errors.Is(err, fs.ErrNotExist) {
-		t.Skip("there is no Envoy")
-	}
-	c := stories(t)["testdata/matches.txtar"].config
-	for _, r := range c.Routes[0].VirtualHosts[0].Routes {
-		if e := r.GetMatch().GetSafeRegex(); e != nil {
-			e.Regex = "("
+// everything is a configuration that has all stories in it. What all waypoints have in common is there once.
+func everything(t *testing.T) *bootstrapv3.Bootstrap {
+	t.Helper()
+	b := bootstrap(t)
+	for name, s := range stories(t) {
+		name = strings.TrimSuffix(filepath.Base(name), ".txtar")
+		own := mesh
+		own.ClusterDomain = name + ".example"
+		c := l7.All(clustertest.Snapshot(own, s.objects), s.from)
+		if len(b.StaticResources.Listeners) > 0 {
+			isStatic := func(name string) bool {
+				return name == l7.ListenerTerminate || name == l7.ListenerOriginate || name == l7.ListenerMain
+			}
+			c.Listeners = slices.DeleteFunc(c.Listeners, func(l *listenerv3.Listener) bool { return isStatic(l.Name) && l.Name != l7.ListenerMain })
+			c.Clusters = slices.DeleteFunc(c.Clusters, func(c *clusterv3.Cluster) bool { return isStatic(c.Name) })
 		}
+		fill(t, b, "_"+name, c)
 	}
-	if _, err := validate(t, staticBootstrap(t, c)); err == nil {
-		t.Error("Envoy takes an expression that cannot be one")
-	}
+	return b
 }
 
 func validate(t *testing.T, b *bootstrapv3.Bootstrap) (string, error) {
@@ -96,11 +120,11 @@ func packed(t *testing.T, m proto.Message) *anypb.Any {
 	return out
 }
 
-// staticBootstrap is a configuration of Envoy that has everything in it.
-func staticBootstrap(t *testing.T, c l7.Config) *bootstrapv3.Bootstrap {
+// bootstrap is a configuration of Envoy that has nothing in it yet.
+func bootstrap(t *testing.T) *bootstrapv3.Bootstrap {
 	t.Helper()
 	const server = "control-plane"
-	out := &bootstrapv3.Bootstrap{
+	return &bootstrapv3.Bootstrap{
 		Node: &corev3.Node{Id: "waypoint~10.0.0.1~w.ns~ns.svc.cluster.local", Cluster: "w.ns"},
 		BootstrapExtensions: []*corev3.TypedExtensionConfig{{
 			Name: "envoy.bootstrap.internal_listener", TypedConfig: packed(t, &internalv3.InternalListener{}),
@@ -117,8 +141,16 @@ func staticBootstrap(t *testing.T, c l7.Config) *bootstrapv3.Bootstrap {
 			})},
 		}}},
 	}
+}
+
+// fill adds what a waypoint is told. Suffix is added to the name of the listener that is each waypoint's own.
+func fill(t *testing.T, out *bootstrapv3.Bootstrap, suffix string, c l7.Config) {
+	t.Helper()
 	for _, l := range c.Listeners {
 		l = proto.CloneOf(l)
+		if l.Name == l7.ListenerMain {
+			l.Name += suffix
+		}
 		for _, chain := range l.FilterChains {
 			inlineRoutes(t, chain, c)
 		}
@@ -143,7 +175,6 @@ func staticBootstrap(t *testing.T, c l7.Config) *bootstrapv3.Bootstrap {
 		}
 		out.StaticResources.Clusters = append(out.StaticResources.Clusters, cl)
 	}
-	return out
 }
 
 // staticSecrets makes a cluster take its certificates from the bootstrap's.

@@ -26,6 +26,10 @@ type Host struct {
 	Balancing *workload.LoadBalancing
 	// Families are those of its endpoints that are used.
 	Families workload.IPFamilies
+	// Bound says whether its traffic takes a waypoint; Waypoint is the reason, and Told the message, of what became of the one that it
+	// asks for. They are empty if it asks for none.
+	Bound          bool
+	Waypoint, Told string
 	// Unfit says why waypoints do not send to it, in words that follow its name; "" if they do.
 	Unfit string
 }
@@ -33,7 +37,8 @@ type Host struct {
 // Equal reports whether both are the same in every field.
 func (h *Host) Equal(o *Host) bool {
 	return h.Ref == o.Ref && h.Hostname == o.Hostname && slices.Equal(h.Addresses, o.Addresses) && slices.Equal(h.Ports, o.Ports) &&
-		proto.Equal(h.Balancing, o.Balancing) && h.Families == o.Families && h.Unfit == o.Unfit
+		proto.Equal(h.Balancing, o.Balancing) && h.Families == o.Families && h.Unfit == o.Unfit &&
+		h.Bound == o.Bound && h.Waypoint == o.Waypoint && h.Told == o.Told
 }
 
 func (h *Host) compare(o *Host) int {
@@ -62,7 +67,7 @@ func ServiceHost(m translate.Mesh, in translate.ServiceInput) *Host {
 		h.Unfit = "is of type ExternalName, which is a name for something else"
 		return h
 	}
-	h.fill(w)
+	h.fill(w, in.Waypoint)
 	return h
 }
 
@@ -74,7 +79,7 @@ func EntryHosts(m translate.Mesh, in translate.EntryInput) []*Host {
 			Ref:      cluster.ObjectRef{Group: cluster.GroupIstioNetworking, Kind: cluster.KindServiceEntry, Key: in.Entry.Key},
 			Hostname: name, Ports: in.Entry.Ports,
 		}
-		h.fill(translate.EntryService(m, in, name, false))
+		h.fill(translate.EntryService(m, in, name, false), in.Waypoint)
 		if r := in.Entry.Resolution; r != cluster.ResolutionStatic {
 			h.Unfit = fmt.Sprintf("has resolution %s; waypoints send to resolution STATIC only", resolutions[r])
 		}
@@ -88,7 +93,8 @@ var resolutions = map[cluster.Resolution]string{
 }
 
 // fill takes over what node proxies are told of the service.
-func (h *Host) fill(w *workload.Service) {
+func (h *Host) fill(w *workload.Service, b translate.Binding) {
+	h.Bound, h.Waypoint, h.Told = b.Address != nil, b.Reason, b.Message
 	for _, a := range w.Addresses {
 		addr, ok := netip.AddrFromSlice(a.Address)
 		if !ok {

@@ -7,6 +7,7 @@ import (
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
 
@@ -47,6 +48,28 @@ func resolve(b cluster.BackendRef, ix Index) target {
 	return target{cluster: ClusterName(h, b.Port)}
 }
 
+// What a route says of the waypoint of a parent: without one nothing executes the route. Istio's names.
+const (
+	conditionWaypoints gatewayv1.RouteConditionType   = "ResolvedWaypoints"
+	reasonWaypoints    gatewayv1.RouteConditionReason = "ResolvedWaypoints"
+	reasonUnlabelled   gatewayv1.RouteConditionReason = "MissingUseWaypointLabel"
+)
+
+// waypoint adds ResolvedWaypoints, for a parent that is there.
+func waypoint(c *conditions, p cluster.RouteParent, ix Index) {
+	h := ix.Host(p.Ref)
+	switch {
+	case h == nil:
+	case h.Bound:
+		c.add(conditionWaypoints, true, reasonWaypoints, h.Told)
+	case h.Waypoint == "":
+		c.add(conditionWaypoints, false, reasonUnlabelled,
+			fmt.Sprintf("the route has no effect: %s asks for no waypoint (label %s, on it or on its namespace)", p.Ref, api.LabelUseWaypoint))
+	default:
+		c.add(conditionWaypoints, false, gatewayv1.RouteConditionReason(h.Waypoint), h.Told)
+	}
+}
+
 // maxMessage bounds the message of a condition, in bytes; Kubernetes' own limit is 32 KiB.
 const maxMessage = 1024
 
@@ -78,6 +101,7 @@ func Status(r *cluster.Route, ix Index) []cluster.ParentStatus {
 		c := conditions{generation: r.Generation}
 		acceptance(&c, r, p, ix)
 		references(&c, r, ix)
+		waypoint(&c, p, ix)
 		slices.SortFunc(c.list, func(a, b cluster.Condition) int { return strings.Compare(a.Type, b.Type) })
 		out = append(out, cluster.ParentStatus{Ref: p.Written, Conditions: c.list})
 	}
