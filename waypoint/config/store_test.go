@@ -16,8 +16,11 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -309,6 +312,42 @@ func BenchmarkOneEndpoint(b *testing.B) {
 		}
 		if n != 1 {
 			b.Fatalf("%d clusters changed", n)
+		}
+	}
+}
+
+// BenchmarkStart: all of 1,000 services of 20 endpoints comes at once.
+func BenchmarkStart(b *testing.B) {
+	all := map[string][]*discoveryv3.Resource{}
+	pack := func(kind, name string, m proto.Message) {
+		a, err := anypb.New(m)
+		if err != nil {
+			b.Fatal(err)
+		}
+		all[kind] = append(all[kind], &discoveryv3.Resource{Name: name, Version: "1", Resource: a})
+	}
+	service := story(b, "service")
+	listener := service["listener main_internal"].(*listenerv3.Listener)
+	chain := listener.FilterChains[0]
+	for i := range 1000 {
+		name := fmt.Sprintf("outbound|80||svc-%d.ns.svc.cluster.local", i)
+		pack("cluster", name, edsCluster(name))
+		pack("endpoints", name, assignment(b, name, 20, 1))
+		c := proto.Clone(chain).(*listenerv3.FilterChain)
+		c.Name = fmt.Sprintf("inbound-vip|80|http|svc-%d.ns.svc.cluster.local", i)
+		listener.FilterChains = append(listener.FilterChains, c)
+		rc := proto.Clone(service["routes "+httpChain]).(*routev3.RouteConfiguration)
+		rc.Name = c.Name
+		pack("routes", rc.Name, rc)
+	}
+	pack("listener", "main_internal", listener)
+	b.ReportAllocs()
+	for b.Loop() {
+		s := config.NewStore(nil)
+		for i, h := range s.Handlers() {
+			if r := h.Apply(all[order[i]], nil); len(r) > 0 {
+				b.Fatal(r)
+			}
 		}
 	}
 }

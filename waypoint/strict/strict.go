@@ -47,7 +47,7 @@ func (t Table) Check(m proto.Message, at *Path, r *Report) { t.check(m.ProtoRefl
 
 func (t Table) check(m protoreflect.Message, at *Path, r *Report) {
 	name := m.Descriptor().FullName()
-	if strings.HasPrefix(string(name), "google.protobuf.") {
+	if isValue(name) {
 		return
 	}
 	if n := unknownNumber(m.GetUnknown()); n != 0 {
@@ -73,10 +73,15 @@ func (t Table) check(m protoreflect.Message, at *Path, r *Report) {
 	}
 }
 
+// isValue tells whether messages of a type are values, which have no fields of their own to understand.
+func isValue(name protoreflect.FullName) bool {
+	return strings.HasPrefix(string(name), "google.protobuf.")
+}
+
 func (t Table) descend(v protoreflect.Value, fd protoreflect.FieldDescriptor, at *Path, r *Report) {
 	switch {
 	case fd.IsMap():
-		if fd.MapValue().Message() == nil {
+		if fd.MapValue().Message() == nil || isValue(fd.MapValue().Message().FullName()) {
 			return
 		}
 		var keys []protoreflect.MapKey
@@ -89,7 +94,7 @@ func (t Table) descend(v protoreflect.Value, fd protoreflect.FieldDescriptor, at
 			t.check(v.Map().Get(k).Message(), at.Key(k.String()), r)
 		}
 	case fd.IsList():
-		if strings.HasPrefix(string(fd.Message().FullName()), "google.protobuf.") {
+		if isValue(fd.Message().FullName()) {
 			return
 		}
 		for i := range v.List().Len() {
@@ -176,31 +181,47 @@ func (t Table) Unpack(a *anypb.Any, into proto.Message, at *Path, r *Report) boo
 	return true
 }
 
-// Path is the way from a resource to one of its fields; nil is the resource. Paths are immutable and share their beginnings.
+// Path is the way from a resource to one of its fields; nil is the resource. Paths are immutable, share their beginnings, and are
+// spelt out only by String.
 type Path struct {
 	parent *Path
-	name   string
+	kind   step
+	name   string // of a field or key
+	index  int
 }
+
+// step is how the last part of a path leads on.
+type step uint8
+
+const (
+	stepField step = iota
+	stepIndex
+	stepKey
+)
 
 // Field is the path to a field of the message at p.
-func (p *Path) Field(name string) *Path {
-	if p != nil {
-		name = "." + name
-	}
-	return &Path{p, name}
-}
+func (p *Path) Field(name string) *Path { return &Path{parent: p, kind: stepField, name: name} }
 
 // Index is the path to the i-th element of the list at p.
-func (p *Path) Index(i int) *Path { return &Path{p, "[" + strconv.Itoa(i) + "]"} }
+func (p *Path) Index(i int) *Path { return &Path{parent: p, kind: stepIndex, index: i} }
 
 // Key is the path to the element of the map at p that has this key.
-func (p *Path) Key(k string) *Path { return &Path{p, "[" + strconv.Quote(k) + "]"} }
+func (p *Path) Key(k string) *Path { return &Path{parent: p, kind: stepKey, name: k} }
 
 func (p *Path) String() string {
 	if p == nil {
 		return ""
 	}
-	return p.parent.String() + p.name
+	before := p.parent.String()
+	switch {
+	case p.kind == stepIndex:
+		return before + "[" + strconv.Itoa(p.index) + "]"
+	case p.kind == stepKey:
+		return before + "[" + strconv.Quote(p.name) + "]"
+	case p.parent == nil:
+		return p.name
+	}
+	return before + "." + p.name
 }
 
 // Problem is one thing in a resource that cannot be honoured.
