@@ -266,6 +266,7 @@ var writes = []string{
 	"ambit-cni: patch pods/status",
 	"istiod-lite: create configmaps",
 	"istiod-lite: create deployments",
+	"istiod-lite: create gatewayclasses",
 	"istiod-lite: create leases",
 	"istiod-lite: create poddisruptionbudgets",
 	"istiod-lite: create secrets",

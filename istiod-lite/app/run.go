@@ -32,6 +32,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/roots"
 	"github.com/ambit-mesh/ambit/istiod-lite/roster"
 	"github.com/ambit-mesh/ambit/istiod-lite/source"
+	"github.com/ambit-mesh/ambit/istiod-lite/standing"
 	"github.com/ambit-mesh/ambit/istiod-lite/state"
 	"github.com/ambit-mesh/ambit/istiod-lite/status"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
@@ -117,6 +118,8 @@ type program struct {
 	reports   *status.Writer
 	vips      *vips.Writer
 	deployer  *deployer.Deployer
+	gateways  *status.Objects
+	standing  *standing.Keeper
 	hub       *xds.Hub
 	waypoints *xds.Waypoints
 	keeper    *ca.Keeper
@@ -141,6 +144,10 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 		},
 		Log: log.With("room", "deployer"),
 	})
+	p.gateways = status.NewObjects(c.dynamic, status.Instance{Version: build.Version(), Namespace: cfg.Namespace}, log.With("room", "status"))
+	p.standing = standing.New(c.dynamic, func(ctx context.Context, version string) {
+		_ = p.loop.Do(ctx, func(s *state.State) { s.SetBundle(version) }) // it fails when the program ends only
+	}, log.With("room", "standing"))
 	p.loop = state.NewLoop(state.LoopConfig{
 		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
 		Publish: p.publish, Report: p.report, Registerer: p.registry, Log: log.With("room", "state"),
@@ -148,7 +155,7 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	p.roster = roster.New(source.API{Core: c.callers})
 	p.source = source.New(source.Config{
 		Core: c.core, Dynamic: c.dynamic, Namespace: cfg.Namespace, Log: log.With("room", "source"),
-		Sink: func(e cluster.Event) { p.roster.Observe(e); p.loop.Post(e) },
+		Sink: p.observe,
 	})
 
 	// Rooms run on after ctx has ended, until what they serve is drained.
@@ -198,6 +205,15 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	return nil
 }
 
+// observe passes on what happens in the cluster.
+func (p *program) observe(e cluster.Event) {
+	p.roster.Observe(e)
+	p.loop.Post(e)
+	if (e.Kind == cluster.KindGatewayClass || e.Kind == cluster.KindMesh) && e.Op != cluster.Upsert {
+		p.standing.Notify()
+	}
+}
+
 // publish tells data planes of a change: waypoints first, so that they know a service before node proxies send them its traffic.
 func (p *program) publish(change resource.Change) {
 	p.waypoints.Publish(change.Views)
@@ -208,6 +224,7 @@ func (p *program) publish(change resource.Change) {
 func (p *program) report(r state.Report) {
 	p.reports.Update(r.Statuses)
 	p.deployer.Update(r.Gateways)
+	p.gateways.Update(r)
 	if slices.ContainsFunc(r.Statuses, func(s translate.Status) bool { return s.Kind == cluster.KindServiceEntry }) {
 		p.vips.Notify()
 	}
@@ -246,6 +263,8 @@ func (p *program) write(ctx context.Context, failed chan<- error) {
 		writers.Go(func() { p.reports.Run(ctx) })
 		writers.Go(func() { p.vips.Run(ctx) })
 		writers.Go(func() { p.deployer.Run(ctx) })
+		writers.Go(func() { p.gateways.Run(ctx) })
+		writers.Go(func() { p.standing.Run(ctx) })
 		writers.Wait()
 	}
 	if err := election.Run(ctx, lead); err != nil {

@@ -34,6 +34,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setClass(o.Name, o)
 	case *cluster.Deployment:
 		s.setDeployment(o.Key, o)
+	case *cluster.Mesh:
+		s.setMesh(o.Name, o)
 	case *cluster.Route:
 		s.setRoute(object{o.Kind, o.Key}, o)
 	}
@@ -64,6 +66,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setGateway(key, nil)
 	case cluster.KindGatewayClass:
 		s.setClass(key.Name, nil)
+	case cluster.KindMesh:
+		s.setMesh(key.Name, nil)
 	case cluster.KindDeployment:
 		s.setDeployment(key, nil)
 	case cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute:
@@ -113,6 +117,10 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 			if o.kind == kind {
 				out = append(out, o.key)
 			}
+		}
+	case cluster.KindMesh:
+		for name := range s.bindings.meshes {
+			out = append(out, cluster.Key{Name: name})
 		}
 	case cluster.KindGatewayClass:
 		for name := range s.bindings.classes {

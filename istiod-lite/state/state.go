@@ -251,10 +251,14 @@ type Report struct {
 	Statuses []translate.Status
 	Routes   []RouteStatus
 	Gateways []Gateway
+	Classes  []Class
+	Meshes   []Mesh
 }
 
 // Empty reports whether nothing is in it.
-func (r Report) Empty() bool { return len(r.Statuses)+len(r.Routes)+len(r.Gateways) == 0 }
+func (r Report) Empty() bool {
+	return len(r.Statuses)+len(r.Routes)+len(r.Gateways)+len(r.Classes)+len(r.Meshes) == 0
+}
 
 // TakeReport returns what has become of objects since the last call.
 func (s *State) TakeReport() Report {
@@ -314,6 +318,7 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindGateway:             len(s.bindings.gateways),
 		cluster.KindGatewayClass:        len(s.bindings.classes),
 		cluster.KindDeployment:          len(s.bindings.deployments),
+		cluster.KindMesh:                len(s.bindings.meshes),
 		kindRoutes:                      len(s.views.routes),
 	}
 }

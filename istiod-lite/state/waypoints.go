@@ -11,6 +11,9 @@ type bindings struct {
 	gateways    map[cluster.Key]*cluster.Gateway
 	classes     map[string]*cluster.GatewayClass
 	deployments map[cluster.Key]*cluster.Deployment
+	meshes      map[string]*cluster.Mesh
+	// bundle is the version of the Gateway API's definitions, "" while it is not known.
+	bundle string
 	// users are the objects that name a Gateway themselves, namespaces those that name it for others.
 	users      map[cluster.Key]set[object]
 	namespaces map[cluster.Key]set[string]
@@ -25,7 +28,8 @@ type bindings struct {
 func newBindings() bindings {
 	return bindings{
 		gateways: map[cluster.Key]*cluster.Gateway{}, classes: map[string]*cluster.GatewayClass{}, deployments: map[cluster.Key]*cluster.Deployment{},
-		users: map[cluster.Key]set[object]{}, namespaces: map[cluster.Key]set[string]{}, told: set[object]{}, faults: map[cluster.Key]string{}, waypoints: map[cluster.Key]*translate.Waypoint{},
+		meshes: map[string]*cluster.Mesh{},
+		users:  map[cluster.Key]set[object]{}, namespaces: map[cluster.Key]set[string]{}, told: set[object]{}, faults: map[cluster.Key]string{}, waypoints: map[cluster.Key]*translate.Waypoint{},
 	}
 }
 
@@ -79,10 +83,50 @@ func (s *State) setClass(name string, c *cluster.GatewayClass) {
 	} else {
 		s.bindings.classes[name] = c
 	}
+	s.report.Classes = append(s.report.Classes, Class{cluster.Key{Name: name}, c, s.bindings.bundle})
 	for k, g := range s.bindings.gateways {
 		if g.Class == name {
 			s.dirty.gateways[k] = struct{}{}
 		}
+	}
+}
+
+// Class is what has become of a GatewayClass; Class is nil if it is gone.
+type Class struct {
+	Key   cluster.Key
+	Class *cluster.GatewayClass
+	// Bundle is the version of the Gateway API's definitions, "" if it is not known.
+	Bundle string
+}
+
+// Mesh is what has become of an XMesh; Mesh is nil if it is gone.
+type Mesh struct {
+	Key  cluster.Key
+	Mesh *cluster.Mesh
+}
+
+// setMesh takes an XMesh, nil if it is gone.
+func (s *State) setMesh(name string, m *cluster.Mesh) {
+	old := s.bindings.meshes[name]
+	if old == nil && m == nil || old != nil && m != nil && old.Equal(m) {
+		return
+	}
+	if m == nil {
+		delete(s.bindings.meshes, name)
+	} else {
+		s.bindings.meshes[name] = m
+	}
+	s.report.Meshes = append(s.report.Meshes, Mesh{cluster.Key{Name: name}, m})
+}
+
+// SetBundle takes the version of the Gateway API's definitions, such as v1.7.0.
+func (s *State) SetBundle(version string) {
+	if s.bindings.bundle == version {
+		return
+	}
+	s.bindings.bundle = version
+	for name, c := range s.bindings.classes {
+		s.report.Classes = append(s.report.Classes, Class{cluster.Key{Name: name}, c, version})
 	}
 }
 

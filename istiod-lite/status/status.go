@@ -16,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/util/workqueue"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
@@ -57,9 +56,9 @@ type Writer struct {
 	client dynamic.Interface
 	log    *slog.Logger
 
-	mu    sync.Mutex // guards the fields below
-	want  map[object]translate.Status
-	queue workqueue.TypedRateLimitingInterface[object] // nil while this replica does not lead
+	mu      sync.Mutex // guards the fields below
+	want    map[object]translate.Status
+	pending pending[object]
 }
 
 // New returns a Writer that writes nothing until Run.
@@ -78,54 +77,23 @@ func (w *Writer) Update(statuses []translate.Status) {
 			continue
 		}
 		w.want[o] = s
-		if w.queue != nil && s.Want != s.Seen {
-			w.queue.Add(o)
+		if s.Want != s.Seen {
+			w.pending.add(o)
 		}
 	}
 }
 
 // Run writes until ctx ends. It may be called again after it returned.
 func (w *Writer) Run(ctx context.Context) {
-	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[object](retryFirst, retryMost))
-	w.mu.Lock()
-	w.queue = queue
-	for o, s := range w.want {
-		if s.Want != s.Seen {
-			queue.Add(o)
-		}
-	}
-	w.mu.Unlock()
-	var wg sync.WaitGroup
-	wg.Go(func() { // here, so that the queue's own goroutine was told to end before Run returns
-		<-ctx.Done()
-		queue.ShutDown()
-	})
-	for range writers {
-		wg.Go(func() { w.work(ctx, queue) })
-	}
-	wg.Wait()
-	w.mu.Lock()
-	w.queue = nil
-	w.mu.Unlock()
-}
-
-func (w *Writer) work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[object]) {
-	for {
-		o, shutdown := queue.Get()
-		if shutdown {
-			return
-		}
-		switch err := w.write(ctx, o); {
-		case err == nil || ctx.Err() != nil:
-			queue.Forget(o)
-		default:
-			if !apierrors.IsConflict(err) { // somebody else wrote meanwhile
-				w.log.Warn("status not written", "cause", err)
+	w.pending.run(ctx, &w.mu, func() []object {
+		var out []object
+		for o, s := range w.want {
+			if s.Want != s.Seen {
+				out = append(out, o)
 			}
-			queue.AddRateLimited(o)
 		}
-		queue.Done(o)
-	}
+		return out
+	}, w.write, w.log)
 }
 
 // write makes the condition of an object what it should be. In Istio's definitions conditions are one list, which is applied
