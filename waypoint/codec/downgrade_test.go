@@ -291,10 +291,12 @@ func TestBadResponses(t *testing.T) {
 			if got != tc.want {
 				t.Errorf("got %s, want %s (%v)", got, tc.want, err)
 			}
-			if c.Reserve() {
-				await(t, "the connection is of no more use", c.Draining)
-				c.Unreserve()
-			}
+			await(t, "the connection is of no more use", func() bool {
+				if c.Reserve() {
+					c.Unreserve()
+				}
+				return c.Draining()
+			})
 		})
 	}
 }
