@@ -43,7 +43,8 @@ type netTransport struct {
 	abort sync.Once
 }
 
-// NetTransport runs a connection over nc, which it then owns. Unlike wire.Conn it holds a buffer while it waits.
+// NetTransport runs a connection over nc, which it then owns. It holds a buffer while it waits, unless nc has a method
+// WaitReadable as Stream does.
 func NetTransport(nc net.Conn) Transport { return &netTransport{Conn: nc} }
 
 func (t *netTransport) WaitReadable() error {
@@ -54,6 +55,11 @@ func (t *netTransport) WaitReadable() error {
 		return t.err
 	}
 	if t.in == nil {
+		if w, ok := t.Conn.(interface{ WaitReadable() error }); ok {
+			if t.err = w.WaitReadable(); t.err != nil {
+				return t.err
+			}
+		}
 		t.in = buffer.Get(buffer.Small)
 	}
 	t.r = 0

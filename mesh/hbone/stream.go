@@ -30,6 +30,9 @@ func (s *Stream) Read(p []byte) (int, error) { return s.s.Read(p) }
 // WaitReadable blocks until Read would not.
 func (s *Stream) WaitReadable() error { return s.s.WaitReadable() }
 
+// Readable tells whether Read would return at once.
+func (s *Stream) Readable() bool { return s.s.Ready() }
+
 // Write blocks while the peer's flow-control window is closed. It returns *h2.StreamError after the peer's reset, and
 // *h2.ConnError after the end of the connection.
 func (s *Stream) Write(p []byte) (int, error) { return s.s.Write(p) }

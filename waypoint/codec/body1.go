@@ -21,9 +21,8 @@ type body1 struct {
 	maxHead   int // of a trailer, in bytes
 	maxFields int
 
-	before func()            // once, before something is waited for; may be nil
-	after  func(whole bool)  // once, when it has ended or was closed; may be nil
-	fault  func(error) error // makes an error one of the caller's
+	before func() // once, before something is waited for; may be nil
+	owner  bodyOwner
 
 	asked  atomic.Bool   // before was called
 	pulled atomic.Uint64 // pieces
@@ -31,9 +30,18 @@ type body1 struct {
 	mu       sync.Mutex // held during Next: guards what follows, and in
 	piece    int        // bytes of in that were handed out
 	began    bool       // Next was called
+	told     bool       // owner knows of the end
 	over     error      // what Next returns from now on; io.EOF: all was read
 	orphan   bool       // in is this body's: its Close releases it
 	trailers message.Fields
+}
+
+// bodyOwner is who gave a body away.
+type bodyOwner interface {
+	// fault makes an error one for whoever has the body.
+	fault(error) error
+	// end is told once that the body has ended, all of it read or not, or was closed.
+	end(whole bool)
 }
 
 // chunks reads chunked payload, by way of net/http's reader.
@@ -74,13 +82,11 @@ func (s chunkSource) Read(p []byte) (int, error) {
 func (b *body1) Next() ([]byte, error) {
 	b.mu.Lock()
 	p, err := b.nextLocked()
-	var after func(bool)
-	if err != nil {
-		after, b.after = b.after, nil
-	}
+	tell := err != nil && !b.told
+	b.told = b.told || tell
 	b.mu.Unlock()
-	if after != nil {
-		after(err == io.EOF)
+	if tell {
+		b.owner.end(err == io.EOF)
 	}
 	return p, err
 }
@@ -106,7 +112,7 @@ func (b *body1) nextLocked() ([]byte, error) {
 	}
 	b.over = err
 	if err != io.EOF {
-		b.over = b.fault(err)
+		b.over = b.owner.fault(err)
 	}
 	b.releaseChunks()
 	return nil, b.over
@@ -219,17 +225,17 @@ func (b *body1) Close() {
 	b.mu.Lock()
 	whole := b.over == io.EOF
 	if b.over == nil {
-		b.over = b.fault(io.ErrClosedPipe)
+		b.over = b.owner.fault(io.ErrClosedPipe)
 	}
 	b.releaseChunks()
 	if b.orphan {
 		b.in.release()
 	}
-	after := b.after
-	b.after = nil
+	tell := !b.told
+	b.told = true
 	b.mu.Unlock()
-	if after != nil {
-		after(whole)
+	if tell {
+		b.owner.end(whole)
 	}
 }
 
@@ -260,12 +266,12 @@ func (b *body1) detach() (whole, begun bool) {
 	case b.over == io.EOF:
 		return true, true
 	case !b.began:
-		b.over = b.fault(io.ErrClosedPipe)
+		b.over = b.owner.fault(io.ErrClosedPipe)
 		b.releaseChunks()
 		return false, false
 	}
 	if b.over == nil { // its last piece may be in use
-		b.over = b.fault(io.ErrClosedPipe)
+		b.over = b.owner.fault(io.ErrClosedPipe)
 		b.orphan = true
 		kept := *b.in
 		b.in.buf, b.in.r, b.in.w = nil, 0, 0

@@ -19,9 +19,9 @@ type body2 struct {
 
 	pulled atomic.Uint64 // pieces
 
-	before func()            // once, before something is waited for; may be nil
-	after  func()            // once, when it has ended or was closed; may be nil
-	fault  func(error) error // makes a stream's error one of the caller's
+	before func()    // once, before something is waited for; may be nil
+	owner  bodyOwner // is told of the end
+	told   bool      // owner knows of the end
 }
 
 // Next is of message.Body.
@@ -72,9 +72,9 @@ func (b *body2) next() error {
 	b.release()
 	b.over = err
 	if err != io.EOF {
-		b.over = b.fault(err)
+		b.over = b.owner.fault(err)
 	}
-	b.finish()
+	b.finish(err == io.EOF)
 	return b.over
 }
 
@@ -85,10 +85,10 @@ func (b *body2) release() {
 	}
 }
 
-func (b *body2) finish() {
-	if b.after != nil {
-		b.after()
-		b.after = nil
+func (b *body2) finish(whole bool) {
+	if !b.told {
+		b.told = true
+		b.owner.end(whole)
 	}
 }
 
@@ -109,9 +109,9 @@ func (b *body2) Trailers() message.Fields {
 func (b *body2) Close() {
 	b.release()
 	if b.over == nil {
-		b.over = b.fault(io.ErrClosedPipe)
+		b.over = b.owner.fault(io.ErrClosedPipe)
 	}
-	b.finish()
+	b.finish(false)
 }
 
 // scratcher is a body whose pieces have room for a frame's header.

@@ -24,6 +24,7 @@ type client1 struct {
 	parser parser1
 	asked  http.Request // what net/http needs to know of the request
 	done   chan struct{}
+	look   looker         // for the backend's end
 	idle   *time.Timer    // begins the wait for the backend's end, some time after a request
 	quiet  sync.WaitGroup // of who waits
 
@@ -64,7 +65,7 @@ func (c *client1) Reserve() bool {
 		c.quiet.Wait()
 		_ = c.nc.SetReadDeadline(time.Time{})
 	}
-	if ended(c.nc) {
+	if c.look.ended(c.nc) {
 		c.close(nil)
 		c.Unreserve()
 		return false
@@ -208,7 +209,7 @@ type call1 struct {
 	c       *client1
 	ctx     context.Context
 	body    body1
-	stop    func() bool   // of the wait for ctx; nil: there is none
+	bound   bound         // to ctx
 	proceed chan struct{} // closed when the body may be sent; nil: it may
 	given   atomic.Bool   // the context has ended, and so has the connection
 	heard   bool          // a byte of an answer has come
@@ -231,12 +232,7 @@ func (c *client1) RoundTrip(ctx context.Context, req *message.Request, inform fu
 		return nil, &Error{Stage: Unsent, Err: err}
 	}
 	k := &call1{c: c, ctx: ctx}
-	if ctx.Done() != nil {
-		k.stop = context.AfterFunc(ctx, func() {
-			k.given.Store(true)
-			_ = c.nc.Close()
-		})
-	}
+	k.bound.begin(ctx, k)
 	k.write(req)
 	err := k.await(req, inform)
 	if err != nil {
@@ -275,7 +271,7 @@ func (k *call1) write(req *message.Request) {
 	out := &c.out
 	out.text(req.Method, " ", req.Path, " HTTP/1.1\r\nhost: ", req.Authority, "\r\n")
 	writeFields(out, req.Header)
-	t := &sending1{out: out, body: req.Body, length: req.Length}
+	chunked := false
 	switch {
 	case req.Body == nil && (req.Header.Has("content-length") || req.Method == "POST" || req.Method == "PUT" || req.Method == "PATCH"):
 		out.text("content-length: 0\r\n")
@@ -283,7 +279,7 @@ func (k *call1) write(req *message.Request) {
 	case req.Length >= 0 && !req.Header.Has("trailer"): // only chunks can have one
 		out.text("content-length: ", lengthText(req.Header, req.Length), "\r\n")
 	default:
-		t.chunked = true
+		chunked = true
 		out.text("transfer-encoding: chunked\r\n")
 	}
 	te := req.Header.Get("te") == "trailers"
@@ -298,6 +294,7 @@ func (k *call1) write(req *message.Request) {
 		_ = out.flush()
 		return
 	}
+	t := &sending1{out: out, body: req.Body, length: req.Length, chunked: chunked}
 	if req.Expect {
 		out.text("expect: 100-continue\r\n\r\n")
 		_ = out.flush()
@@ -415,8 +412,7 @@ func (k *call1) prepare(h head1, method string) error {
 	}
 	b := &k.body
 	b.in, b.left, b.maxHead, b.maxFields = &k.c.in, h.length, k.c.cfg.MaxHeader, k.c.cfg.MaxFields
-	b.fault = func(err error) error { return k.failure(err, Answered) }
-	b.after = k.end
+	b.owner = k
 	switch {
 	case h.chunked:
 		b.setChunked()
@@ -443,9 +439,17 @@ func (k *call1) answer(req *message.Request) {
 	}
 }
 
+// ended is called when the context has.
+func (k *call1) ended() {
+	k.given.Store(true)
+	_ = k.c.nc.Close()
+}
+
+func (k *call1) fault(err error) error { return k.failure(err, Answered) }
+
 // end gives the connection back, if all of the response was read, and it can be used again; else it closes it.
 func (k *call1) end(whole bool) {
-	if k.stop != nil && !k.stop() {
+	if !k.bound.end(k) {
 		whole = false // it is being closed
 	}
 	c := k.c
@@ -480,12 +484,4 @@ func closeBody(b message.Body) {
 	if b != nil {
 		b.Close()
 	}
-}
-
-// ended tells whether a connection on which nothing should come has something to read: its end, most likely. It does not wait.
-func ended(nc net.Conn) bool {
-	if r, ok := nc.(interface{ Readable() bool }); ok {
-		return r.Readable()
-	}
-	return readable(nc)
 }

@@ -70,7 +70,7 @@ type call2 struct {
 	body    body2
 	s       *h2.Stream
 	ctx     context.Context
-	stop    func() bool   // of the wait for ctx
+	bound   bound         // to ctx
 	proceed chan struct{} // closed when the body may be sent; nil: it may
 	bodyErr atomic.Pointer[error]
 }
@@ -95,16 +95,14 @@ func (c *client2) RoundTrip(ctx context.Context, req *message.Request, inform fu
 		return nil, &Error{Stage: Unsent, Err: err}
 	}
 	k := &call2{s: s, ctx: ctx}
-	if ctx.Done() != nil {
-		k.stop = context.AfterFunc(ctx, func() { s.Reset(h2.Cancel) })
-	}
+	k.bound.begin(ctx, k)
 	if req.Body == nil {
 		c.conn.Flush()
 	} else {
 		c.send(k, req)
 	}
 	if err := c.await(k, inform); err != nil {
-		k.end()
+		k.end(false)
 		return nil, err
 	}
 	c.answer(k, req.Method == "HEAD")
@@ -233,20 +231,23 @@ func (c *client2) answer(k *call2, head bool) {
 		if !head && k.Status != 304 {
 			k.Length = 0
 		}
-		k.end()
+		k.end(true)
 		return
 	}
-	k.body = body2{s: k.s, left: length, after: k.end, fault: func(err error) error { return k.failure(err, Answered) }}
+	k.body.s, k.body.left, k.body.owner = k.s, length, k
 	k.Body = &k.body
 }
 
 // end gives the stream up, if it has not ended.
-func (k *call2) end() {
-	if k.stop != nil {
-		k.stop()
-	}
+func (k *call2) end(bool) {
+	k.bound.end(k)
 	k.s.Close()
 }
+
+// ended is called when the context has.
+func (k *call2) ended() { k.s.Reset(h2.Cancel) }
+
+func (k *call2) fault(err error) error { return k.failure(err, Answered) }
 
 // failure makes a stream's error one of the caller's.
 func (k *call2) failure(err error, stage Stage) error {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
@@ -89,7 +90,7 @@ func (p *parser1) splitFields(head []byte, at int) error {
 	}
 	text := string(head)
 	clear(p.fields[:cap(p.fields)])
-	p.fields = p.fields[:0]
+	p.fields = slices.Grow(p.fields[:0], len(p.spans))
 	for _, s := range p.spans {
 		p.fields = append(p.fields, message.Field{Name: text[s.name:s.colon], Value: text[s.from:s.to]})
 	}
@@ -186,22 +187,13 @@ func (p *parser1) frame() (framing, error) {
 		if field.Name == "te" && f.te {
 			field.Value = "trailers"
 			f.te = false // once
-		} else if message.Hop(field.Name) || field.Name != "content-length" && contains(listed, field.Name) {
+		} else if message.Hop(field.Name) || field.Name != "content-length" && slices.Contains(listed, field.Name) {
 			continue
 		}
 		kept = append(kept, field)
 	}
 	p.fields = kept
 	return f, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
 }
 
 // reader returns std for net/http.

@@ -1,10 +1,10 @@
 package codec
 
 import (
-	"errors"
 	"net"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,24 +29,37 @@ func awaitReadable(nc net.Conn) error {
 // peekable tells whether a read would not wait.
 func peekable(fd uintptr) bool {
 	var b [1]byte
-	_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+	_, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b[0])), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+	return errno != unix.EAGAIN && errno != unix.EINTR
 }
 
-// readable tells whether a socket has something to read, or has ended; false if the connection is no socket.
-func readable(nc net.Conn) bool {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return false
+// looker looks at connections on which nothing should come.
+type looker struct {
+	raw   syscall.RawConn // of a socket
+	f     func(fd uintptr) bool
+	found bool
+}
+
+// ended tells whether a connection has something to read: its end, most likely. It does not wait. False if it cannot tell.
+func (l *looker) ended(nc net.Conn) bool {
+	if r, ok := nc.(interface{ Readable() bool }); ok {
+		return r.Readable()
 	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return true
+	if l.raw == nil {
+		sc, ok := nc.(syscall.Conn)
+		if !ok {
+			return false
+		}
+		raw, err := sc.SyscallConn()
+		if err != nil {
+			return true
+		}
+		l.raw = raw
+		l.f = func(fd uintptr) bool {
+			l.found = peekable(fd)
+			return true
+		}
 	}
-	found := false
-	err = raw.Read(func(fd uintptr) bool {
-		found = peekable(fd)
-		return true
-	})
-	return found || err != nil
+	l.found = false
+	return l.raw.Read(l.f) != nil || l.found
 }

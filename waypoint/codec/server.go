@@ -22,6 +22,7 @@ type Server struct {
 	mu       sync.Mutex // guards what follows
 	two      *h2.Conn   // the connection speaks HTTP/2
 	one      *server1   // the connection speaks HTTP/1
+	life     *lifetime  // of its request; nil: none is under way
 	draining bool
 	closed   bool
 }
@@ -54,7 +55,15 @@ func (s *Server) Run(ctx context.Context) error {
 	if two {
 		return s.run2(ctx, in)
 	}
-	return s.run1(ctx, in)
+	return s.run1(in)
+}
+
+// begin notes the lifetime of the request that HTTP/1 serves, nil after it. It returns false if the connection is closed.
+func (s *Server) begin(l *lifetime) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life = l
+	return !s.closed
 }
 
 // prior is how a client begins that speaks HTTP/2 by prior knowledge (RFC 9113 section 3.4). No method of HTTP/1 is "PRI".
@@ -112,8 +121,11 @@ func (s *Server) Shutdown() {
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true
-	two := s.two
+	two, life := s.two, s.life
 	s.mu.Unlock()
+	if life != nil {
+		life.end()
+	}
 	if two != nil {
 		two.Close()
 	}

@@ -1,10 +1,10 @@
 package codec
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -86,7 +86,7 @@ func (o *server1) drain() {
 }
 
 // run1 serves HTTP/1 from the first request on, of which some is there.
-func (s *Server) run1(ctx context.Context, in *input) error {
+func (s *Server) run1(in *input) error {
 	o := s.one
 	o.out.nc = s.nc
 	o.parser.maxFields = s.cfg.MaxFields
@@ -96,7 +96,7 @@ func (s *Server) run1(ctx context.Context, in *input) error {
 	for {
 		err := o.awaitFirst(1)
 		if err == nil {
-			err = o.request(ctx)
+			err = o.request()
 		} else if err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.ending() {
 			return nil // nothing was under way
 		}
@@ -118,7 +118,7 @@ func (s *Server) run1(ctx context.Context, in *input) error {
 var errLast = errors.New("the last request")
 
 // request reads and serves a request.
-func (o *server1) request(ctx context.Context) error {
+func (o *server1) request() error {
 	o.x = Exchange{w: o}
 	if err := o.readHead(); err != nil {
 		var bad *malformed
@@ -131,10 +131,14 @@ func (o *server1) request(ctx context.Context) error {
 		return fmt.Errorf("refused with status %d: %w", bad.status, bad)
 	}
 	o.makeBody()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	o.x.ctx = ctx
-	o.watch.begin(cancel, o.body)
+	life := new(lifetime)
+	defer life.end()
+	o.x.ctx = life
+	if !o.s.begin(life) {
+		return net.ErrClosed
+	}
+	defer o.s.begin(nil)
+	o.watch.begin(life.end, o.body)
 	o.s.serve(&o.x)
 	o.watch.end()
 	return o.finish()
@@ -181,7 +185,7 @@ func (o *server1) makeBody() {
 		return
 	}
 	o.noDeadline() // whoever pulls it has one of their own
-	b := &body1{in: o.in, left: o.head.length, fault: clientFault1, maxHead: o.s.cfg.MaxHeader, maxFields: o.s.cfg.MaxFields}
+	b := &body1{in: o.in, left: o.head.length, owner: sender1{}, maxHead: o.s.cfg.MaxHeader, maxFields: o.s.cfg.MaxFields}
 	if o.head.chunked {
 		b.setChunked()
 	}
@@ -203,7 +207,12 @@ func (o *server1) proceed() {
 	}
 }
 
-func clientFault1(err error) error {
+// sender1 is the owner of a request's body: what is wrong with it is the client's doing.
+type sender1 struct{}
+
+func (sender1) end(bool) {}
+
+func (sender1) fault(err error) error {
 	var bad *malformed
 	switch {
 	case errors.As(err, &bad), err == errBareLF, err == errTooLarge:
@@ -243,7 +252,7 @@ func (o *server1) drainBody() bool {
 	if o.x.Request.Expect {
 		return false // the client has not sent it
 	}
-	b := &body1{in: o.in, left: o.head.length, fault: clientFault1, maxHead: o.s.cfg.MaxHeader, maxFields: o.s.cfg.MaxFields}
+	b := &body1{in: o.in, left: o.head.length, owner: sender1{}, maxHead: o.s.cfg.MaxHeader, maxFields: o.s.cfg.MaxFields}
 	if o.head.chunked {
 		b.setChunked()
 	}

@@ -124,10 +124,10 @@ func (s *Server) stream(ctx context.Context, st *h2.Stream) {
 		_ = x.Respond(&message.Response{Status: status})
 		return
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	x.ctx = ctx
-	st.OnReset(cancel)
+	life := new(lifetime)
+	defer life.end()
+	x.ctx = life
+	st.OnReset(life.end)
 	defer st.OnReset(nil)
 	s.serve(&x.Exchange)
 }
@@ -200,7 +200,7 @@ func (x *exchange2) body(length int64) bool {
 		return length <= 0
 	}
 	st := x.s
-	b := &body2{s: st, left: length, fault: clientFault}
+	b := &body2{s: st, left: length, owner: sender2{}}
 	if req.Expect {
 		b.before = func() { _ = st.WriteHeaders([]message.Field{{Name: ":status", Value: "100"}}, false) }
 	}
@@ -208,8 +208,12 @@ func (x *exchange2) body(length int64) bool {
 	return true
 }
 
-// clientFault says that it was the client.
-func clientFault(err error) error {
+// sender2 is the owner of a request's body: what is wrong with it is the client's doing.
+type sender2 struct{}
+
+func (sender2) end(bool) {}
+
+func (sender2) fault(err error) error {
 	var reset *h2.StreamError
 	if errors.As(err, &reset) && !reset.Remote && reset.Code == h2.ProtocolError {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)

@@ -1,7 +1,6 @@
 package codec
 
 import (
-	"context"
 	"errors"
 	"os"
 	"sync"
@@ -21,16 +20,16 @@ type watch struct {
 	timer *time.Timer
 	wg    sync.WaitGroup // of who reads
 
-	mu      sync.Mutex         // guards what follows
-	cancel  context.CancelFunc // of the request; nil: none is under way
-	body    *body1             // of the request; may be nil
+	mu      sync.Mutex // guards what follows
+	cancel  func()     // of the request; nil: none is under way
+	body    *body1     // of the request; may be nil
 	reading bool
 }
 
 func (w *watch) init(o *server1) { w.o = o }
 
 // begin watches during a request.
-func (w *watch) begin(cancel context.CancelFunc, body *body1) {
+func (w *watch) begin(cancel func(), body *body1) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cancel, w.body = cancel, body
