@@ -29,6 +29,7 @@ import (
 //	METHOD service:port path header=value ... -> what becomes of it
 //
 // where the pseudo-header from is the namespace of the client. What becomes of it is a status, with the location of a redirect;
+// "preflight" with the origin and the methods that are allowed;
 // or the clusters with their weights, the path and the headers of what they get; or "rule" and the rule
 // that is chosen, as route/rule.
 func TestWaypointTakes(t *testing.T) {
@@ -145,6 +146,11 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 	}
 	_, rule, _ := strings.Cut(r.Name, "/") // after the namespace
 	rule = rule[:max(strings.LastIndexByte(rule, '/'), 0)]
+	if r.CORS != nil {
+		if resp := r.CORS.Preflight(req); resp != nil {
+			return strings.TrimSpace(fmt.Sprint("preflight ", resp.Header.Get("access-control-allow-origin"), " ", resp.Header.Get("access-control-allow-methods"))), rule
+		}
+	}
 	switch {
 	case r.Direct != nil:
 		return strconv.Itoa(r.Direct.Status), rule

@@ -31,9 +31,10 @@ func RouteTable(h *Host, port cluster.ServicePort, ix Index) *routev3.RouteConfi
 	for _, c := range at.consumers {
 		from := clientsOf(c.namespace)
 		for _, e := range ordered(c.routes) {
-			r := e.translate(port, ix)
-			r.Match.FilterState = append(r.Match.FilterState, from)
-			host.Routes = append(host.Routes, r)
+			for _, r := range e.translate(port, ix) {
+				r.Match.FilterState = append(r.Match.FilterState, from)
+				host.Routes = append(host.Routes, r)
+			}
 		}
 		host.Routes = append(host.Routes, &routev3.Route{
 			Name:   "unmatched/" + c.namespace,
@@ -42,7 +43,7 @@ func RouteTable(h *Host, port cluster.ServicePort, ix Index) *routev3.RouteConfi
 		})
 	}
 	for _, e := range ordered(at.producers) {
-		host.Routes = append(host.Routes, e.translate(port, ix))
+		host.Routes = append(host.Routes, e.translate(port, ix)...)
 	}
 	if len(at.producers) == 0 {
 		host.Routes = append(host.Routes, &routev3.Route{
@@ -133,8 +134,9 @@ func grpcRank(g cluster.GRPCMatch) int {
 
 func presence(s string) int { return min(len(s), 1) }
 
-// translate makes a route of one match.
-func (e entry) translate(port cluster.ServicePort, ix Index) *routev3.Route {
+// translate makes a route of one match, and one more for the preflights of requests that only the method tells from others: a
+// browser asks by OPTIONS what it may do by another method.
+func (e entry) translate(port cluster.ServicePort, ix Index) []*routev3.Route {
 	rule, match := e.of()
 	name := rule.Name
 	if name == "" {
@@ -145,8 +147,21 @@ func (e entry) translate(port cluster.ServicePort, ix Index) *routev3.Route {
 		Match: matchOf(match),
 	}
 	act(r, e, port, ix)
-	return r
+	if r.TypedPerFilterConfig == nil || match.Method == "" || match.Method == methodPreflight || len(match.Headers) > 0 {
+		return []*routev3.Route{r}
+	}
+	asked := match.Method
+	match.Method = methodPreflight
+	preflight := &routev3.Route{
+		Name: r.Name + "/preflight", Match: matchOf(match), TypedPerFilterConfig: r.TypedPerFilterConfig,
+		Action: respond(404), // to what looks like a preflight and is none
+	}
+	preflight.Match.Headers = append(preflight.Match.Headers, headerMatch("access-control-request-method", asked, false))
+	return []*routev3.Route{r, preflight}
 }
+
+// methodPreflight is the method of preflights, which ask what another origin's page may do (the Fetch standard).
+const methodPreflight = "OPTIONS"
 
 func matchOf(in cluster.RouteMatch) *routev3.RouteMatch {
 	out := &routev3.RouteMatch{}
