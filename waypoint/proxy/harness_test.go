@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/identity/identitytest"
 	"github.com/ambit-mesh/ambit/mesh/leaktest"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
@@ -99,7 +101,7 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 		TLS:      func(*tls.ClientHelloInfo) (*tls.Config, error) { return identity.ServerTLS(own, nil), nil },
 		Clusters: w.clusters, Requests: telemetry.NewRequests("waypoint", w.registry),
 		AccessLog: slog.New(slog.NewTextHandler(w.log, nil)), Sampling: 1,
-		Leave: -1, Logger: slog.New(slog.DiscardHandler),
+		Leave: -1, Wait: -1, Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {
 		c(&cfg)
@@ -306,13 +308,19 @@ func (w *world) apply(routes string) { w.applyWith(routes, configtest.Listener("
 
 func (w *world) applyWith(routes, listener string) {
 	w.t.Helper()
+	w.applyTypes(routes, listener, xds.TypeCluster, xds.TypeEndpoints, xds.TypeListener, xds.TypeRoutes)
+}
+
+// applyTypes applies resources of some types only.
+func (w *world) applyTypes(routes, listener string, types ...string) {
+	w.t.Helper()
 	resources := configtest.Resources{Listener: listener, Routes: routes}
 	for name, endpoints := range w.endpoints {
 		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], Endpoints: endpoints})
 	}
 	for typeURL, push := range resources.All(w.t) {
 		for _, h := range w.store.Handlers() {
-			if h.TypeURL != typeURL {
+			if h.TypeURL != typeURL || !slices.Contains(types, typeURL) {
 				continue
 			}
 			for _, r := range h.Apply(push, nil) {

@@ -96,6 +96,10 @@ func (r *request) answer() (*message.Response, *refusal) {
 	snapshot := r.c.proxy.snapshot.Load()
 	table := snapshot.Routes(r.http.Routes)
 	if table == nil {
+		name := r.http.Routes
+		table = r.c.proxy.await(r.x.Context(), func(s *config.Snapshot) bool { return s.Routes(name) != nil }).Routes(name)
+	}
+	if table == nil {
 		return nil, &refusal{503, telemetry.RequestNoRoute, fmt.Sprintf(
 			"the control plane has not sent the routes %q yet; try again in a moment", r.http.Routes)}
 	}

@@ -26,6 +26,8 @@ import (
 const (
 	// DefaultLeave is how long a proxy that drains still takes new connections.
 	DefaultLeave = 5 * time.Second
+	// DefaultWait is how long what the control plane may have on its way is waited for.
+	DefaultWait = 2 * time.Second
 	// DefaultMaxMirrors bounds the copies of requests under way.
 	DefaultMaxMirrors = 1024
 )
@@ -50,6 +52,9 @@ type Config struct {
 	// Leave is how long Drain takes new connections, whose clients have not noticed yet. Zero means DefaultLeave, less than zero:
 	// not at all.
 	Leave time.Duration
+	// Wait is how long a connection to a destination that is not served, and a request whose routes have not come, wait for the
+	// control plane, which may have told clients first. Zero means DefaultWait, less than zero: not at all.
+	Wait time.Duration
 	// MaxMirrors bounds the copies of requests under way; what is beyond is not copied. Zero means DefaultMaxMirrors.
 	MaxMirrors int
 	// Logger takes what concerns the proxy itself.
@@ -69,6 +74,7 @@ type Proxy struct {
 	draining bool
 	conns    map[*connection]struct{} // that speak HTTP
 	tunnels  int                      // handlers
+	news     chan struct{}            // closed by Apply
 }
 
 // Counts is what a proxy has done and does.
@@ -84,10 +90,13 @@ func New(cfg Config) *Proxy {
 	if cfg.Leave == 0 {
 		cfg.Leave = DefaultLeave
 	}
+	if cfg.Wait == 0 {
+		cfg.Wait = DefaultWait
+	}
 	if cfg.MaxMirrors == 0 {
 		cfg.MaxMirrors = DefaultMaxMirrors
 	}
-	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}}
+	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}, news: make(chan struct{})}
 	p.snapshot.Store(&config.Snapshot{})
 	p.mirrors.init(p)
 	p.watchdog.start()
@@ -109,6 +118,8 @@ func (p *Proxy) Apply(s *config.Snapshot) {
 	p.snapshot.Store(s)
 	var out []*connection
 	p.mu.Lock()
+	close(p.news)
+	p.news = make(chan struct{})
 	for c := range p.conns {
 		if now := s.Chain(c.destination); now != c.chain && !c.stillServed(now) {
 			out = append(out, c)
@@ -188,7 +199,9 @@ func (p *Proxy) tunnel(ctx context.Context, in *hbone.Incoming) {
 	destination := authority.AddrPort()
 	var chain *config.Chain
 	if destination.IsValid() {
-		chain = p.snapshot.Load().Chain(destination)
+		if chain = p.snapshot.Load().Chain(destination); chain == nil {
+			chain = p.await(ctx, func(s *config.Snapshot) bool { return s.Chain(destination) != nil }).Chain(destination)
+		}
 	}
 	if chain == nil {
 		p.counts.Refused.Add(1)

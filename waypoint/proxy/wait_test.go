@@ -1,0 +1,52 @@
+package proxy
+
+import (
+	"context"
+	"testing"
+
+	"github.com/ambit-mesh/ambit/mesh/xds"
+	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
+)
+
+// TestClientIsFirst: a client that comes before the proxy was told of the destination, and a request before its routes, are
+// served once that has come.
+func TestClientIsFirst(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Wait = 2 * patience })
+	w.httpPod("main", 1, name("one"))
+	got := make(chan answer, 1)
+	failed := make(chan error, 1)
+	client := w.client("HTTP/1.1")
+	go func() {
+		a, err := try(client, "GET", "/first", "")
+		if err != nil {
+			failed <- err
+			return
+		}
+		got <- a
+	}()
+	await(t, "the tunnel is there", func() bool { return w.proxy.Open() == 1 })
+	routes := "- {match: {prefix: /}, route: {cluster: main}}"
+	w.applyTypes(routes, configtest.Listener("0s"), xds.TypeCluster, xds.TypeEndpoints, xds.TypeListener)
+	await(t, "the connection is served", func() bool { return w.proxy.Counts().HTTP.Load() == 1 })
+	w.applyTypes(routes, configtest.Listener("0s"), xds.TypeRoutes)
+	select {
+	case a := <-got:
+		if a.StatusCode != 200 || a.Header.Get("x-backend") != "one" {
+			t.Errorf("%d %s", a.StatusCode, a.body)
+		}
+	case err := <-failed:
+		t.Error(err)
+	}
+}
+
+// TestNothingComes: waiting has an end.
+func TestNothingComes(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Wait = 1 })
+	if _, err := w.tunnel(context.Background(), webPort); err == nil {
+		t.Error("a tunnel to nowhere")
+	}
+	w.applyTypes("- {match: {prefix: /}, route: {cluster: main}}", configtest.Listener("0s"), xds.TypeListener)
+	if a := do(t, w.client("HTTP/1.1"), "GET", "/", ""); a.StatusCode != 503 {
+		t.Errorf("without routes: %d %s", a.StatusCode, a.body)
+	}
+}
