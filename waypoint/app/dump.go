@@ -72,12 +72,13 @@ type clusterDump struct {
 }
 
 type endpointDump struct {
-	Address    string `json:"address"`
-	Identity   string `json:"identity,omitempty"`
-	HBONE      bool   `json:"hbone"`
-	Workload   string `json:"workload,omitempty"`
-	Active     int    `json:"active"`
-	PassedOver bool   `json:"passedOver,omitempty"`
+	Address     string `json:"address"`
+	Identity    string `json:"identity,omitempty"`
+	HBONE       bool   `json:"hbone"`
+	Workload    string `json:"workload,omitempty"`
+	Active      int    `json:"active"`
+	Connections int    `json:"connections"`
+	PassedOver  bool   `json:"passedOver,omitempty"`
 }
 
 func (p *parts) dumpClusters(w io.Writer) error {
@@ -85,7 +86,8 @@ func (p *parts) dumpClusters(w io.Writer) error {
 	p.clusters.All(func(c *upstream.Cluster) {
 		d := clusterDump{Name: c.Name(), Requests: c.Requests(), Endpoints: []endpointDump{}}
 		c.Endpoints(func(e *upstream.Endpoint) {
-			one := endpointDump{Address: e.Addr().String(), HBONE: e.HBONE(), Workload: e.Workload().Name, Active: e.Active(), PassedOver: e.PassedOver()}
+			one := endpointDump{Address: e.Addr().String(), HBONE: e.HBONE(), Workload: e.Workload().Name, Active: e.Active(),
+				Connections: e.Connections(), PassedOver: e.PassedOver()}
 			if id := e.Identity(); !id.IsZero() {
 				one.Identity = id.String()
 			}

@@ -79,6 +79,9 @@ func (e *Endpoint) HBONE() bool { return e.key.hbone }
 // Active returns how many requests and connections are under way.
 func (e *Endpoint) Active() int { return int(e.active.Load()) }
 
+// Connections returns how many connections of HTTP to the endpoint are open.
+func (e *Endpoint) Connections() int { return e.http1.size() + e.http2.size() }
+
 // PassedOver tells whether the endpoint failed to connect lately.
 func (e *Endpoint) PassedOver() bool { return !e.usable(now()) }
 

@@ -52,6 +52,12 @@ type grant struct {
 	err    error
 }
 
+func (p *pool) size() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns)
+}
+
 // perDial is for how many requests that wait one connection is made.
 func (p *pool) perDial() int {
 	if p.protocol == message.HTTP2 {

@@ -1,0 +1,405 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
+)
+
+// TestTimeouts: a route's times are kept, before the response and within it.
+func TestTimeouts(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			if r.URL.Path == "/begun" {
+				_, _ = flushing{rw}.Write([]byte("some"))
+			}
+			<-r.Context().Done()
+		}))
+		w.apply(`
+- {name: never, match: {path: /never}, route: {cluster: c, timeout: 0.05s}}
+- {name: begun, match: {path: /begun}, route: {cluster: c, timeout: 0.05s}}
+- name: tries
+  match: {path: /tries}
+  route: {cluster: c, timeout: 0s, retry_policy: {retry_on: "5xx", num_retries: 2, per_try_timeout: 0.02s}}`)
+		for _, body := range []string{"", "x"} {
+			if a := do(t, c, "POST", "/never", body); a.StatusCode != 504 || !strings.Contains(a.body, "route never") {
+				t.Errorf("%d %q", a.StatusCode, a.body)
+			}
+		}
+		if a := do(t, c, "POST", "/never", "x", "content-type: application/grpc"); a.Header.Get("grpc-status") != "4" {
+			t.Errorf("gRPC: %d %v", a.StatusCode, a.Header)
+		}
+		if a, err := try(c, "GET", "/begun", ""); err == nil {
+			t.Errorf("%d %q, and no error", a.StatusCode, a.body)
+		}
+		before := w.proxy.Counts().Retries.Load()
+		if a := do(t, c, "GET", "/tries", ""); a.StatusCode != 504 {
+			t.Errorf("%d %q", a.StatusCode, a.body)
+		}
+		if n := w.proxy.Counts().Retries.Load() - before; n != 2 {
+			t.Errorf("%d tries after the first; want 2", n)
+		}
+	})
+}
+
+// TestTimeoutBeginsWithTheEndOfTheRequest: the time of a slow upload is the client's.
+func TestTimeoutBeginsWithTheEndOfTheRequest(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		w.httpPod("c", 1, name("one"))
+		w.apply(`- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 20s}}`)
+		pr, pw := io.Pipe()
+		go func() {
+			for range 5 {
+				_, _ = pw.Write([]byte("x"))
+				<-time.After(10 * time.Millisecond)
+			}
+			_ = pw.Close()
+		}()
+		resp, err := c.Post("http://stock.shop/", "text/plain", pr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || !strings.HasSuffix(string(b), "xxxxx") {
+			t.Errorf("%d %q", resp.StatusCode, b)
+		}
+	})
+}
+
+// TestRetries: a status that the route names is tried elsewhere, with the body; one that it does not is passed on.
+func TestRetries(t *testing.T) {
+	for _, body := range []string{"", "hello", strings.Repeat("y", maxKept-1), strings.Repeat("z", maxKept+100_000)} {
+		t.Run(fmt.Sprint(len(body)), func(t *testing.T) {
+			each(t, func(t *testing.T, w *world, c *http.Client) {
+				var bad atomic.Int64
+				for i := range 2 {
+					w.httpPod("c", 1+i, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+						_, _ = io.Copy(io.Discard, r.Body)
+						bad.Add(1)
+						rw.WriteHeader(503)
+					}))
+				}
+				w.httpPod("c", 3, name("good"))
+				w.apply(`
+- name: r
+  match: {prefix: /}
+  route:
+    cluster: c
+    timeout: 0s
+    retry_policy:
+      retry_on: retriable-status-codes,connect-failure
+      retriable_status_codes: [503]
+      num_retries: 2
+      retry_back_off: {base_interval: 0.001s, max_interval: 0.002s}
+      retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {'@type': type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]
+      host_selection_retry_max_attempts: 5`)
+				for range 10 {
+					a := do(t, c, "POST", "/", body)
+					switch {
+					case len(body) > maxKept:
+						if a.StatusCode != 200 && a.StatusCode != 503 {
+							t.Fatalf("%d", a.StatusCode)
+						}
+					case a.StatusCode != 200 || !strings.HasSuffix(a.body, " "+body):
+						t.Fatalf("%d with %d bytes", a.StatusCode, len(a.body))
+					}
+				}
+				if bad.Load() == 0 {
+					t.Error("chance had it that only the good pod was asked")
+				}
+				w.endpoints["c"] = w.endpoints["c"][:2]
+				w.apply(`- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: connect-failure, num_retries: 2}}}`)
+				bad.Store(0)
+				if a := do(t, c, "GET", "/", ""); a.StatusCode != 503 || a.body != "" || bad.Load() != 1 {
+					t.Errorf("%d %q after %d tries; want the first answer", a.StatusCode, a.body, bad.Load())
+				}
+			})
+		})
+	}
+}
+
+// TestConnectFailuresAreHidden: endpoints that cannot be connected to are passed over.
+func TestConnectFailuresAreHidden(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		w.httpPod("c", 1, name("one"))
+		w.plainEndpoint("c", 2, "")
+		w.plainEndpoint("c", 3, "127.0.0.1:1") // nobody listens there
+		w.apply(all)
+		for range 30 {
+			if a := do(t, c, "POST", "/", "hello"); a.StatusCode != 200 {
+				t.Fatalf("%d %q", a.StatusCode, a.body)
+			}
+		}
+		if n := w.proxy.Counts().Retries.Load(); n > 10 {
+			t.Errorf("%d retries: the endpoints that failed are not passed over", n)
+		}
+	})
+}
+
+// TestBackendsRoll: pods whose node proxies say GOAWAY, and end, take no request with them.
+func TestBackendsRoll(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		pods := []interface{ Shutdown(context.Context) error }{w.httpPod("c", 1, name("one")), w.httpPod("c", 2, name("two"))}
+		w.httpPod("c", 3, name("three"))
+		w.apply(all)
+		var wg sync.WaitGroup
+		var failed atomic.Int64
+		quit := make(chan struct{})
+		for range 4 {
+			wg.Go(func() {
+				for {
+					select {
+					case <-quit:
+						return
+					default:
+					}
+					if a, err := try(c, "GET", "/", ""); err != nil || a.StatusCode != 200 {
+						failed.Add(1)
+						t.Errorf("%d %q %v", statusOf(a), a.body, err)
+					}
+				}
+			})
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		for _, p := range pods {
+			<-time.After(20 * time.Millisecond)
+			wg.Go(func() { _ = p.Shutdown(ctx) })
+		}
+		<-time.After(50 * time.Millisecond)
+		w.endpoints["c"] = w.endpoints["c"][2:]
+		w.apply(all)
+		<-time.After(50 * time.Millisecond)
+		close(quit)
+		cancel()
+		wg.Wait()
+	})
+}
+
+func statusOf(a answer) int {
+	if a.Response == nil {
+		return 0
+	}
+	return a.StatusCode
+}
+
+// TestIdleConnectionThatDied: a connection that the backend closed while it was idle costs no request.
+func TestIdleConnectionThatDied(t *testing.T) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	var open []net.Conn
+	w.pod("c", 1, backendID, func(nc net.Conn) {
+		mu.Lock()
+		open = append(open, nc)
+		mu.Unlock()
+		b := make([]byte, 4096)
+		for {
+			if n, err := nc.Read(b); n == 0 || err != nil {
+				return
+			}
+			_, _ = io.WriteString(nc, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+		}
+	})
+	w.endpoints["raw"] = w.endpoints["c"]
+	w.apply(all)
+	c := w.client("HTTP/1.1")
+	for i := range 20 {
+		method := []string{"GET", "POST"}[i%2]
+		if a := do(t, c, method, "/", ""); a.StatusCode != 200 {
+			t.Fatalf("request %d: %d %q", i, a.StatusCode, a.body)
+		}
+		mu.Lock()
+		for _, nc := range open {
+			_ = nc.Close()
+		}
+		open = nil
+		mu.Unlock()
+		// What comes on the same tunnel connection comes in order: once this is answered, the proxy has heard of the close.
+		s := w.mustTunnel(rawPort)
+		_, _ = io.WriteString(s, "x")
+		if _, err := s.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		_ = s.Close()
+	}
+}
+
+// TestMirror: a copy goes to the mirror, with the body; nobody waits for it, and its failures show nowhere.
+func TestMirror(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		got := make(chan string, 10)
+		stuck := make(chan struct{})
+		defer close(stuck)
+		w.httpPod("c", 1, name("one"))
+		w.httpPod("mirror", 2, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			b, _ := io.ReadAll(r.Body)
+			got <- fmt.Sprintf("%s %s %s %s", r.Method, r.Host, r.RequestURI, b)
+			<-stuck
+		}))
+		w.plainEndpoint("broken", 3, "")
+		w.apply(`
+- name: r
+  match: {prefix: /}
+  route:
+    cluster: c
+    timeout: 0s
+    request_mirror_policies:
+    - {cluster: mirror, runtime_fraction: {default_value: {numerator: 100}}, disable_shadow_host_suffix_append: true}
+    - {cluster: broken, runtime_fraction: {default_value: {numerator: 100}}, disable_shadow_host_suffix_append: true}
+    - {cluster: mirror, runtime_fraction: {default_value: {numerator: 0}}, disable_shadow_host_suffix_append: true}
+    - {cluster: unknown, runtime_fraction: {default_value: {numerator: 100}}, disable_shadow_host_suffix_append: true}`)
+		for _, body := range []string{"", "hello", strings.Repeat("b", 100_000)} {
+			if a := do(t, c, "POST", "/m", body); a.StatusCode != 200 || !strings.HasSuffix(a.body, body) {
+				t.Fatalf("%d %q", a.StatusCode, a.body)
+			}
+			select {
+			case m := <-got:
+				if want := "POST stock.shop /m " + body; m != want {
+					t.Errorf("the mirror got %.100q; want %.100q", m, want)
+				}
+			case <-time.After(patience):
+				t.Fatal("no copy came to the mirror")
+			}
+		}
+		if len(got) > 0 {
+			t.Error("more copies came than the routes say")
+		}
+	})
+}
+
+// TestIdleStream: a request in which nothing comes or goes is ended.
+func TestIdleStream(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/begun" {
+				_, _ = flushing{rw}.Write([]byte("some"))
+			}
+			<-r.Context().Done()
+		}))
+		w.applyWith(all, configtest.Listener("0.1s"))
+		if a := do(t, c, "GET", "/", ""); a.StatusCode != 504 {
+			t.Errorf("%d %q", a.StatusCode, a.body)
+		}
+		if a, err := try(c, "GET", "/begun", ""); err == nil {
+			t.Errorf("%d %q, and no error", a.StatusCode, a.body)
+		}
+	})
+}
+
+// TestTCP: what is no HTTP is carried as it is: the server may speak first, ends and resets arrive as such.
+func TestTCP(t *testing.T) {
+	w := newWorld(t)
+	serve := func(nc net.Conn) {
+		defer nc.Close()
+		_, _ = io.WriteString(nc, "220 hello\r\n")
+		b, err := io.ReadAll(nc)
+		if err != nil {
+			return
+		}
+		fmt.Fprintf(nc, "bye %s", b)
+		if cw, ok := nc.(interface{ CloseWrite() error }); ok {
+			_ = cw.CloseWrite()
+		}
+	}
+	ln := w.listen()
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			nc, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go serve(nc)
+		}
+	}()
+	for _, where := range []string{"in the mesh", "outside"} {
+		w.endpoints["raw"] = nil
+		if where == "outside" {
+			w.plainEndpoint("raw", 1, ln.Addr().String())
+		} else {
+			w.pod("raw", 1, backendID, serve)
+		}
+		w.plainEndpoint("raw", 2, "") // is passed over
+		w.apply(all)
+		for range 5 {
+			s := w.mustTunnel(rawPort)
+			b := make([]byte, 11)
+			if _, err := io.ReadFull(s, b); err != nil || string(b) != "220 hello\r\n" {
+				t.Fatalf("%s: %q, %v", where, b, err)
+			}
+			_, _ = io.WriteString(s, "you")
+			if err := s.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(s); err != nil || string(b) != "bye you" {
+				t.Errorf("%s: %q, %v", where, b, err)
+			}
+			_ = s.Close()
+		}
+		await(t, "it is logged", func() bool { return strings.Contains(w.log.String(), "bytes_sent=3 bytes_recv=18") })
+	}
+	w.endpoints["raw"] = nil
+	w.plainEndpoint("raw", 3, "")
+	w.apply(all)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := w.tunnel(ctx, rawPort); err == nil || !strings.Contains(err.Error(), "no such pod") {
+		t.Errorf("error %v; want why the backend cannot be reached", err)
+	}
+}
+
+// TestDrain: a proxy that ends finishes what it has, tells clients to go elsewhere, and is over when nothing is open.
+func TestDrain(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		arrived, goOn := make(chan struct{}), make(chan struct{})
+		w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				close(arrived)
+				<-goOn
+			}
+			_, _ = io.WriteString(rw, "whole")
+		}))
+		w.apply(all)
+		do(t, c, "GET", "/", "")
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if a, err := try(c, "GET", "/slow", ""); err != nil || a.body != "whole" {
+				t.Errorf("the request in flight: %q, %v", a.body, err)
+			}
+		})
+		<-arrived
+		drained := make(chan error, 1)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		go func() { drained <- w.proxy.Drain(ctx) }()
+		await(t, "no new connections are taken", func() bool {
+			nc, err := net.Dial("tcp", w.addr.String())
+			if err == nil {
+				_ = nc.Close()
+			}
+			return err != nil
+		})
+		select {
+		case err := <-drained:
+			t.Fatalf("drained with a request in flight: %v", err)
+		default:
+		}
+		close(goOn)
+		wg.Wait()
+		if err := <-drained; err != nil {
+			t.Error(err)
+		}
+		if n := w.proxy.Open(); n != 0 {
+			t.Errorf("%d tunnels are open", n)
+		}
+	})
+}
