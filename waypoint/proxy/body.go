@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -19,10 +18,9 @@ var errSuperseded = errors.New("the request is sent elsewhere")
 // it was more, the body can be sent no second time. The last try alone pulls, but one before may still be at it.
 type source struct {
 	body  message.Body
-	keep  bool           // for other tries
-	taps  []*tap         // that get a copy
-	moved *atomic.Uint64 // counts pieces; may be nil
-	ended func()         // is called once when the body has ended; may be nil
+	keep  bool   // for other tries
+	taps  []*tap // that get a copy
+	ended func() // is called once when the body has ended; may be nil
 
 	mu      sync.Mutex // guards what follows
 	wake    sync.Cond  // pulling has become false
@@ -107,9 +105,6 @@ func (s *source) pullLocked() ([]byte, error) {
 	s.pulling = true
 	s.mu.Unlock()
 	p, err := s.body.Next()
-	if s.moved != nil {
-		s.moved.Add(1)
-	}
 	for _, t := range s.taps {
 		t.put(p, err, s.body)
 	}

@@ -53,7 +53,7 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 				}
 				target.EditResponse(&resp.Header)
 				r.cross(resp)
-				return r.following(resp), nil
+				return resp, nil
 			}
 			discard(resp)
 		} else {
@@ -99,7 +99,7 @@ func (r *request) prepare(f *route.Forward) {
 		keep := f.Retry != nil && (length < 0 || length <= maxKept)
 		if keep || f.Timeout > 0 || f.Retry != nil && f.Retry.PerTryTimeout > 0 || len(f.Mirrors) > 0 {
 			r.body = newSource(b)
-			r.body.keep, r.body.moved, r.body.ended = keep, &r.moved, r.bodySent
+			r.body.keep, r.body.ended = keep, r.bodySent
 		}
 	}
 	for _, m := range f.Mirrors {
@@ -127,18 +127,6 @@ func (r *request) prepare(f *route.Forward) {
 		r.idle.limit = idle
 		r.c.proxy.watchdog.add(r)
 	}
-}
-
-// following has the response's payload counted as a sign of life, where nobody knows how much there will be.
-func (r *request) following(resp *message.Response) *message.Response {
-	switch {
-	case r.idle.limit == 0:
-	case resp.Body != nil && resp.Length == message.Unknown:
-		resp.Body = &counted{resp.Body, &r.moved}
-	default:
-		r.c.proxy.watchdog.remove(r)
-	}
-	return resp
 }
 
 // longest is how long the request and its response may take, from its first byte; 0 for as long as they like.

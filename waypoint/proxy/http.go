@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
@@ -34,7 +33,6 @@ type request struct {
 	cancel    context.CancelCauseFunc
 	tryCancel context.CancelCauseFunc // of the last try
 	body      *source                 // nil: it goes to one try as it is
-	moved     atomic.Uint64
 
 	mu     sync.Mutex // guards what follows: a body's end comes from whoever pulls it
 	timers []*time.Timer

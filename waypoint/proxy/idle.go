@@ -4,8 +4,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/ambit-mesh/ambit/waypoint/message"
 )
 
 // watchEvery is how often requests are looked at; one that is idle lives up to that much longer than its limit.
@@ -15,7 +13,7 @@ const watchEvery = time.Second
 type idleState struct {
 	limit time.Duration // 0: it is not watched
 	shard uint32
-	last  uint64    // of request.moved; the watchdog's, like since
+	last  uint64    // of Exchange.Moved; the watchdog's, like since
 	since time.Time // when it was first seen like that
 }
 
@@ -88,23 +86,11 @@ func (s *watched) look(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for r := range s.requests {
-		switch moved := r.moved.Load(); {
+		switch moved := r.x.Moved(); {
 		case moved != r.idle.last || r.idle.since.IsZero():
 			r.idle.last, r.idle.since = moved, now
 		case now.Sub(r.idle.since) >= r.idle.limit:
 			r.cancel(errIdleStream)
 		}
 	}
-}
-
-// counted is a body whose pieces are counted.
-type counted struct {
-	message.Body
-	moved *atomic.Uint64
-}
-
-func (c *counted) Next() ([]byte, error) {
-	p, err := c.Body.Next()
-	c.moved.Add(1)
-	return p, err
 }

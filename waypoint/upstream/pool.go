@@ -23,13 +23,17 @@ type pool struct {
 	endpoint *Endpoint
 	protocol message.Protocol // HTTP11 or HTTP2
 
-	mu      sync.Mutex // guards what follows; never held across I/O
+	mu      sync.Mutex // guards what follows; never held across I/O; given back by unlock
 	conns   map[*conn]struct{}
 	ready   []*conn   // HTTP/1: idle ones, the latest last; HTTP/2: all that may take requests, the oldest first
 	waiters []*waiter // in the order in which they came
 	dials   int       // under way
 	closed  bool      // the endpoint is retired: no new connections, and none is kept
 	sweeper *time.Timer
+	spare   []*conn // memory for changes
+
+	changesMu sync.Mutex // guards what follows; nothing is called with it
+	changes   []*conn    // that have told of a change, which nobody has looked at yet
 }
 
 func (p *pool) init(e *Endpoint, protocol message.Protocol) {
@@ -54,7 +58,7 @@ type grant struct {
 
 func (p *pool) size() int {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	defer p.unlock()
 	return len(p.conns)
 }
 
@@ -70,19 +74,19 @@ func (p *pool) perDial() int {
 func (p *pool) acquire(ctx context.Context) (codec.Client, error) {
 	p.mu.Lock()
 	if p.closed {
-		p.mu.Unlock()
+		p.unlock()
 		return nil, &ConnectError{p.endpoint, errRetired}
 	}
 	if len(p.waiters) == 0 {
 		if c := p.takeLocked(); c != nil {
-			p.mu.Unlock()
+			p.unlock()
 			return c, nil
 		}
 	}
 	w := &waiter{ready: make(chan grant, 1)}
 	p.waiters = append(p.waiters, w)
 	p.dialLocked()
-	p.mu.Unlock()
+	p.unlock()
 	select {
 	case g := <-w.ready:
 		return g.client, g.err
@@ -93,7 +97,7 @@ func (p *pool) acquire(ctx context.Context) (codec.Client, error) {
 	if i >= 0 {
 		p.waiters = slices.Delete(p.waiters, i, i+1)
 	}
-	p.mu.Unlock()
+	p.unlock()
 	if i < 0 { // it was granted at the same moment
 		if g := <-w.ready; g.client != nil {
 			g.client.Unreserve()
@@ -164,7 +168,7 @@ func (p *pool) dial() {
 		client = codec.NewClient(nc, p.protocol, &cfg)
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	defer p.unlock()
 	p.dials--
 	if err != nil {
 		p.failLocked(err)
@@ -205,30 +209,58 @@ func (p *pool) await(c *conn) {
 		<-c.client.Done()
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	defer p.unlock()
 	delete(p.conns, c)
 	p.unparkLocked(c)
 	p.dialLocked() // there is room for another
 }
 
-// changed is called by a connection whenever it may take requests again, or none any more.
+// changed is called by a connection whenever it may take requests again, or none any more: by anyone, also by whoever holds mu
+// and asks it for something.
 func (p *pool) changed(c *conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case c.client == nil: // dial has not got that far
-	case c.client.Draining():
-		p.unparkLocked(c)
-	case c.client.Available() > 0:
-		c.since = time.Now()
-		if p.closed {
+	p.changesMu.Lock()
+	p.changes = append(p.changes, c)
+	p.changesMu.Unlock()
+	if p.mu.TryLock() {
+		p.unlock()
+	} // or else whoever has it looks
+}
+
+// unlock gives mu back, and looks at what has changed.
+func (p *pool) unlock() {
+	for {
+		p.lookLocked()
+		p.mu.Unlock()
+		p.changesMu.Lock()
+		none := len(p.changes) == 0
+		p.changesMu.Unlock()
+		if none || !p.mu.TryLock() {
 			return
 		}
-		p.parkLocked(c)
-		if len(p.waiters) > 0 {
-			p.serveLocked()
+	}
+}
+
+// lookLocked looks at connections that have changed.
+func (p *pool) lookLocked() {
+	p.changesMu.Lock()
+	list := p.changes
+	p.changes = p.spare
+	p.changesMu.Unlock()
+	for _, c := range list {
+		switch {
+		case c.client == nil: // dial has not got that far
+		case c.client.Draining():
+			p.unparkLocked(c)
+		case c.client.Available() > 0 && !p.closed:
+			c.since = time.Now()
+			p.parkLocked(c)
+			if len(p.waiters) > 0 {
+				p.serveLocked()
+			}
 		}
 	}
+	clear(list)
+	p.spare = list[:0]
 }
 
 // parkLocked makes a connection one that takes requests.
@@ -273,7 +305,7 @@ func (p *pool) sweep() {
 	} else {
 		p.sweeper = nil
 	}
-	p.mu.Unlock()
+	p.unlock()
 	for _, c := range out {
 		c.client.Shutdown()
 	}
@@ -291,7 +323,7 @@ func (p *pool) shutdown() {
 	}
 	p.ready = nil
 	all := slices.Collect(maps.Keys(p.conns))
-	p.mu.Unlock()
+	p.unlock()
 	for _, c := range all {
 		c.client.Shutdown()
 	}
