@@ -32,6 +32,9 @@ type ServerConfig struct {
 	// DrainIdle is how long after Shutdown an HTTP/1 connection without requests waits for one, to answer it with "connection:
 	// close", so that none is lost that is on its way. Zero means the default.
 	DrainIdle time.Duration
+	// OnRefuse, if set, is told of each request that is answered without the handler, with that status, and why. It may be called
+	// concurrently.
+	OnRefuse func(status int, reason string)
 	// HTTP2Only says that clients are known to speak HTTP/2, by ALPN for example: whatever else they say ends the connection.
 	HTTP2Only bool
 	// H2 is for HTTP/2. MaxHeaderList in it is MaxHeader. A MaxFrameSize of zero means 16 KiB, as other proxies have it.

@@ -87,6 +87,18 @@ func discard(resp *message.Response) {
 	}
 }
 
+// refusal is the response to a request that does not get to the handler.
+func (s *Server) refusal(status int, reason string) *message.Response {
+	if s.cfg.OnRefuse != nil {
+		s.cfg.OnRefuse(status, reason)
+	}
+	text := reason + "\n"
+	return &message.Response{
+		Status: status, Header: message.Fields{{Name: "content-type", Value: "text/plain; charset=utf-8"}},
+		Body: message.String(text), Length: int64(len(text)),
+	}
+}
+
 // bodyless tells whether a response has no body whatever its header says (RFC 9110 section 6.4.1).
 func (x *Exchange) bodyless(status int) bool {
 	return x.head || status < 200 || status == 204 || status == 304

@@ -262,10 +262,7 @@ func (p *parser1) request(head []byte, req *message.Request) (head1, error) {
 	if h.upgrade != "" && req.Proto == message.HTTP11 && h.length == 0 && !strings.HasPrefix(strings.ToLower(h.upgrade), "h2c") {
 		req.Upgrade = h.upgrade
 	}
-	if status := checkRequest(req); status != 0 {
-		return h, refuse(status, "method, target or authority")
-	}
-	return h, nil
+	return h, checkRequest(req)
 }
 
 // target returns the path and query of a request's target, and takes scheme and authority from one in absolute form (RFC

@@ -25,8 +25,9 @@ type server1 struct {
 	watch  watch
 	armed  time.Time // when the read deadline was set to the idle time; zero: it is set to something else
 
-	mu      sync.Mutex // guards what follows
-	waiting bool       // for a request
+	mu       sync.Mutex // guards what follows
+	waiting  bool       // for a request
+	answered bool       // the final response is on its way: nothing comes before it any more
 }
 
 // Bounds of what is read of a request that nobody wants any more, so that its connection can be used again, or its client reads the
@@ -120,13 +121,16 @@ var errLast = errors.New("the last request")
 // request reads and serves a request.
 func (o *server1) request() error {
 	o.x = Exchange{w: o}
+	o.mu.Lock()
+	o.answered = false
+	o.mu.Unlock()
 	if err := o.readHead(); err != nil {
 		var bad *malformed
 		if !errors.As(err, &bad) {
 			return fmt.Errorf("read a request's header: %w", err)
 		}
 		o.head.keep = false
-		_ = o.x.Respond(&message.Response{Status: bad.status})
+		_ = o.x.Respond(o.s.refusal(bad.status, bad.reason))
 		o.linger()
 		return fmt.Errorf("refused with status %d: %w", bad.status, bad)
 	}
@@ -201,7 +205,7 @@ func (o *server1) makeBody() {
 func (o *server1) proceed() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if !o.x.begun {
+	if !o.answered {
 		o.out.text("HTTP/1.1 100 Continue\r\n\r\n")
 		_ = o.out.flush()
 	}
@@ -305,7 +309,8 @@ func (o *server1) respond(x *Exchange, resp *message.Response) error {
 	}
 	defer discard(resp)
 	t := sending1{out: &o.out, body: resp.Body, length: resp.Length, moved: &x.given}
-	o.mu.Lock() // no 100 comes from here on
+	o.mu.Lock()
+	o.answered = true
 	bodyless := x.bodyless(resp.Status)
 	o.writeHead(x, resp, bodyless, &t)
 	o.mu.Unlock()

@@ -98,7 +98,22 @@ func (i *idle2) leave() {
 // exchange2 is an exchange on a stream.
 type exchange2 struct {
 	Exchange
-	s *h2.Stream
+	s    *h2.Stream
+	gate *gate // nil: the client does not wait for status 100
+}
+
+// gate lets nothing more through once the final response is on its way.
+type gate struct {
+	mu     sync.Mutex
+	closed bool
+}
+
+func (g *gate) close() {
+	if g != nil {
+		g.mu.Lock()
+		g.closed = true
+		g.mu.Unlock()
+	}
 }
 
 var exchanges2 = sync.Pool{New: func() any { return new(exchange2) }}
@@ -115,13 +130,16 @@ func (s *Server) stream(ctx context.Context, st *h2.Stream) {
 		*x = exchange2{}
 		exchanges2.Put(x)
 	}()
-	status := x.read(fields, s.cfg)
-	if status == unframed {
-		st.Reset(h2.ProtocolError)
+	switch err := x.read(fields, s.cfg).(type) {
+	case nil:
+	case *malformed:
+		_ = x.Respond(s.refusal(err.status, err.reason))
 		return
-	}
-	if status != 0 {
-		_ = x.Respond(&message.Response{Status: status})
+	default: // nothing can be said
+		if s.cfg.OnRefuse != nil {
+			s.cfg.OnRefuse(400, err.Error())
+		}
+		st.Reset(h2.ProtocolError)
 		return
 	}
 	life := new(lifetime)
@@ -132,12 +150,11 @@ func (s *Server) stream(ctx context.Context, st *h2.Stream) {
 	s.serve(&x.Exchange)
 }
 
-// unframed is what read returns instead of a status if the header says something else of the stream's payload than the stream.
-const unframed = -1
+// errUnframed says that a header tells something else of the stream's payload than the stream.
+var errUnframed = errors.New("content-length without payload")
 
-// read makes the request of a header, and returns the status that refuses it, or zero. mesh/h2 has looked at names, values
-// and pseudo-fields.
-func (x *exchange2) read(fields []h2.Field, cfg *ServerConfig) (refused int) {
+// read makes the request of a header, or returns why it is refused. mesh/h2 has looked at names, values and pseudo-fields.
+func (x *exchange2) read(fields []h2.Field, cfg *ServerConfig) error {
 	req := &x.Request
 	req.Proto = message.HTTP2
 	n := 0
@@ -154,7 +171,7 @@ func (x *exchange2) read(fields []h2.Field, cfg *ServerConfig) (refused int) {
 		}
 	}
 	if len(fields)-n > cfg.MaxFields {
-		return 431
+		return refuse(431, "more than %d header fields", cfg.MaxFields)
 	}
 	x.head = req.Method == "HEAD"
 	kept := fields[:n]
@@ -164,11 +181,11 @@ func (x *exchange2) read(fields []h2.Field, cfg *ServerConfig) (refused int) {
 			if req.Authority == "" {
 				req.Authority = f.Value
 			} else if !strings.EqualFold(req.Authority, f.Value) {
-				return 400
+				return refuse(400, ":authority and host differ")
 			}
 		case f.Name == "expect":
 			if !strings.EqualFold(f.Value, "100-continue") {
-				return 417
+				return refuse(417, "expect %q", f.Value)
 			}
 			req.Expect = true
 		case f.Name != "te" && message.Hop(f.Name):
@@ -180,15 +197,15 @@ func (x *exchange2) read(fields []h2.Field, cfg *ServerConfig) (refused int) {
 	joinCookies(&req.Header)
 	length, ok := declared(req.Header)
 	if !ok {
-		return 400
+		return refuse(400, "content-length is no number, or there are several")
 	}
-	if status := checkRequest(req); status != 0 {
-		return status
+	if err := checkRequest(req); err != nil {
+		return err
 	}
 	if !x.body(length) {
-		return unframed
+		return errUnframed
 	}
-	return 0
+	return nil
 }
 
 // body gives the request its body, if it has one. It returns false if that is not as long as it should be.
@@ -202,7 +219,15 @@ func (x *exchange2) body(length int64) bool {
 	st := x.s
 	b := &body2{s: st, left: length, owner: sender2{}}
 	if req.Expect {
-		b.before = func() { _ = st.WriteHeaders([]message.Field{{Name: ":status", Value: "100"}}, false) }
+		g := new(gate)
+		x.gate = g
+		b.before = func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if !g.closed {
+				_ = st.WriteHeaders([]message.Field{{Name: ":status", Value: "100"}}, false)
+			}
+		}
 	}
 	req.Body, req.Length, x.pulled = b, length, b
 	return true
@@ -221,25 +246,27 @@ func (sender2) fault(err error) error {
 	return clientErr(err)
 }
 
-// checkRequest normalises a request, and returns the status that refuses it, or zero.
-func checkRequest(req *message.Request) (refused int) {
+// checkRequest normalises a request, or returns why it is refused.
+func checkRequest(req *message.Request) error {
 	switch {
 	case req.Method == "CONNECT":
-		return 501
+		return refuse(501, "CONNECT is not for this proxy")
 	case !message.ValidMethod(req.Method):
-		return 400
+		return refuse(400, "method %q", req.Method)
 	case !message.ValidPath(req.Path) || req.Path == "*" && req.Method != "OPTIONS":
-		return 400
+		return refuse(400, "path %q", req.Path)
 	case req.Authority == "" && req.Proto == message.HTTP10:
+	case req.Authority == "":
+		return refuse(400, "no host")
 	case !message.ValidAuthority(req.Authority):
-		return 400
+		return refuse(400, "host %q", req.Authority)
 	}
 	req.Authority = strings.ToLower(req.Authority)
 	req.Scheme = strings.ToLower(req.Scheme)
 	if req.Scheme != "http" && req.Scheme != "https" {
-		return 400
+		return refuse(400, "scheme %q", req.Scheme)
 	}
-	return 0
+	return nil
 }
 
 func (x *exchange2) inform(resp *message.Response) error {
@@ -255,6 +282,7 @@ func (x *exchange2) inform(resp *message.Response) error {
 
 func (x *exchange2) respond(_ *Exchange, resp *message.Response) error {
 	defer discard(resp)
+	x.gate.close()
 	if resp.Tunnel != nil {
 		x.s.Reset(h2.InternalError)
 		return fmt.Errorf("%w: %w", ErrResponseBody, ErrUpgrade)
@@ -264,10 +292,11 @@ func (x *exchange2) respond(_ *Exchange, resp *message.Response) error {
 	if resp.Body == nil && !bodyless {
 		length = 0
 	}
+	said := resp.Body != nil && !bodyless || resp.Header.Has("content-length")
 	l := fieldLists.Get().(*[]message.Field)
 	*l = append(*l, message.Field{Name: ":status", Value: statusText(resp.Status)})
 	*l = appendHeader(*l, resp.Header)
-	if length >= 0 && resp.Status != 204 && (resp.Body != nil || !bodyless || resp.Header.Has("content-length")) {
+	if length >= 0 && resp.Status != 204 && said {
 		*l = append(*l, message.Field{Name: "content-length", Value: lengthText(resp.Header, length)})
 	}
 	end := bodyless || resp.Body == nil
