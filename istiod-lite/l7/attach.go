@@ -49,7 +49,7 @@ func attach(h *Host, port cluster.ServicePort, routes []*cluster.Route) attachme
 	out := attachment{lost: map[*cluster.Route]loss{}}
 	namespaces := map[string][]*cluster.Route{}
 	for _, r := range routes {
-		if !slices.ContainsFunc(r.Parents, func(p cluster.RouteParent) bool { return p.Ref == h.Ref && p.Picks(port) }) {
+		if !slices.ContainsFunc(r.Parents, func(p cluster.RouteParent) bool { return p.Ref == h.Ref && means(r, p, port) }) {
 			continue
 		}
 		if r.Kind == cluster.KindTLSRoute {
@@ -85,6 +85,24 @@ func attach(h *Host, port cluster.ServicePort, routes []*cluster.Route) attachme
 	}
 	slices.SortFunc(out.consumers, func(a, b consumer) int { return strings.Compare(a.namespace, b.namespace) })
 	return out
+}
+
+// means reports whether a parent of a route means a port. One that names none means those that are not declared to be something else:
+// an HTTPRoute for a whole service leaves the service's database port alone.
+func means(r *cluster.Route, p cluster.RouteParent, port cluster.ServicePort) bool {
+	if !p.Picks(port) {
+		return false
+	}
+	if p.Port != 0 || p.Section != "" {
+		return true
+	}
+	switch protocolOf(port) {
+	case http1, http2:
+		return isHTTP(r.Kind)
+	case opaque:
+		return !isHTTP(r.Kind)
+	}
+	return true
 }
 
 func isHTTP(k cluster.Kind) bool { return k == cluster.KindHTTPRoute || k == cluster.KindGRPCRoute }

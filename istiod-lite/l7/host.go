@@ -119,22 +119,14 @@ const (
 	opaque // TCP, TLS, or something else that is not HTTP
 )
 
-// protocolOf reads a port's appProtocol, else the part of its name before the first dash.
+// protocolOf is what is spoken on a port, of what makes a difference to waypoints.
 func protocolOf(p cluster.ServicePort) protocol {
-	word := strings.ToLower(p.AppProtocol)
-	if word == "" {
-		word = strings.ToLower(p.Name)
-		if strings.HasPrefix(word, "grpc-web") {
-			return http2
-		}
-		word, _, _ = strings.Cut(word, "-")
-	}
-	switch word {
-	case "http", "kubernetes.io/ws":
+	switch translate.AppProtocol(p) {
+	case workload.AppProtocol_HTTP11:
 		return http1
-	case "http2", "h2c", "grpc", "grpc-web", "kubernetes.io/h2c":
+	case workload.AppProtocol_HTTP2, workload.AppProtocol_GRPC:
 		return http2
-	case "tcp", "tls", "https", "mongo", "mysql", "redis", "udp", "kubernetes.io/wss":
+	case workload.AppProtocol_TCP, workload.AppProtocol_TLS:
 		return opaque
 	}
 	return undeclared

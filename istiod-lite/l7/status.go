@@ -177,7 +177,7 @@ func place(r *cluster.Route, p cluster.RouteParent, ix Index) (bool, loss) {
 	}
 	routes := ix.Routes(p.Ref)
 	for _, port := range h.Ports {
-		if !p.Picks(port) {
+		if !means(r, p, port) {
 			continue
 		}
 		picked = true
@@ -193,6 +193,9 @@ func place(r *cluster.Route, p cluster.RouteParent, ix Index) (bool, loss) {
 		}
 	}
 	if !picked {
+		if p.Port == 0 && p.Section == "" {
+			return none("%s has no TCP port that is not declared to be something else than a %s is for: give port or sectionName", p.Ref, r.Kind)
+		}
 		return none("%s has no TCP port that the parentRef means", p.Ref)
 	}
 	return won, first

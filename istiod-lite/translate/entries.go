@@ -259,7 +259,7 @@ func EntryService(m Mesh, in EntryInput, host string, canonical bool) *workload.
 		}
 	}
 	for _, p := range e.Ports {
-		out.Ports = append(out.Ports, &workload.Port{ServicePort: uint32(p.Port), TargetPort: uint32(p.Target), AppProtocol: appProtocol(p)})
+		out.Ports = append(out.Ports, &workload.Port{ServicePort: uint32(p.Port), TargetPort: uint32(p.Target), AppProtocol: AppProtocol(p)})
 	}
 	if e.Resolution == cluster.ResolutionNone {
 		out.LoadBalancing = &workload.LoadBalancing{Mode: workload.LoadBalancing_PASSTHROUGH}
@@ -367,7 +367,7 @@ func (at EntryAttachment) addTo(to map[string]*workload.PortList) map[string]*wo
 					target = own
 				}
 			}
-			list.Ports = append(list.Ports, &workload.Port{ServicePort: uint32(p.Port), TargetPort: uint32(target), AppProtocol: appProtocol(p)})
+			list.Ports = append(list.Ports, &workload.Port{ServicePort: uint32(p.Port), TargetPort: uint32(target), AppProtocol: AppProtocol(p)})
 		}
 		if to == nil {
 			to = map[string]*workload.PortList{}
@@ -447,7 +447,7 @@ func WorkloadEntry(m Mesh, in WorkloadEntryInput) (*workload.Workload, []Problem
 					continue
 				}
 			}
-			list.Ports = append(list.Ports, &workload.Port{ServicePort: uint32(sp.Port), TargetPort: uint32(target), AppProtocol: appProtocol(sp)})
+			list.Ports = append(list.Ports, &workload.Port{ServicePort: uint32(sp.Port), TargetPort: uint32(target), AppProtocol: AppProtocol(sp)})
 		}
 		if w.Services == nil {
 			w.Services = map[string]*workload.PortList{}

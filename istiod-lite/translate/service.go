@@ -62,7 +62,7 @@ func Service(m Mesh, in ServiceInput) (*workload.Service, []Problem) {
 		out.Addresses = append(out.Addresses, &workload.NetworkAddress{Network: m.Network, Address: claim.Addr.AsSlice()})
 	}
 	for _, p := range s.Ports {
-		port := &workload.Port{ServicePort: uint32(p.Port), TargetPort: uint32(p.Target), AppProtocol: appProtocol(p)}
+		port := &workload.Port{ServicePort: uint32(p.Port), TargetPort: uint32(p.Target), AppProtocol: AppProtocol(p)}
 		if len(s.Selector) == 0 {
 			port.TargetPort = 0 // the slices say which port it is, endpoint by endpoint
 		}
@@ -184,7 +184,9 @@ var appProtocols = map[string]workload.AppProtocol{
 	"kubernetes.io/wss": workload.AppProtocol_TLS,
 }
 
-func appProtocol(p cluster.ServicePort) workload.AppProtocol {
+// AppProtocol is what the owner of a service says is spoken on a port: by appProtocol, else by the part of its name before the first
+// dash. UNKNOWN is for one of whom nothing is said, or something that means nothing here.
+func AppProtocol(p cluster.ServicePort) workload.AppProtocol {
 	if p.AppProtocol != "" {
 		return appProtocols[strings.ToLower(p.AppProtocol)]
 	}

@@ -227,7 +227,7 @@ func portLists(m Mesh, attached []Attachment, pod *cluster.Pod) map[string]*work
 				continue
 			}
 			list.Ports = append(list.Ports, &workload.Port{
-				ServicePort: uint32(sp.Port), TargetPort: uint32(target), AppProtocol: appProtocol(sp)})
+				ServicePort: uint32(sp.Port), TargetPort: uint32(target), AppProtocol: AppProtocol(sp)})
 		}
 	}
 	return out
