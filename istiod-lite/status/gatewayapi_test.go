@@ -1,0 +1,203 @@
+package status
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/state"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+)
+
+const now = "2026-11-23T12:00:00Z"
+
+func said(conditions []cluster.Condition) map[string]string {
+	out := map[string]string{}
+	for _, c := range conditions {
+		out[c.Type] = c.Status + " " + c.Reason
+		if c.Generation != 3 || c.Message == "" {
+			out[c.Type] += fmt.Sprintf(" (generation %d, message %q)", c.Generation, c.Message)
+		}
+	}
+	return out
+}
+
+// TestGatewayBody: what a waypoint's Gateway and its listeners say.
+func TestGatewayBody(t *testing.T) {
+	hbone := cluster.Listener{Name: "mesh", Port: 15008, Protocol: "HBONE"}
+	gateway := func(ls ...cluster.Listener) state.Gateway {
+		in := state.Gateway{Key: cluster.Key{Namespace: "shop", Name: "w"}, WaypointInput: translate.WaypointInput{
+			Gateway:    &cluster.Gateway{Key: cluster.Key{Namespace: "shop", Name: "w"}, Generation: 3, Listeners: ls},
+			Class:      &cluster.GatewayClass{Controller: api.ControllerWaypoint},
+			Service:    &cluster.Service{Gateway: "w", ClusterIPs: []netip.Addr{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.96.0.1")}},
+			Deployment: &cluster.Deployment{Gateway: "w", Replicas: 2, Ready: 1},
+		}}
+		return in
+	}
+	judge := func(in state.Gateway) *body {
+		in.Waypoint = translate.WaypointOf(translate.Mesh{ClusterDomain: "cluster.local"}, in.WaypointInput)
+		return gatewayBody(in)
+	}
+	ready := judge(gateway(hbone))
+	if diff := cmp.Diff(map[string]string{"Accepted": "True Accepted", "Programmed": "True Programmed", "ResolvedRefs": "True ResolvedRefs"}, said(ready.conditions)); diff != "" {
+		t.Errorf("ready (-want +got):\n%s", diff)
+	}
+	want := []any{
+		map[string]any{"type": "Hostname", "value": "w.shop.svc.cluster.local"},
+		map[string]any{"type": "IPAddress", "value": "10.96.0.1"}, map[string]any{"type": "IPAddress", "value": "fd00::1"},
+	}
+	if diff := cmp.Diff(want, ready.addresses); diff != "" {
+		t.Errorf("addresses (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]string{"Accepted": "True Accepted", "Programmed": "True Programmed", "ResolvedRefs": "True ResolvedRefs", "Conflicted": "False NoConflicts"},
+		said(ready.listeners[0].conditions)); diff != "" {
+		t.Errorf("listener (-want +got):\n%s", diff)
+	}
+
+	pending := gateway(hbone)
+	pending.Deployment = nil
+	faulty := pending
+	faulty.Fault = "Service w is there already"
+	for name, tc := range map[string]struct {
+		in                   state.Gateway
+		accepted, programmed string
+		listeners            []string // Accepted and ResolvedRefs
+	}{
+		"not deployed yet":    {pending, "True Accepted", "False Pending", []string{"True Accepted, True ResolvedRefs"}},
+		"cannot be deployed":  {faulty, "True Accepted", "False Invalid", []string{"True Accepted, True ResolvedRefs"}},
+		"no tunnel listener":  {gateway(cluster.Listener{Name: "http", Port: 80, Protocol: "HTTP"}), "False ListenersNotValid", "False Invalid", []string{"False UnsupportedProtocol, True ResolvedRefs"}},
+		"one listener is odd": {gateway(hbone, cluster.Listener{Name: "http", Port: 80, Protocol: "HTTP"}), "True ListenersNotValid", "True Programmed", []string{"True Accepted, True ResolvedRefs", "False UnsupportedProtocol, True ResolvedRefs"}},
+		"odd route kinds": {gateway(cluster.Listener{Name: "mesh", Port: 15008, Protocol: "HBONE", Kinds: []string{"example.com/Foo", gatewayv1.GroupName + "/HTTPRoute"}}),
+			"True Accepted", "True Programmed", []string{"True Accepted, False InvalidRouteKinds"}},
+		"two that take tunnels": {gateway(hbone, cluster.Listener{Name: "more", Port: 15008, Protocol: "HBONE"}), "True Accepted", "True Programmed", []string{"True Accepted, True ResolvedRefs", "False PortUnavailable, True ResolvedRefs"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := judge(tc.in)
+			got := said(b.conditions)
+			if got["Accepted"] != tc.accepted || got["Programmed"] != tc.programmed {
+				t.Errorf("says %v", got)
+			}
+			var listeners []string
+			for _, l := range b.listeners {
+				listeners = append(listeners, said(l.conditions)["Accepted"]+", "+said(l.conditions)["ResolvedRefs"])
+			}
+			if diff := cmp.Diff(tc.listeners, listeners); diff != "" {
+				t.Errorf("listeners (-want +got):\n%s", diff)
+			}
+			if (len(b.addresses) > 0) != (tc.programmed == "True Programmed") {
+				t.Errorf("addresses %v", b.addresses)
+			}
+		})
+	}
+	foreign := gateway(hbone)
+	foreign.Class = &cluster.GatewayClass{Controller: "example.com/x"}
+	if b := judge(foreign); b != nil {
+		t.Errorf("another controller's Gateway is answered: %+v", b)
+	}
+}
+
+// TestClassAndMesh: what the objects say that stand for the mesh.
+func TestClassAndMesh(t *testing.T) {
+	class := &cluster.GatewayClass{Name: "c", Generation: 3, Controller: api.ControllerWaypoint}
+	for bundle, want := range map[string]string{
+		"v1.7.0": "True SupportedVersion", "v1.5.1": "True SupportedVersion", "v1.8.0": "False UnsupportedVersion", "v2.0.0": "False UnsupportedVersion", "": "False UnsupportedVersion",
+	} {
+		if got := said(classBody(state.Class{Class: class, Bundle: bundle}).conditions); got["SupportedVersion"] != want || got["Accepted"] != "True Accepted" {
+			t.Errorf("definitions of %q: %v", bundle, got)
+		}
+	}
+	class.Parameters = true
+	if got := said(classBody(state.Class{Class: class, Bundle: "v1.7.0"}).conditions); got["Accepted"] != "False InvalidParameters" {
+		t.Errorf("with parameters: %v", got)
+	}
+	mesh := meshBody(state.Mesh{Mesh: &cluster.Mesh{Name: "ambit", Generation: 3, Controller: api.ControllerMesh}}, Instance{"v9", "istio-system"})
+	if diff := cmp.Diff(map[string]string{"Accepted": "True Accepted", "Programmed": "True Programmed"}, said(mesh.conditions)); diff != "" {
+		t.Errorf("mesh (-want +got):\n%s", diff)
+	}
+	for _, word := range []string{"ambit", "v9", "istio-system"} {
+		if !slices.ContainsFunc(mesh.conditions, func(c cluster.Condition) bool { return c.Type == "Accepted" && strings.Contains(c.Message, word) }) {
+			t.Errorf("the mesh does not name %s", word)
+		}
+	}
+	if !slices.IsSorted(mesh.features) || len(mesh.features) != 17 || !slices.Contains(mesh.features, "MeshConsumerRoute") {
+		t.Errorf("features %v", mesh.features)
+	}
+	for _, m := range []*cluster.Mesh{nil, {Controller: "example.com/other"}} {
+		if b := meshBody(state.Mesh{Mesh: m}, Instance{}); b != nil {
+			t.Errorf("%+v is answered", m)
+		}
+	}
+}
+
+// TestMerge: what others wrote stays as it is, fields that this release does not know included, and nothing is written twice.
+func TestMerge(t *testing.T) {
+	const then = "2026-01-01T00:00:00Z"
+	theirs := func() map[string]any {
+		return map[string]any{"type": "example.com/Mine", "status": "True", "tomorrow": int64(1)}
+	}
+	ours := func(typ, value, since string) map[string]any {
+		return map[string]any{"type": typ, "status": value, "reason": "R", "message": "m", "observedGeneration": int64(3), "lastTransitionTime": since}
+	}
+	is := func(typ, value string) cluster.Condition {
+		return cluster.Condition{Type: typ, Status: value, Reason: "R", Message: "m", Generation: 3}
+	}
+	group := gatewayv1.Group("")
+	port := gatewayv1.PortNumber(80)
+	ref := gatewayv1.ParentReference{Group: &group, Name: "web", Port: &port}
+	asRef := map[string]any{"group": "", "name": "web", "port": int64(80)}
+	for name, tc := range map[string]struct {
+		status map[string]any
+		body   body
+		want   map[string]any
+	}{
+		"first": {nil, body{conditions: []cluster.Condition{is("Accepted", "True")}}, map[string]any{"conditions": []any{ours("Accepted", "True", now)}}},
+		"already there": {map[string]any{"conditions": []any{theirs(), ours("Accepted", "True", then)}},
+			body{conditions: []cluster.Condition{is("Accepted", "True")}}, map[string]any{}},
+		"another message": {map[string]any{"conditions": []any{theirs(), map[string]any{"type": "Accepted", "status": "True", "lastTransitionTime": then, "tomorrow": "x"}}},
+			body{conditions: []cluster.Condition{is("Accepted", "True")}}, map[string]any{"conditions": []any{theirs(), func() map[string]any {
+				m := ours("Accepted", "True", then)
+				m["tomorrow"] = "x"
+				return m
+			}()}}},
+		"a transition": {map[string]any{"conditions": []any{ours("Accepted", "True", then)}},
+			body{conditions: []cluster.Condition{is("Accepted", "False")}}, map[string]any{"conditions": []any{ours("Accepted", "False", now)}}},
+		"judged by others": {map[string]any{"conditions": []any{map[string]any{"type": "Accepted", "status": "True", "message": "mine"}}},
+			body{yielding: true, conditions: []cluster.Condition{is("Accepted", "False")}}, map[string]any{}},
+		"judged by nobody": {map[string]any{"conditions": []any{map[string]any{"type": "Accepted", "status": "Unknown", "message": "Waiting"}}},
+			body{yielding: true, conditions: []cluster.Condition{is("Accepted", "False")}}, map[string]any{"conditions": []any{ours("Accepted", "False", now)}}},
+		"addresses go": {map[string]any{"addresses": []any{"x"}}, body{addresses: []any{}}, map[string]any{"addresses": []any{}}},
+		"a listener": {map[string]any{"listeners": []any{
+			map[string]any{"name": "gone"}, map[string]any{"name": "mesh", "attachedRoutes": int64(0), "tomorrow": "x", "conditions": []any{theirs()}}}},
+			body{listeners: []listener{{name: "mesh", kinds: []any{}, conditions: []cluster.Condition{is("Accepted", "True")}}}},
+			map[string]any{"listeners": []any{map[string]any{"name": "mesh", "attachedRoutes": int64(0), "tomorrow": "x", "supportedKinds": []any{},
+				"conditions": []any{theirs(), ours("Accepted", "True", now)}}}}},
+		"features": {map[string]any{"supportedFeatures": []any{map[string]any{"name": "B", "tomorrow": "x"}, map[string]any{"name": "C"}}},
+			body{features: []string{"A", "B"}}, map[string]any{"supportedFeatures": []any{map[string]any{"name": "A"}, map[string]any{"name": "B", "tomorrow": "x"}}}},
+		"parents": {map[string]any{"parents": []any{
+			map[string]any{"controllerName": "example.com/edge", "parentRef": asRef},
+			map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": map[string]any{"name": "left"}},
+			map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": asRef, "conditions": []any{ours("PartiallyInvalid", "True", then), theirs()}}}},
+			body{controller: "istio.io/mesh-controller", parents: []cluster.ParentStatus{{Ref: ref, Conditions: []cluster.Condition{is("Accepted", "True")}}, {Ref: gatewayv1.ParentReference{Name: "new"}}}},
+			map[string]any{"parents": []any{
+				map[string]any{"controllerName": "example.com/edge", "parentRef": asRef},
+				map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": asRef, "conditions": []any{theirs(), ours("Accepted", "True", now)}},
+				map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": map[string]any{"name": "new"}, "conditions": []any{}}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := tc.body.merge(tc.status, now)
+			if got == nil {
+				got = map[string]any{}
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("written (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
