@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -47,6 +48,7 @@ type Config struct {
 	AccessLog *slog.Logger
 	Sampling  float64
 	// MaxStreams is how many tunnels share a client's connection; 0 for hbone's default. H2 are the settings of these connections.
+	// What the configuration says of either holds over it.
 	MaxStreams int
 	H2         h2.Config
 	// Leave is how long Drain takes new connections, whose clients have not noticed yet. Zero means DefaultLeave, less than zero:
@@ -64,14 +66,15 @@ type Config struct {
 // Proxy serves tunnels. Its methods may be called concurrently.
 type Proxy struct {
 	cfg      Config
-	server   *hbone.Server
 	snapshot atomic.Pointer[config.Snapshot]
 	mirrors  mirrors
 	watchdog watchdog
 	counts   Counts
 
-	mu       sync.Mutex // guards what follows; never held across I/O
+	mu       sync.Mutex    // guards what follows; never held across I/O
+	server   *hbone.Server // nil until Serve
 	draining bool
+	closed   bool
 	conns    map[*connection]struct{} // that speak HTTP
 	tunnels  int                      // handlers
 	news     chan struct{}            // closed by Apply
@@ -100,12 +103,6 @@ func New(cfg Config) *Proxy {
 	p.snapshot.Store(&config.Snapshot{})
 	p.mirrors.init(p)
 	p.watchdog.start()
-	p.server = hbone.NewServer(hbone.ServerConfig{
-		TLS: cfg.TLS, Revoked: cfg.Revoked, MaxStreams: cfg.MaxStreams, H2: cfg.H2, Handler: p.tunnel, Logger: cfg.Logger,
-		Refused: func(nc net.Conn, err error) {
-			cfg.Logger.Warn("a tunnel connection was refused", "peer", nc.RemoteAddr(), "error", err)
-		},
-	})
 	return p
 }
 
@@ -131,17 +128,53 @@ func (p *Proxy) Apply(s *config.Snapshot) {
 	}
 }
 
-// Serve takes tunnel connections on ln, which it owns, until Drain or Close. It returns nil then.
+// Serve takes tunnel connections on ln, which it owns, until Drain or Close. It returns nil then. The first call settles how
+// tunnels are served, by the listener for them in the snapshot that is in force, if there is one.
 func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
-	err := p.server.Serve(ctx, ln)
+	p.mu.Lock()
+	if p.server == nil {
+		p.server = p.newServer(p.snapshot.Load().Terminate())
+	}
+	server, over := p.server, p.draining || p.closed
+	p.mu.Unlock()
+	if over {
+		return ln.Close()
+	}
+	err := server.Serve(ctx, ln)
 	if errors.Is(err, hbone.ErrServerClosed) || ctx.Err() != nil {
 		return nil
 	}
 	return err
 }
 
-// Recheck ends connections whose clients' certificates are not good any more.
-func (p *Proxy) Recheck() int { return p.server.Recheck() }
+// newServer makes the server of tunnels. t may be nil.
+func (p *Proxy) newServer(t *config.Terminate) *hbone.Server {
+	cfg := hbone.ServerConfig{
+		TLS: p.cfg.TLS, Revoked: p.cfg.Revoked, MaxStreams: p.cfg.MaxStreams, H2: p.cfg.H2, Handler: p.tunnel, Logger: p.cfg.Logger,
+		Refused: func(nc net.Conn, err error) {
+			p.cfg.Logger.Warn("a tunnel connection was refused", "peer", nc.RemoteAddr(), "error", err)
+		},
+	}
+	if t != nil {
+		if t.MaxConcurrentStreams > 0 {
+			cfg.MaxStreams = int(min(t.MaxConcurrentStreams, 1<<16))
+		}
+		cfg.H2.KeepaliveInterval = cmp.Or(t.KeepaliveInterval, cfg.H2.KeepaliveInterval)
+		cfg.H2.KeepaliveTimeout = cmp.Or(t.KeepaliveTimeout, cfg.H2.KeepaliveTimeout)
+	}
+	return hbone.NewServer(cfg)
+}
+
+// Recheck ends connections whose clients' certificates are not good any more, and returns how many.
+func (p *Proxy) Recheck() int {
+	p.mu.Lock()
+	server := p.server
+	p.mu.Unlock()
+	if server == nil {
+		return 0
+	}
+	return server.Recheck()
+}
 
 // Drain brings the proxy to its end and loses nothing: clients are told to open no more tunnels here and no more requests in
 // those that they have; who has not noticed yet is served for a while. It returns when nothing is open any more, or, with an
@@ -153,8 +186,12 @@ func (p *Proxy) Drain(ctx context.Context) error {
 	for c := range p.conns {
 		conns = append(conns, c)
 	}
+	server := p.server
 	p.mu.Unlock()
-	p.server.GoAway()
+	if server == nil {
+		return nil
+	}
+	server.GoAway()
 	for _, c := range conns {
 		c.server.Shutdown()
 	}
@@ -164,12 +201,18 @@ func (p *Proxy) Drain(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	return p.server.Shutdown(ctx)
+	return server.Shutdown(ctx)
 }
 
 // Close cuts what is open and waits for it.
 func (p *Proxy) Close() {
-	_ = p.server.Close()
+	p.mu.Lock()
+	p.closed = true
+	server := p.server
+	p.mu.Unlock()
+	if server != nil {
+		_ = server.Close()
+	}
 	p.mirrors.close()
 	p.watchdog.close()
 }

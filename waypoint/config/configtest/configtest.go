@@ -143,6 +143,46 @@ typed_extension_protocol_options:
 `, c.Name, options)
 }
 
+// Terminate is the YAML of connect_terminate.
+const Terminate = `
+name: connect_terminate
+address: {socket_address: {address: "0.0.0.0", port_value: 15008}}
+additional_addresses: [{address: {socket_address: {address: "::", port_value: 15008}}}]
+filter_chains:
+- name: default
+  transport_socket:
+    name: tls
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+      require_client_certificate: true
+      common_tls_context:
+        alpn_protocols: [h2]
+        tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}
+        tls_certificate_sds_secret_configs: [{name: default, sds_config: {ads: {}}}]
+        combined_validation_context:
+          default_validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {prefix: "spiffe://cluster.local/"}}]}
+          validation_context_sds_secret_config: {name: ROOTCA, sds_config: {ads: {}}}
+  filters:
+  - name: envoy.filters.network.http_connection_manager
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: connect_terminate
+      http2_protocol_options: {allow_connect: true, max_concurrent_streams: 100, connection_keepalive: {interval: 10s, timeout: 20s}}
+      route_config:
+        name: default
+        virtual_hosts:
+        - name: default
+          domains: ["*"]
+          routes: [{match: {connect_matcher: {}}, route: {cluster: main_internal, upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]}}]
+      upgrade_configs: [{upgrade_type: CONNECT}]
+      http_filters:
+      - name: peer
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config
+          on_request_headers: [{object_key: io.istio.peer_principal, format_string: {text_format_source: {inline_string: "%DOWNSTREAM_PEER_URI_SAN%"}}, shared_with_upstream: ONCE}]
+      - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true}}
+`
+
 // Listener is the YAML of main_internal. idle is the stream_idle_timeout of its HTTP port.
 func Listener(idle string) string { return strings.ReplaceAll(listener, "IDLE", idle) }
 

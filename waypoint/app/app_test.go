@@ -1,0 +1,343 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	securityv1alpha1 "istio.io/api/security/v1alpha1"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/identity/identitytest"
+	"github.com/ambit-mesh/ambit/mesh/leaktest"
+	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
+)
+
+// TestMain wants goroutines and sockets back when all tests are done.
+func TestMain(m *testing.M) { leaktest.MainWithSockets(m) }
+
+const patience = 30 * time.Second
+
+// plane is a control plane: discovery and CA.
+type plane struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	securityv1alpha1.UnimplementedIstioCertificateServiceServer
+	ca        *identitytest.CA
+	resources map[string][]*discoveryv3.Resource
+	server    *grpc.Server
+	addr      string
+
+	mu    sync.Mutex // guards what follows
+	node  string     // the id of who asks
+	label string     // its Gateway
+	nacks []string
+}
+
+func newPlane(t *testing.T, resources configtest.Resources) *plane {
+	t.Helper()
+	ca, err := identitytest.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &plane{ca: ca, resources: map[string][]*discoveryv3.Resource{}}
+	for typeURL, list := range resources.All(t) {
+		p.resources[typeURL] = list
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.addr = "http://" + ln.Addr().String()
+	p.server = grpc.NewServer()
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(p.server, p)
+	securityv1alpha1.RegisterIstioCertificateServiceServer(p.server, p)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = p.server.Serve(ln)
+	}()
+	t.Cleanup(func() {
+		p.server.Stop()
+		<-done
+	})
+	return p
+}
+
+// DeltaAggregatedResources answers the first request of each type with all that there is.
+func (p *plane) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	for {
+		req, err := s.Recv()
+		if err != nil {
+			return err
+		}
+		p.mu.Lock()
+		if n := req.GetNode(); n != nil {
+			p.node = n.GetId()
+			p.label = n.GetMetadata().GetFields()["LABELS"].GetStructValue().GetFields()["gateway.networking.k8s.io/gateway-name"].GetStringValue()
+		}
+		if d := req.GetErrorDetail(); d != nil {
+			p.nacks = append(p.nacks, d.GetMessage())
+		}
+		p.mu.Unlock()
+		if req.GetResponseNonce() != "" {
+			continue
+		}
+		if err := s.Send(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: req.GetTypeUrl(), Nonce: "1", Resources: p.resources[req.GetTypeUrl()]}); err != nil {
+			return err
+		}
+	}
+}
+
+// CreateCertificate signs for the waypoint's service account.
+func (p *plane) CreateCertificate(ctx context.Context, r *securityv1alpha1.IstioCertificateRequest) (*securityv1alpha1.IstioCertificateResponse, error) {
+	if len(r.GetMetadata().GetFields()) > 0 {
+		return nil, fmt.Errorf("a waypoint asks for its own certificate, not for others': %v", r.GetMetadata())
+	}
+	chain, err := p.ca.Issue(ctx, waypointID, []byte(r.GetCsr()))
+	return &securityv1alpha1.IstioCertificateResponse{CertChain: chain}, err
+}
+
+var (
+	waypointID = identity.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "waypoint"}
+	backendID  = identity.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "stock"}
+	clientID   = identity.Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "curl"}
+)
+
+// pod is a backend behind its node proxy, which answers one request after another; it returns where its node proxy is.
+func pod(t *testing.T, ca *identitytest.CA) string {
+	t.Helper()
+	svid := mustSVID(t, ca, backendID)
+	server := hbone.NewServer(hbone.ServerConfig{
+		TLS: func(*tls.ClientHelloInfo) (*tls.Config, error) { return identity.ServerTLS(svid, nil), nil },
+		Handler: func(_ context.Context, in *hbone.Incoming) {
+			s, err := in.Accept()
+			if err != nil {
+				return
+			}
+			b := make([]byte, 4096)
+			for {
+				if n, err := s.Read(b); n == 0 || err != nil {
+					return
+				}
+				text := in.Peer().String()
+				fmt.Fprintf(s, "HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s", len(text), text)
+			}
+		},
+	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(context.Background(), ln)
+	}()
+	t.Cleanup(func() {
+		_ = server.Close()
+		<-done
+	})
+	return ln.Addr().String()
+}
+
+func mustSVID(t *testing.T, ca *identitytest.CA, id identity.Identity) *identity.SVID {
+	t.Helper()
+	svid, err := identity.Request(context.Background(), ca, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return svid
+}
+
+// buffer is a log that tests may read.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *buffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *buffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// get reads a page.
+func get(addr, path string) (int, string) {
+	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	resp, err := plain.Get("http://" + addr + path)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b)
+}
+
+// free returns an address that nobody listens on.
+func free(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// checkPages wants the ports for people and tools to show what they should.
+func checkPages(t *testing.T, n network) {
+	t.Helper()
+	for _, tt := range []struct{ addr, path, want string }{
+		{n.stats[0], "/stats/prometheus", "istio_requests_total"},
+		{n.admin[0], "/config_dump", configtest.Chain},
+		{n.admin[0], "/clusters", `"identity": "` + backendID.String()},
+		{n.admin[0], "/stats", `"connectionsHTTP": 1`},
+		{n.admin[0], "/logging", "info"},
+		{n.admin[0], "/debug/pprof/goroutine?debug=1", "goroutine"},
+	} {
+		if code, body := get(tt.addr, tt.path); code != 200 || !strings.Contains(body, tt.want) {
+			t.Errorf("%s: %d without %q:\n%.2000s", tt.path, code, tt.want, body)
+		}
+	}
+}
+
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in %v: %s", patience, what)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// TestWaypoint runs the program against a control plane: it gets a certificate and a configuration, becomes ready, carries a
+// request to a pod under its own name, goes on while the control plane is away, and ends in order.
+func TestWaypoint(t *testing.T) {
+	endpoint := netip.MustParseAddrPort("10.0.0.1:8080")
+	plane := newPlane(t, configtest.Resources{
+		Clusters:  []configtest.Cluster{{Name: "c", Endpoints: []string{configtest.HBONE(endpoint, backendID, "stock-v1;shop;stock;v1;Kubernetes")}}},
+		Listener:  configtest.Listener("0s"),
+		Terminate: configtest.Terminate,
+		Routes:    `- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s}}`,
+	})
+	behind := pod(t, plane.ca)
+	s, _, err := parseSettings([]string{
+		"POD_NAME=waypoint-1", "POD_NAMESPACE=shop", "SERVICE_ACCOUNT=waypoint", "INSTANCE_IP=10.0.0.9", "AMBIT_GATEWAY=waypoint",
+		"XDS_ADDRESS=" + plane.addr, "CA_ADDRESS=" + plane.addr, "AUTH_TOKEN=off", "AMBIT_TRUST_BUNDLE=/nonexistent",
+		"MINIMUM_DRAIN_DURATION=1ms", "AMBIT_ACCESS_LOG_SAMPLING=1",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listening := make(chan net.Addr, 1)
+	n := network{
+		tunnels: []string{"127.0.0.1:0"}, admin: []string{free(t)}, stats: []string{free(t)}, healthz: []string{free(t)},
+		dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			if addr != netip.MustParseAddrPort("10.0.0.1:15008") {
+				return nil, fmt.Errorf("connect to %s: nobody is there", addr)
+			}
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", behind)
+		},
+		listening: func(a net.Addr) { listening <- a },
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	log := &buffer{}
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, s, nil, n, log) }()
+
+	await(t, "the waypoint is ready", func() bool { code, _ := get(n.healthz[0], "/healthz/ready"); return code == 200 })
+	plane.mu.Lock()
+	if want := "waypoint~10.0.0.9~waypoint-1.shop~shop.svc.cluster.local"; plane.node != want || plane.label != "waypoint" || len(plane.nacks) > 0 {
+		t.Errorf("node %q of Gateway %q; rejected: %v", plane.node, plane.label, plane.nacks)
+	}
+	plane.mu.Unlock()
+	addr := (<-listening).(*net.TCPAddr).AddrPort()
+
+	own := mustSVID(t, plane.ca, clientID)
+	clients := hbone.NewPool(hbone.PoolConfig{
+		Dial: func(ctx context.Context, a netip.AddrPort) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", a.String())
+		},
+		TLS: func(context.Context, hbone.Target) (*tls.Config, error) {
+			return identity.ClientTLS(own, []identity.Identity{waypointID}), nil
+		},
+	})
+	defer clients.Close()
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return clients.Open(ctx, hbone.Target{Addr: addr, Source: clientID}, hbone.Request{Authority: configtest.Address + ":80"})
+	}}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: patience}
+	ask := func() {
+		t.Helper()
+		resp, err := client.Get("http://stock.shop/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(b) != waypointID.String() {
+			t.Fatalf("%d %q; want the waypoint's identity", resp.StatusCode, b)
+		}
+	}
+	ask()
+	plane.server.Stop()
+	await(t, "the control plane is missed", func() bool { _, body := get(n.healthz[0], "/healthz/ready"); return strings.Contains(body, "away") })
+	ask()
+
+	checkPages(t, n)
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the waypoint does not end")
+	}
+	if got := log.String(); !strings.Contains(got, "request complete") || !strings.Contains(got, "msg=ended") {
+		t.Errorf("log:\n%s", got)
+	}
+}
+
+func TestSettings(t *testing.T) {
+	if _, _, err := parseSettings([]string{"POD_NAME=x", "AMBIT_ACCESS_LOG_SAMPLING=2", "SECRET_TTL=soon", "ISTIO_METAJSON_LABELS={"}); err == nil {
+		t.Fatal("no error")
+	} else {
+		for _, want := range []string{"POD_NAMESPACE: is not set", "SERVICE_ACCOUNT: is not set", "AMBIT_ACCESS_LOG_SAMPLING", "SECRET_TTL", "ISTIO_METAJSON_LABELS"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error does not tell of %q:\n%v", want, err)
+			}
+		}
+	}
+	s, notes, err := parseSettings([]string{"POD_NAME=w-1", "POD_NAMESPACE=shop", "SERVICE_ACCOUNT=sa", "ISTIO_META_WORKLOAD_NAME=gw",
+		"TERMINATION_GRACE_PERIOD_SECONDS=60", "AMBIT_SOMETHING=1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Gateway != "gw" || s.Grace != 55*time.Second || len(notes) != 1 || s.XDS.Address != "https://istiod.istio-system.svc:15012" {
+		t.Errorf("%+v, %v", s, notes)
+	}
+}
