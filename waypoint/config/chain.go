@@ -6,16 +6,10 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
-// Terminate is the listener for tunnels, connect_terminate.
+// Terminate is the listener for tunnels, connect_terminate. What else it says the proxy does in any case.
 type Terminate struct {
-	// Port is the TCP port of the tunnels' connections: 15008.
+	// Port is the TCP port of the tunnels' connections: api.PortHBONE.
 	Port uint16
-	// MaxConcurrentStreams bounds the tunnels of one connection at a time; 0 for the server's own bound.
-	MaxConcurrentStreams uint32
-	// KeepaliveInterval is the time between pings, KeepaliveTimeout how long the answer may take; 0 for the server's own.
-	KeepaliveInterval, KeepaliveTimeout time.Duration
-	// IdleTimeout is how long a connection may be without a tunnel; 0 for ever.
-	IdleTimeout time.Duration
 }
 
 // Chain says how connections to some destinations are served: exactly one of HTTP and TCP is set.
@@ -28,37 +22,22 @@ type Chain struct {
 
 // HTTP serves connections as HTTP/1.1 or HTTP/2, whichever the client speaks. A duration of 0 is no limit.
 type HTTP struct {
-	// StatPrefix is the name in statistics.
-	StatPrefix string
 	// Routes is the name of the route table: Snapshot.Routes, looked up for each request.
 	Routes string
-	// Codec forces a version of HTTP.
-	Codec Codec
 	// IdleTimeout is how long a connection may be without a request. 1 h unless set.
 	IdleTimeout time.Duration
-	// MaxConnectionDuration: after it, a connection is drained.
-	MaxConnectionDuration time.Duration
-	// MaxRequestsPerConnection: after so many, a connection is drained; 0 for no bound.
-	MaxRequestsPerConnection uint32
 	// StreamIdleTimeout is how long a request may be silent in both directions, unless its route says otherwise. 5 min unless set.
 	StreamIdleTimeout time.Duration
-	// RequestTimeout bounds the time from the first byte of a request to its last, RequestHeadersTimeout to the end of its header.
-	RequestTimeout, RequestHeadersTimeout time.Duration
+	// RequestHeadersTimeout bounds the time from the first byte of a request to the end of its header.
+	RequestHeadersTimeout time.Duration
 	// MaxStreamDuration bounds a request and its response, unless the route says otherwise.
 	MaxStreamDuration time.Duration
-	// DrainTimeout is the time between the first GOAWAY of a connection that drains and the last. 5 s unless set.
-	DrainTimeout time.Duration
-	// DelayedCloseTimeout is how long a connection that we close is read on, so that the client gets our last answer. 1 s unless set.
-	DelayedCloseTimeout time.Duration
 	// MaxRequestHeader bounds a request's header in bytes, as decoded. 60 KiB unless set.
 	MaxRequestHeader int
 	// MaxHeaderFields bounds the number of fields of a request's header. 100 unless set.
 	MaxHeaderFields int
 	// MaxConcurrentStreams bounds requests of one HTTP/2 connection at a time; 0 for the codec's own bound.
 	MaxConcurrentStreams uint32
-	// AcceptHTTP10: requests of HTTP/1.0 are served, those without a host as for DefaultHost ("" refuses them).
-	AcceptHTTP10 bool
-	DefaultHost  string
 	// Underscores says what becomes of request fields with an underscore in their name.
 	Underscores Underscores
 	// Paths says how the path of a request is normalised before it is matched.
@@ -68,25 +47,7 @@ type HTTP struct {
 	// ServerHeader says what becomes of the response's server field; ServerName is what we are called there.
 	ServerHeader ServerHeader
 	ServerName   string
-	// CORS: route.Route.CORS is heeded.
-	CORS bool
-	// UseRemoteAddress: we are the edge: x-forwarded-for is appended to by us. Otherwise it stays as it came.
-	UseRemoteAddress bool
-	// GenerateRequestID: a request without x-request-id gets one. KeepRequestID: with UseRemoteAddress, that of the client stays.
-	GenerateRequestID, KeepRequestID bool
-	// Via is appended to the via field of requests and responses; "" for nothing.
-	Via string
 }
-
-// Codec is a version of HTTP.
-type Codec uint8
-
-// Codecs: what the client begins with, or that version only.
-const (
-	CodecAuto Codec = iota
-	CodecHTTP1
-	CodecHTTP2
-)
 
 // ServerHeader says what becomes of the server field of a response.
 type ServerHeader uint8
@@ -115,8 +76,6 @@ const (
 
 // TCP carries connections as they are.
 type TCP struct {
-	// StatPrefix is the name in statistics.
-	StatPrefix string
 	// Clusters are what Choose chooses from: at least one.
 	Clusters []string
 	// IdleTimeout is how long a connection may be silent in both directions; 0 for ever. 1 h unless set.

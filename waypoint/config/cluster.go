@@ -28,32 +28,17 @@ type Settings struct {
 	ConnectTimeout time.Duration
 	// IdleTimeout is how long a pooled connection may be without a request; 0 for ever. 1 h unless set.
 	IdleTimeout time.Duration
-	// MaxConnectionDuration: after it, a connection takes no further request; 0 for no bound.
-	MaxConnectionDuration time.Duration
-	// MaxRequestsPerConnection: after so many, a connection takes no further request; 0 for no bound.
-	MaxRequestsPerConnection uint32
 	// MaxConcurrentStreams bounds the requests of one HTTP/2 connection at a time; 0 for what the endpoint allows.
 	MaxConcurrentStreams uint32
 	// MaxResponseHeader bounds a response's header in bytes, as decoded. 60 KiB unless set. MaxHeaderFields bounds the number of
 	// its fields: 100 unless set.
 	MaxResponseHeader int
 	MaxHeaderFields   int
-	// MaxStreamDuration bounds one try; 0 for no bound.
-	MaxStreamDuration time.Duration
 	// Balancer chooses among endpoints. Choices is how many LeastRequest compares: 2 unless set.
 	Balancer Balancer
 	Choices  uint32
 	// LocalityWeights: localities of one priority share requests by their weights; else only endpoints' weights count.
 	LocalityWeights bool
-	// PanicThreshold is the percentage of healthy endpoints of a priority below which health is not heeded; 0: it always is. 50
-	// unless set.
-	PanicThreshold float64
-	// Limits are the circuit breakers; nil if there are none.
-	Limits *Limits
-	// Outlier is how endpoints that fail are taken out for a time; nil if none are.
-	Outlier *Outlier
-	// CloseOnUnhealthy: connections to an endpoint that becomes unhealthy are closed.
-	CloseOnUnhealthy bool
 }
 
 // Service names a Kubernetes service.
@@ -82,50 +67,10 @@ const (
 	Random
 )
 
-// Limits are the most of each that a cluster may have at a time, over all endpoints, in this proxy. What is beyond is answered
-// 503 at once.
-type Limits struct {
-	// Connections to endpoints; Pending requests that wait for one; Requests under way; Retries under way.
-	Connections, Pending, Requests, Retries uint32
-	// Budget, unless it is nil, takes the place of Retries.
-	Budget *Budget
-}
-
-// Unlimited is a limit that is none.
-const Unlimited = 1<<32 - 1
-
-// Budget bounds retries under way by a share of the requests that are.
-type Budget struct {
-	// Percent of requests under way and waiting: 0 to 100.
-	Percent float64
-	// Min retries are always allowed.
-	Min uint32
-}
-
-// Outlier is how endpoints that fail are passed over for a time. An Enforcing percentage is the chance that a finding has
-// consequences; 0 turns the finding off.
-type Outlier struct {
-	// Consecutive5xx: so many 5xx responses (and failures to get any) in a row; ConsecutiveGateway: 502, 503, 504 alone;
-	// ConsecutiveLocal: connections that failed or timed out, counted apart from responses only with SplitLocal.
-	Consecutive5xx, ConsecutiveGateway, ConsecutiveLocal uint32
-	Enforce5xx, EnforceGateway, EnforceLocal             uint32
-	SplitLocal                                           bool
-	// Interval is the time between looks at who may come back.
-	Interval time.Duration
-	// BaseTime is how long an endpoint stays out at first, times how often it was out; MaxTime the most; Jitter is added at random.
-	BaseTime, MaxTime, Jitter time.Duration
-	// MaxPercent of the endpoints may be out at a time; AlwaysOne: but one in any case.
-	MaxPercent uint32
-	AlwaysOne  bool
-}
-
 // Endpoints are those of one cluster.
 type Endpoints struct {
-	// Priorities, the first to be used first; the next takes what the healthy ones of those before cannot: see Overprovisioning.
+	// Priorities, in the order in which they are used: one takes requests if none before has an endpoint that can.
 	Priorities []Priority
-	// Overprovisioning is a percentage: a priority takes all its requests while its share of healthy endpoints times this is at
-	// least 100. 140 unless set.
-	Overprovisioning uint32
 }
 
 // Priority is the endpoints of one priority, by locality.
@@ -150,8 +95,6 @@ type Endpoint struct {
 	Identity identity.Identity
 	// Workload is what it belongs to, for metrics; zero if the control plane does not say.
 	Workload Workload
-	// Hostname is the endpoint's own, if it has one.
-	Hostname string
 	Health   Health
 	// Weight is its share among the endpoints of its locality: at least 1.
 	Weight uint32
@@ -167,7 +110,7 @@ type Health uint8
 const (
 	// Healthy: also if the control plane does not know.
 	Healthy Health = iota
-	// Degraded: only if there are not enough that are healthy.
+	// Degraded: only if none is healthy, of any priority.
 	Degraded
 	// Draining: it takes no new requests; what it has goes on.
 	Draining

@@ -172,7 +172,7 @@ func show(b *bytes.Buffer, s *config.Snapshot) {
 		if c.Endpoints == nil {
 			continue
 		}
-		fmt.Fprintf(b, "    endpoints Overprovisioning:%d\n", c.Endpoints.Overprovisioning)
+		fmt.Fprintf(b, "    endpoints\n")
 		for i, p := range c.Endpoints.Priorities {
 			for _, l := range p.Localities {
 				fmt.Fprintf(b, "    priority %d locality %s/%s/%s weight %d\n", i, l.Region, l.Zone, l.SubZone, l.Weight)

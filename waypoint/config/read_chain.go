@@ -28,8 +28,6 @@ const (
 const (
 	defaultIdle          = time.Hour
 	defaultStreamIdle    = 5 * time.Minute
-	defaultDrain         = 5 * time.Second
-	defaultDelayedClose  = time.Second
 	defaultHeaderKiB     = 60
 	maxHeaderKiB         = 8192
 	defaultHeaderFields  = 100
@@ -78,7 +76,6 @@ func (d decoder) chain(c *listenerv3.FilterChain, at *strict.Path) *Chain {
 
 func (d decoder) tcp(m *tcpv3.TcpProxy, at *strict.Path) *TCP {
 	out := &TCP{
-		StatPrefix:      m.GetStatPrefix(),
 		IdleTimeout:     d.duration(m.GetIdleTimeout(), at.Field("idle_timeout"), defaultIdle),
 		MaxDuration:     d.duration(m.GetMaxDownstreamConnectionDuration(), at.Field("max_downstream_connection_duration"), 0),
 		ConnectAttempts: int(d.bounded(m.GetMaxConnectAttempts(), at.Field("max_connect_attempts"), defaultConnectTries, 100)),
@@ -108,22 +105,12 @@ func (d decoder) tcp(m *tcpv3.TcpProxy, at *strict.Path) *TCP {
 
 func (d decoder) http(m *hcmv3.HttpConnectionManager, at *strict.Path) *HTTP {
 	out := &HTTP{
-		StatPrefix:            m.GetStatPrefix(),
 		Routes:                m.GetRds().GetRouteConfigName(),
 		StreamIdleTimeout:     d.duration(m.GetStreamIdleTimeout(), at.Field("stream_idle_timeout"), defaultStreamIdle),
-		RequestTimeout:        d.duration(m.GetRequestTimeout(), at.Field("request_timeout"), 0),
 		RequestHeadersTimeout: d.duration(m.GetRequestHeadersTimeout(), at.Field("request_headers_timeout"), 0),
-		DrainTimeout:          d.duration(m.GetDrainTimeout(), at.Field("drain_timeout"), defaultDrain),
-		DelayedCloseTimeout:   d.duration(m.GetDelayedCloseTimeout(), at.Field("delayed_close_timeout"), defaultDelayedClose),
 		MaxRequestHeader:      kibi * int(d.bounded(m.GetMaxRequestHeadersKb(), at.Field("max_request_headers_kb"), defaultHeaderKiB, maxHeaderKiB)),
-		AcceptHTTP10:          m.GetHttpProtocolOptions().GetAcceptHttp_10(),
-		DefaultHost:           strings.ToLower(m.GetHttpProtocolOptions().GetDefaultHostForHttp_10()),
 		MaxConcurrentStreams:  m.GetHttp2ProtocolOptions().GetMaxConcurrentStreams().GetValue(),
 		ServerName:            m.GetServerName(),
-		UseRemoteAddress:      m.GetUseRemoteAddress().GetValue(),
-		GenerateRequestID:     m.GetGenerateRequestId() == nil || m.GetGenerateRequestId().GetValue(),
-		KeepRequestID:         m.GetPreserveExternalRequestId(),
-		Via:                   m.GetVia(),
 		Paths:                 route.Paths{Normalize: m.GetNormalizePath().GetValue(), MergeSlashes: m.GetMergeSlashes()},
 	}
 	if m.GetRds() == nil || out.Routes == "" {
@@ -134,11 +121,15 @@ func (d decoder) http(m *hcmv3.HttpConnectionManager, at *strict.Path) *HTTP {
 	if m.GetRouteConfig() != nil {
 		d.add(at.Field("route_config"), "not supported here: use rds")
 	}
+	for field, on := range map[string]bool{
+		"use_remote_address": m.GetUseRemoteAddress().GetValue(), "generate_request_id": m.GetGenerateRequestId().GetValue(),
+	} {
+		if on {
+			d.add(at.Field(field), "not supported: false")
+		}
+	}
 	if out.ServerName == "" {
 		out.ServerName = defaultServerName
-	}
-	if m.GetHttp2ProtocolOptions().GetConnectionKeepalive() != nil {
-		d.add(at.Field("http2_protocol_options").Field("connection_keepalive"), "not supported inside tunnels: the tunnel has its own")
 	}
 	d.common(m.GetCommonHttpProtocolOptions(), out, at.Field("common_http_protocol_options"))
 	d.choices(m, out, at)
@@ -151,16 +142,14 @@ func (d decoder) http(m *hcmv3.HttpConnectionManager, at *strict.Path) *HTTP {
 			out.Upgrades = append(out.Upgrades, name)
 		}
 	}
-	d.filters(m.GetHttpFilters(), out, at.Field("http_filters"))
+	d.filters(m.GetHttpFilters(), at.Field("http_filters"))
 	return out
 }
 
 // common reads the options that do not depend on the version of HTTP.
 func (d decoder) common(o *corev3.HttpProtocolOptions, out *HTTP, at *strict.Path) {
 	out.IdleTimeout = d.duration(o.GetIdleTimeout(), at.Field("idle_timeout"), defaultIdle)
-	out.MaxConnectionDuration = d.duration(o.GetMaxConnectionDuration(), at.Field("max_connection_duration"), 0)
 	out.MaxStreamDuration = d.duration(o.GetMaxStreamDuration(), at.Field("max_stream_duration"), 0)
-	out.MaxRequestsPerConnection = o.GetMaxRequestsPerConnection().GetValue()
 	out.MaxHeaderFields = int(d.bounded(o.GetMaxHeadersCount(), at.Field("max_headers_count"), defaultHeaderFields, maxHeaderFieldsBound))
 	if o.GetMaxResponseHeadersKb() != nil {
 		d.add(at.Field("max_response_headers_kb"), "only in clusters")
@@ -169,15 +158,6 @@ func (d decoder) common(o *corev3.HttpProtocolOptions, out *HTTP, at *strict.Pat
 
 // choices reads the enumerations.
 func (d decoder) choices(m *hcmv3.HttpConnectionManager, out *HTTP, at *strict.Path) {
-	switch m.GetCodecType() {
-	case hcmv3.HttpConnectionManager_AUTO:
-	case hcmv3.HttpConnectionManager_HTTP1:
-		out.Codec = CodecHTTP1
-	case hcmv3.HttpConnectionManager_HTTP2:
-		out.Codec = CodecHTTP2
-	default:
-		d.add(at.Field("codec_type"), "%v is not supported: AUTO, HTTP1 or HTTP2", m.GetCodecType())
-	}
 	switch m.GetServerHeaderTransformation() {
 	case hcmv3.HttpConnectionManager_OVERWRITE:
 	case hcmv3.HttpConnectionManager_APPEND_IF_ABSENT:
@@ -210,7 +190,7 @@ func (d decoder) choices(m *hcmv3.HttpConnectionManager, out *HTTP, at *strict.P
 }
 
 // filters reads the HTTP filters: cors, if at all, and then router.
-func (d decoder) filters(all []*hcmv3.HttpFilter, out *HTTP, at *strict.Path) {
+func (d decoder) filters(all []*hcmv3.HttpFilter, at *strict.Path) {
 	for i, f := range all {
 		at := at.Index(i).Field("typed_config")
 		last := i == len(all)-1
@@ -221,7 +201,6 @@ func (d decoder) filters(all []*hcmv3.HttpFilter, out *HTTP, at *strict.Path) {
 				d.add(at.Field("suppress_envoy_headers"), "must be true: there are no x-envoy-* headers")
 			}
 		case url == typeCORS && !last:
-			out.CORS = true
 			d.unpack(f.GetTypedConfig(), &corsv3.Cors{}, at)
 		default:
 			d.add(at, "filter %q (%s) is not supported here: cors, then router last", f.GetName(), url)

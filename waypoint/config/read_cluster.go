@@ -1,7 +1,6 @@
 package config
 
 import (
-	"math"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -21,14 +20,8 @@ import (
 const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 const (
-	defaultConnect     = 5 * time.Second
-	defaultChoices     = 2
-	defaultPanic       = 50 // per cent
-	defaultLimit       = 1024
-	defaultRetryLimit  = 3
-	defaultBudget      = 20 // per cent
-	defaultBudgetMin   = 3
-	defaultOverprovide = 140 // per cent
+	defaultConnect = 5 * time.Second
+	defaultChoices = 2
 )
 
 // clusterRead is what a Cluster resource says.
@@ -110,12 +103,9 @@ func (d decoder) originateCluster(c *clusterv3.Cluster) {
 
 func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 	out := &Settings{
-		Service:                  serviceOf(c.GetMetadata()),
-		ConnectTimeout:           d.duration(c.GetConnectTimeout(), root.Field("connect_timeout"), defaultConnect),
-		MaxRequestsPerConnection: c.GetMaxRequestsPerConnection().GetValue(),
-		Choices:                  defaultChoices,
-		PanicThreshold:           defaultPanic,
-		CloseOnUnhealthy:         c.GetCloseConnectionsOnHostHealthFailure(),
+		Service:        serviceOf(c.GetMetadata()),
+		ConnectTimeout: d.duration(c.GetConnectTimeout(), root.Field("connect_timeout"), defaultConnect),
+		Choices:        defaultChoices,
 	}
 	if out.ConnectTimeout == 0 {
 		d.add(root.Field("connect_timeout"), "must not be 0")
@@ -134,17 +124,11 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 	}
 	if l := c.GetCommonLbConfig(); l != nil {
 		out.LocalityWeights = l.GetLocalityWeightedLbConfig() != nil
-		if p := l.GetHealthyPanicThreshold(); p != nil {
-			if out.PanicThreshold = p.GetValue(); !(out.PanicThreshold >= 0 && out.PanicThreshold <= 100) {
-				d.add(root.Field("common_lb_config").Field("healthy_panic_threshold"), "0 to 100, not %v", p.GetValue())
-			}
+		if p := l.GetHealthyPanicThreshold().GetValue(); p != 0 {
+			d.add(root.Field("common_lb_config").Field("healthy_panic_threshold"), "must be 0, not %v: health is always heeded", p)
 		}
 	}
 	d.protocol(c.GetTypedExtensionProtocolOptions(), out, root.Field("typed_extension_protocol_options"))
-	out.Limits = d.limits(c.GetCircuitBreakers(), root.Field("circuit_breakers").Field("thresholds"))
-	if o := c.GetOutlierDetection(); o != nil {
-		out.Outlier = d.outlier(o, root.Field("outlier_detection"))
-	}
 	d.sockets(c)
 	return out
 }
@@ -179,91 +163,16 @@ func (d decoder) protocol(options map[string]*anypb.Any, out *Settings, at *stri
 		out.Protocol = HTTP2
 	}
 	out.MaxConcurrentStreams = h2.GetMaxConcurrentStreams().GetValue()
-	if h2.GetConnectionKeepalive() != nil {
-		d.add(at, "connection_keepalive is not supported: tunnels have their own")
-	}
 	o, at := m.GetCommonHttpProtocolOptions(), at.Field("common_http_protocol_options")
 	out.IdleTimeout = d.duration(o.GetIdleTimeout(), at.Field("idle_timeout"), defaultIdle)
-	out.MaxConnectionDuration = d.duration(o.GetMaxConnectionDuration(), at.Field("max_connection_duration"), 0)
-	out.MaxStreamDuration = d.duration(o.GetMaxStreamDuration(), at.Field("max_stream_duration"), 0)
-	if n := o.GetMaxRequestsPerConnection(); n != nil {
-		out.MaxRequestsPerConnection = n.GetValue()
+	if o.GetMaxStreamDuration() != nil {
+		d.add(at.Field("max_stream_duration"), "not supported in clusters: leave it out")
 	}
 	out.MaxResponseHeader = kibi * int(d.bounded(o.GetMaxResponseHeadersKb(), at.Field("max_response_headers_kb"), defaultHeaderKiB, maxHeaderKiB))
 	out.MaxHeaderFields = int(d.bounded(o.GetMaxHeadersCount(), at.Field("max_headers_count"), defaultHeaderFields, maxHeaderFieldsBound))
 	if o.GetHeadersWithUnderscoresAction() != corev3.HttpProtocolOptions_ALLOW {
 		d.add(at.Field("headers_with_underscores_action"), "not supported in clusters: leave it out")
 	}
-}
-
-// limits reads circuit breakers; nil if there are none.
-func (d decoder) limits(b *clusterv3.CircuitBreakers, at *strict.Path) *Limits {
-	var out *Limits
-	for i, t := range b.GetThresholds() {
-		at := at.Index(i)
-		if t.GetPriority() != corev3.RoutingPriority_DEFAULT { // the field is not in the table either: said once
-			continue
-		}
-		if out != nil {
-			d.add(at, "only one of priority DEFAULT")
-			continue
-		}
-		out = &Limits{
-			Connections: number(t.GetMaxConnections(), defaultLimit), Pending: number(t.GetMaxPendingRequests(), defaultLimit),
-			Requests: number(t.GetMaxRequests(), defaultLimit), Retries: number(t.GetMaxRetries(), defaultRetryLimit),
-		}
-		if r := t.GetRetryBudget(); r != nil {
-			out.Budget = &Budget{Percent: defaultBudget, Min: number(r.GetMinRetryConcurrency(), defaultBudgetMin)}
-			if p := r.GetBudgetPercent(); p != nil {
-				if out.Budget.Percent = p.GetValue(); !(out.Budget.Percent >= 0 && out.Budget.Percent <= 100) {
-					d.add(at.Field("retry_budget").Field("budget_percent"), "0 to 100, not %v", p.GetValue())
-				}
-			}
-		}
-	}
-	return out
-}
-
-func (d decoder) outlier(o *clusterv3.OutlierDetection, at *strict.Path) *Outlier {
-	out := &Outlier{
-		Consecutive5xx: number(o.GetConsecutive_5Xx(), 5), Enforce5xx: number(o.GetEnforcingConsecutive_5Xx(), 100),
-		ConsecutiveGateway: number(o.GetConsecutiveGatewayFailure(), 5), EnforceGateway: number(o.GetEnforcingConsecutiveGatewayFailure(), 0),
-		ConsecutiveLocal: number(o.GetConsecutiveLocalOriginFailure(), 5), EnforceLocal: number(o.GetEnforcingConsecutiveLocalOriginFailure(), 100),
-		SplitLocal: o.GetSplitExternalLocalOriginErrors(),
-		Interval:   d.duration(o.GetInterval(), at.Field("interval"), 10*time.Second),
-		BaseTime:   d.duration(o.GetBaseEjectionTime(), at.Field("base_ejection_time"), 30*time.Second),
-		Jitter:     d.duration(o.GetMaxEjectionTimeJitter(), at.Field("max_ejection_time_jitter"), 0),
-		MaxPercent: number(o.GetMaxEjectionPercent(), 10), AlwaysOne: o.GetAlwaysEjectOneHost().GetValue(),
-	}
-	out.MaxTime = d.duration(o.GetMaxEjectionTime(), at.Field("max_ejection_time"), max(300*time.Second, out.BaseTime))
-	if out.Interval == 0 {
-		d.add(at.Field("interval"), "must not be 0")
-	}
-	if out.BaseTime == 0 {
-		d.add(at.Field("base_ejection_time"), "must not be 0")
-	}
-	if out.MaxTime < out.BaseTime {
-		d.add(at.Field("max_ejection_time"), "at least base_ejection_time")
-	}
-	for field, v := range map[string]uint32{
-		"enforcing_consecutive_5xx": out.Enforce5xx, "enforcing_consecutive_gateway_failure": out.EnforceGateway,
-		"enforcing_consecutive_local_origin_failure": out.EnforceLocal, "max_ejection_percent": out.MaxPercent,
-	} {
-		if v > 100 {
-			d.add(at.Field(field), "0 to 100, not %d", v)
-		}
-	}
-	// Comparing endpoints with each other is not supported; Envoy does it unless it is told not to, so only that is taken.
-	for field, v := range map[string]uint32{
-		"enforcing_success_rate":              o.GetEnforcingSuccessRate().GetValue(),
-		"enforcing_local_origin_success_rate": o.GetEnforcingLocalOriginSuccessRate().GetValue(),
-		"enforcing_failure_percentage":        o.GetEnforcingFailurePercentage().GetValue(),
-	} {
-		if v != 0 {
-			d.add(at.Field(field), "not supported: 0")
-		}
-	}
-	return out
 }
 
 // sockets checks how endpoints are connected to: those that say so through tunnels, the others in plain.
@@ -309,7 +218,7 @@ func readEndpoints(name string, a *anypb.Any, old *Endpoints) (*Endpoints, error
 const maxPriorities = 128
 
 func (d decoder) endpoints(m *endpointv3.ClusterLoadAssignment, old *Endpoints, at *strict.Path) *Endpoints {
-	out := &Endpoints{Overprovisioning: d.bounded(m.GetPolicy().GetOverprovisioningFactor(), at.Field("policy").Field("overprovisioning_factor"), defaultOverprovide, math.MaxUint32)}
+	out := &Endpoints{}
 	known := map[Endpoint]*Endpoint{}
 	if old != nil {
 		for e := range old.All() {

@@ -38,7 +38,7 @@ func (e *Endpoints) All() iter.Seq[*Endpoint] {
 
 // equal tells whether both have the same endpoints, by pointer, in the same places.
 func (e *Endpoints) equal(o *Endpoints) bool {
-	return e.Overprovisioning == o.Overprovisioning && slices.EqualFunc(e.Priorities, o.Priorities, func(a, b Priority) bool {
+	return slices.EqualFunc(e.Priorities, o.Priorities, func(a, b Priority) bool {
 		return slices.EqualFunc(a.Localities, b.Localities, func(a, b Locality) bool {
 			return a.Region == b.Region && a.Zone == b.Zone && a.SubZone == b.SubZone && a.Weight == b.Weight &&
 				slices.Equal(a.Endpoints, b.Endpoints)
@@ -49,7 +49,6 @@ func (e *Endpoints) equal(o *Endpoints) bool {
 func (d decoder) endpoint(lb *endpointv3.LbEndpoint, at *strict.Path) Endpoint {
 	meta := lb.GetMetadata().GetFilterMetadata()
 	out := Endpoint{
-		Hostname: lb.GetEndpoint().GetHostname(),
 		HBONE:    tunnelled(meta[metadataSocket].GetFields()),
 		Weight:   d.bounded(lb.GetLoadBalancingWeight(), at.Field("load_balancing_weight"), 1, 1<<31),
 		Workload: workloadOf(meta[metadataIstio].GetFields()["workload"].GetStringValue()),

@@ -10,6 +10,7 @@ import (
 
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
 
@@ -25,6 +26,9 @@ const (
 func (d decoder) terminate(l *listenerv3.Listener) *Terminate {
 	addr := d.address(l.GetAddress(), root.Field("address"))
 	out := &Terminate{Port: addr.Port()}
+	if addr.IsValid() && out.Port != api.PortHBONE {
+		d.add(root.Field("address").Field("socket_address").Field("port_value"), "must be %d, not %d", api.PortHBONE, out.Port)
+	}
 	for i, a := range l.GetAdditionalAddresses() {
 		at := root.Field("additional_addresses").Index(i).Field("address")
 		if other := d.address(a.GetAddress(), at); other.Port() != out.Port {
@@ -42,14 +46,6 @@ func (d decoder) terminate(l *listenerv3.Listener) *Terminate {
 		return out
 	}
 	d.downstreamTLS(l.GetFilterChains()[0], root.Field("filter_chains").Index(0).Field("transport_socket").Field("typed_config"))
-	h2, h2at := m.GetHttp2ProtocolOptions(), at.Field("http2_protocol_options")
-	out.MaxConcurrentStreams = h2.GetMaxConcurrentStreams().GetValue()
-	if k := h2.GetConnectionKeepalive(); k != nil {
-		at := h2at.Field("connection_keepalive")
-		out.KeepaliveInterval = d.duration(k.GetInterval(), at.Field("interval"), 0)
-		out.KeepaliveTimeout = d.duration(k.GetTimeout(), at.Field("timeout"), 0)
-	}
-	out.IdleTimeout = d.duration(m.GetCommonHttpProtocolOptions().GetIdleTimeout(), at.Field("common_http_protocol_options").Field("idle_timeout"), defaultIdle)
 	d.connect(m, at)
 	return out
 }

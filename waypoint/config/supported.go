@@ -44,31 +44,28 @@ var supported = strict.Table{
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                               strict.Known(`cluster weighted_clusters idle_timeout max_downstream_connection_duration max_connect_attempts tunneling_config`, `stat_prefix`),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster":               strict.Known(`clusters`, ``),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig":               strict.Known(``, `hostname headers_to_add propagate_response_headers propagate_response_trailers`),
-	"envoy.config.core.v3.KeepaliveSettings":                                               strict.Known(`interval timeout`, `interval_jitter connection_idle_interval`),
 	"envoy.type.v3.Percent":                                                                strict.Known(`value`, ``),
 	"envoy.type.v3.FractionalPercent":                                                      strict.Known(`numerator denominator`, ``),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight": strict.Known(`name weight`, ``),
-	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": strict.Known(`codec_type stat_prefix rds
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": strict.Known(`rds
 		route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options server_name
-		server_header_transformation max_request_headers_kb stream_idle_timeout request_timeout request_headers_timeout
-		drain_timeout delayed_close_timeout use_remote_address generate_request_id preserve_external_request_id via
-		upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action`,
-		`represent_ipv4_remote_address_as_ipv4_mapped_ipv6 stream_error_on_invalid_http_message`),
+		server_header_transformation max_request_headers_kb stream_idle_timeout request_headers_timeout use_remote_address
+		generate_request_id upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action`,
+		`stat_prefix represent_ipv4_remote_address_as_ipv4_mapped_ipv6 stream_error_on_invalid_http_message`),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig": strict.Known(`upgrade_type
 		enabled`, ``),
-	"envoy.config.core.v3.HttpProtocolOptions": strict.Known(`idle_timeout max_connection_duration max_headers_count
-		max_response_headers_kb max_stream_duration headers_with_underscores_action max_requests_per_connection`, ``),
-	"envoy.config.core.v3.Http1ProtocolOptions": strict.Known(`accept_http_10 default_host_for_http_10`,
-		`allow_absolute_url enable_trailers override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods`),
-	"envoy.config.core.v3.Http2ProtocolOptions": strict.Known(`max_concurrent_streams connection_keepalive`, `allow_connect
+	"envoy.config.core.v3.HttpProtocolOptions": strict.Known(`idle_timeout max_headers_count max_response_headers_kb
+		max_stream_duration headers_with_underscores_action`, ``),
+	"envoy.config.core.v3.Http1ProtocolOptions": strict.Known(``,
+		`accept_http_10 allow_absolute_url enable_trailers override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods`),
+	"envoy.config.core.v3.Http2ProtocolOptions": strict.Known(`max_concurrent_streams`, `allow_connect
 		hpack_table_size initial_stream_window_size initial_connection_window_size max_outbound_frames
 		max_outbound_control_frames max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream
 		max_inbound_window_update_frames_per_data_frame_sent override_stream_error_on_invalid_http_message`),
 
 	"envoy.config.cluster.v3.Cluster": strict.Known(`name type eds_cluster_config connect_timeout lb_policy load_assignment
-		max_requests_per_connection circuit_breakers typed_extension_protocol_options outlier_detection transport_socket_matches
-		transport_socket metadata least_request_lb_config common_lb_config original_dst_lb_config
-		close_connections_on_host_health_failure`, `alt_stat_name per_connection_buffer_limit_bytes cleanup_interval
+		typed_extension_protocol_options transport_socket_matches transport_socket metadata least_request_lb_config common_lb_config
+		original_dst_lb_config`, `alt_stat_name per_connection_buffer_limit_bytes cleanup_interval
 		wait_for_warm_on_init upstream_connection_options track_cluster_stats ignore_health_on_host_removal`),
 	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":     strict.Known(`eds_config service_name`, ``),
 	"envoy.config.cluster.v3.Cluster.TransportSocketMatch": strict.Known(`match transport_socket`, `name`),
@@ -77,18 +74,9 @@ var supported = strict.Table{
 	"envoy.config.cluster.v3.Cluster.CommonLbConfig": strict.Known(`healthy_panic_threshold locality_weighted_lb_config`,
 		`update_merge_window`),
 	"envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig": strict.Known(``, ``),
-	"envoy.config.cluster.v3.CircuitBreakers":                                 strict.Known(`thresholds`, ``),
-	"envoy.config.cluster.v3.CircuitBreakers.Thresholds": strict.Known(`max_connections max_pending_requests max_requests max_retries
-		retry_budget`, `track_remaining`),
-	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget": strict.Known(`budget_percent min_retry_concurrency`, ``),
-	"envoy.config.cluster.v3.OutlierDetection": strict.Known(`consecutive_5xx interval base_ejection_time max_ejection_percent
-		enforcing_consecutive_5xx consecutive_gateway_failure enforcing_consecutive_gateway_failure
-		split_external_local_origin_errors consecutive_local_origin_failure enforcing_consecutive_local_origin_failure
-		max_ejection_time max_ejection_time_jitter always_eject_one_host enforcing_success_rate
-		enforcing_failure_percentage enforcing_local_origin_success_rate`, ``),
-	"envoy.config.cluster.v3.UpstreamConnectionOptions": strict.Known(``, `tcp_keepalive`),
-	"envoy.config.cluster.v3.TrackClusterStats":         strict.Known(``, `timeout_budgets request_response_sizes per_endpoint_stats`),
-	"envoy.config.core.v3.TcpKeepalive":                 strict.Known(``, `keepalive_probes keepalive_time keepalive_interval`),
+	"envoy.config.cluster.v3.UpstreamConnectionOptions":                       strict.Known(``, `tcp_keepalive`),
+	"envoy.config.cluster.v3.TrackClusterStats":                               strict.Known(``, `timeout_budgets request_response_sizes per_endpoint_stats`),
+	"envoy.config.core.v3.TcpKeepalive":                                       strict.Known(``, `keepalive_probes keepalive_time keepalive_interval`),
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": strict.Known(`common_http_protocol_options explicit_http_config
 		use_downstream_protocol_config`, ``),
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": strict.Known(`http_protocol_options
@@ -102,18 +90,23 @@ var supported = strict.Table{
 	"envoy.type.metadata.v3.MetadataKind":      strict.Known(``, `host cluster route request`),
 	"envoy.type.metadata.v3.MetadataKind.Host": strict.Known(``, ``),
 
-	"envoy.config.endpoint.v3.ClusterLoadAssignment":        strict.Known(`cluster_name endpoints policy`, ``),
-	"envoy.config.endpoint.v3.ClusterLoadAssignment.Policy": strict.Known(`overprovisioning_factor`, ``),
+	"envoy.config.endpoint.v3.ClusterLoadAssignment": strict.Known(`cluster_name endpoints`, ``),
 	"envoy.config.endpoint.v3.LocalityLbEndpoints": strict.Known(`locality lb_endpoints load_balancing_weight priority`,
 		`metadata proximity`),
 	"envoy.config.core.v3.Locality":       strict.Known(`region zone sub_zone`, ``),
 	"envoy.config.endpoint.v3.LbEndpoint": strict.Known(`endpoint health_status metadata load_balancing_weight`, ``),
-	"envoy.config.endpoint.v3.Endpoint":   strict.Known(`address hostname`, `observability_name`),
+	"envoy.config.endpoint.v3.Endpoint":   strict.Known(`address`, `hostname observability_name`),
 }
 
 // tunnels are the fields that are understood beside those, in what describes tunnels: connect_terminate and connect_originate,
 // the listeners and the cluster. Package hbone is what they describe; what they can say is at most as strict as what it does.
 var tunnels = supported.With(strict.Table{
+	"envoy.config.core.v3.KeepaliveSettings":   strict.Known(``, `interval timeout interval_jitter connection_idle_interval`),
+	"envoy.config.core.v3.HttpProtocolOptions": strict.Known(``, `idle_timeout max_headers_count`),
+	"envoy.config.core.v3.Http2ProtocolOptions": strict.Known(``, `max_concurrent_streams connection_keepalive allow_connect
+		hpack_table_size initial_stream_window_size initial_connection_window_size max_outbound_frames
+		max_outbound_control_frames max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream
+		max_inbound_window_update_frames_per_data_frame_sent override_stream_error_on_invalid_http_message`),
 	"envoy.extensions.filters.http.set_filter_state.v3.Config":             strict.Known(`on_request_headers`, ``),
 	"envoy.extensions.filters.common.set_filter_state.v3.FilterStateValue": strict.Known(`object_key`, `factory_key format_string read_only shared_with_upstream skip_if_empty`),
 	"envoy.config.core.v3.SubstitutionFormatString":                        strict.Known(``, `text_format text_format_source omit_empty_values`),

@@ -122,11 +122,9 @@ func (c *compiler) mirror(m *routev3.RouteAction_RequestMirrorPolicy, at *strict
 
 func (c *compiler) retry(p *routev3.RetryPolicy, at *strict.Path) *Retry {
 	out := &Retry{
-		Number:            defaultRetries,
-		PerTryTimeout:     c.duration(p.GetPerTryTimeout(), at.Field("per_try_timeout"), 0),
-		PerTryIdleTimeout: c.duration(p.GetPerTryIdleTimeout(), at.Field("per_try_idle_timeout"), 0),
-		BackOffBase:       defaultBackOff,
-		ChoiceAttempts:    defaultChoices,
+		Number:        defaultRetries,
+		PerTryTimeout: c.duration(p.GetPerTryTimeout(), at.Field("per_try_timeout"), 0),
+		BackOffBase:   defaultBackOff,
 	}
 	for word := range strings.SplitSeq(p.GetRetryOn(), ",") {
 		if word = strings.TrimSpace(word); word == "" {
@@ -163,12 +161,7 @@ func (c *compiler) retry(p *routev3.RetryPolicy, at *strict.Path) *Retry {
 	}
 	for i, h := range p.GetRetryHostPredicate() {
 		at := at.Field("retry_host_predicate").Index(i).Field("typed_config")
-		out.AvoidPrevious = supported.Unpack(h.GetTypedConfig(), &previousv3.PreviousHostsPredicate{}, at, c.report)
-	}
-	if n := p.GetHostSelectionRetryMaxAttempts(); n != 0 {
-		if out.ChoiceAttempts = int(n); n < 1 || n > maxChoiceAttempts {
-			c.report.Add(at.Field("host_selection_retry_max_attempts"), "1 to %d, not %d", maxChoiceAttempts, n)
-		}
+		supported.Unpack(h.GetTypedConfig(), &previousv3.PreviousHostsPredicate{}, at, c.report)
 	}
 	return out
 }

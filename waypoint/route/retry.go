@@ -45,7 +45,8 @@ var retryNames = map[string]RetryOn{
 	"unavailable": OnUnavailable,
 }
 
-// Retry says when a request is tried again, and how.
+// Retry says when a request is tried again, and how. An endpoint that was tried is tried again only if there is no other, whether
+// the policy says so (previous_hosts) or not.
 type Retry struct {
 	// On are the conditions, one of which must hold.
 	On RetryOn
@@ -55,13 +56,8 @@ type Retry struct {
 	Number int
 	// PerTryTimeout bounds each try, from when the request has been sent to the header of the response; 0 for no bound of its own.
 	PerTryTimeout time.Duration
-	// PerTryIdleTimeout ends a try in which nothing comes or goes; 0 for none.
-	PerTryIdleTimeout time.Duration
 	// BackOffBase and BackOffMax: see BackOff.
 	BackOffBase, BackOffMax time.Duration
-	// AvoidPrevious: an endpoint that was tried already is chosen again only if ChoiceAttempts choices in a row found no other.
-	AvoidPrevious  bool
-	ChoiceAttempts int
 }
 
 // Envoy's defaults.
@@ -69,9 +65,7 @@ const (
 	defaultRetries     = 1
 	defaultBackOff     = 25 * time.Millisecond
 	defaultBackOffMax  = 10 // times the base
-	defaultChoices     = 1
 	defaultRouteTime   = 15 * time.Second
-	maxChoiceAttempts  = 100
 	maxDirectBodyBytes = 64 << 10
 )
 

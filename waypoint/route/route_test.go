@@ -10,8 +10,10 @@ import (
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -31,31 +33,51 @@ func compile(t testing.TB, routes string) *route.Table {
 // TestFirstRouteWins: whatever the index finds is what looking at one route after the other finds.
 func TestFirstRouteWins(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	segment := func() string { return [...]string{"a", "ab", "b", "c"}[rng.IntN(4)] }
 	path := func() string {
 		p := ""
 		for range 1 + rng.IntN(4) {
-			p += "/" + segment()
+			p += "/" + [...]string{"a", "ab", "b", "c"}[rng.IntN(4)]
 		}
 		return p
 	}
-	for range 40 {
-		var all []string // each alone
-		for i := range 1 + rng.IntN(40) {
-			match := [...]string{
-				"path: " + path(), "prefix: " + path(), "path_separated_prefix: " + path(), "prefix: " + path() + "/",
-				`safe_regex: {regex: "` + path() + `.*"}`, "prefix: " + strings.ToUpper(path()) + ", case_sensitive: false", "prefix: /",
-			}[rng.IntN(7)]
-			if rng.IntN(3) == 0 || match == "prefix: /" {
-				match += fmt.Sprintf(`, headers: [{name: h, string_match: {exact: "%d"}}]`, rng.IntN(4))
-			}
-			all = append(all, fmt.Sprintf("  - {name: r%d, match: {%s}, direct_response: {status: 200}}\n", i, match))
+	matches := func() *routev3.RouteMatch {
+		switch p := path(); rng.IntN(7) {
+		case 0:
+			return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: p}}
+		case 1:
+			return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p}}
+		case 2:
+			return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: p + "/"}}
+		case 3:
+			return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: p + ".*"}}}
+		case 4:
+			return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: strings.ToUpper(p)}, CaseSensitive: wrapperspb.Bool(false)}
+		case 5:
+			return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
+		default:
+			return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: p}}
 		}
-		table := compile(t, strings.Join(all, ""))
+	}
+	compile := func(routes ...*routev3.Route) *route.Table {
+		table, err := route.Compile(&routev3.RouteConfiguration{Name: "t", VirtualHosts: []*routev3.VirtualHost{{Name: "v", Domains: []string{"*"}, Routes: routes}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return table
+	}
+	for range 100 {
+		var all []*routev3.Route
 		var alone []*route.Table
-		for _, one := range all {
-			alone = append(alone, compile(t, one))
+		for i := range 1 + rng.IntN(40) {
+			m := matches()
+			if rng.IntN(3) == 0 || m.GetPrefix() == "/" {
+				m.Headers = []*routev3.HeaderMatcher{{Name: "h", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{
+					StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: fmt.Sprint(rng.IntN(4))}}}}}
+			}
+			r := &routev3.Route{Name: fmt.Sprintf("r%d", i), Match: m, Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 200}}}
+			all, alone = append(all, r), append(alone, compile(r))
 		}
+		table := compile(all...)
 		for range 100 {
 			req := &message.Request{Method: "GET", Path: path() + [...]string{"", "/", "?q"}[rng.IntN(3)], Header: message.Fields{{Name: "h", Value: fmt.Sprint(rng.IntN(4))}}}
 			got, want := "none", "none"
@@ -69,7 +91,7 @@ func TestFirstRouteWins(t *testing.T) {
 				}
 			}
 			if got != want {
-				t.Fatalf("%s %v: %s, want %s of\n%s", req.Path, req.Header, got, want, strings.Join(all, ""))
+				t.Fatalf("%s %v: %s, want %s of %v", req.Path, req.Header, got, want, all)
 			}
 		}
 	}

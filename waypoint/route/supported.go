@@ -29,8 +29,8 @@ var supported = strict.Table{
 	"envoy.config.route.v3.WeightedCluster": strict.Known(`clusters`, `runtime_key_prefix total_weight`),
 	"envoy.config.route.v3.WeightedCluster.ClusterWeight": strict.Known(`name weight request_headers_to_add
 		request_headers_to_remove response_headers_to_add response_headers_to_remove host_rewrite_literal`, ``),
-	"envoy.config.route.v3.RetryPolicy": strict.Known(`retry_on num_retries per_try_timeout per_try_idle_timeout
-		retry_host_predicate host_selection_retry_max_attempts retriable_status_codes retry_back_off`, ``),
+	"envoy.config.route.v3.RetryPolicy": strict.Known(`retry_on num_retries per_try_timeout
+		retry_host_predicate retriable_status_codes retry_back_off`, `host_selection_retry_max_attempts`),
 	"envoy.config.route.v3.RetryPolicy.RetryHostPredicate": strict.Known(`name typed_config`, ``),
 	"envoy.config.route.v3.RetryPolicy.RetryBackOff":       strict.Known(`base_interval max_interval`, ``),
 	"envoy.config.route.v3.RedirectAction": strict.Known(`https_redirect scheme_redirect host_redirect port_redirect path_redirect
