@@ -83,6 +83,14 @@ func waypointBody(in state.Gateway) *body {
 			odd++
 		}
 	}
+	switch w.For {
+	case api.WaypointForService, api.WaypointForAll:
+	case api.WaypointForWorkload, api.WaypointForNone:
+		accepted.Message = fmt.Sprintf("a waypoint for traffic of kind %q: none is sent to it, since in this release waypoints take the traffic of services", w.For)
+	default:
+		accepted = condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonInvalid, g.Generation, "label %s is %q: want %s, %s, %s or %s",
+			api.LabelWaypointFor, w.For, api.WaypointForService, api.WaypointForWorkload, api.WaypointForAll, api.WaypointForNone)
+	}
 	switch {
 	case len(g.Faults) > 0:
 		accepted = condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonInvalid, g.Generation, "%s", strings.Join(g.Faults, "; "))

@@ -63,6 +63,8 @@ func TestGatewayBody(t *testing.T) {
 
 	pending := gateway(hbone)
 	pending.Deployment = nil
+	misspelt := gateway(hbone)
+	misspelt.Gateway.WaypointFor = "services"
 	faulty := pending
 	faulty.Fault = "Service w is there already"
 	for name, tc := range map[string]struct {
@@ -72,6 +74,7 @@ func TestGatewayBody(t *testing.T) {
 	}{
 		"not deployed yet":    {pending, "True Accepted", "False Pending", []string{"True Accepted, True ResolvedRefs"}},
 		"cannot be deployed":  {faulty, "True Accepted", "False Invalid", []string{"True Accepted, True ResolvedRefs"}},
+		"odd kind of traffic": {misspelt, "False Invalid", "False Invalid", []string{"True Accepted, True ResolvedRefs"}},
 		"no tunnel listener":  {gateway(cluster.Listener{Name: "http", Port: 80, Protocol: "HTTP"}), "False ListenersNotValid", "False Invalid", []string{"False UnsupportedProtocol, True ResolvedRefs"}},
 		"one listener is odd": {gateway(hbone, cluster.Listener{Name: "http", Port: 80, Protocol: "HTTP"}), "True ListenersNotValid", "True Programmed", []string{"True Accepted, True ResolvedRefs", "False UnsupportedProtocol, True ResolvedRefs"}},
 		"odd route kinds": {gateway(cluster.Listener{Name: "mesh", Port: 15008, Protocol: "HBONE", Kinds: []string{"example.com/Foo", gatewayv1.GroupName + "/HTTPRoute"}}),

@@ -29,6 +29,8 @@ var gatewayKinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindGatewayClass: {Group: groupGateway, Version: "v1", Resource: "gatewayclasses"},
 	cluster.KindHTTPRoute:    {Group: groupGateway, Version: "v1", Resource: "httproutes"},
 	cluster.KindGRPCRoute:    {Group: groupGateway, Version: "v1", Resource: "grpcroutes"},
+	cluster.KindTCPRoute:     {Group: groupGateway, Version: "v1", Resource: "tcproutes"},
+	cluster.KindTLSRoute:     {Group: groupGateway, Version: "v1", Resource: "tlsroutes"},
 	cluster.KindMesh:         {Group: groupMesh, Version: "v1alpha1", Resource: "xmeshes"},
 }
 

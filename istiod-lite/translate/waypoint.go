@@ -189,6 +189,13 @@ func Bind(m Mesh, in BindInput, find func(cluster.Key) *Waypoint) Binding {
 	if w == nil {
 		return Binding{Reason: reasonUnready, Message: fmt.Sprintf("there is no waypoint %s: no such Gateway, or not of a class of waypoints; traffic goes straight to the backends", key)}
 	}
+	if in.Traffic == api.WaypointForWorkload {
+		// A waypoint knows services. What it was sent for a pod's own address it would refuse.
+		if !own {
+			return Binding{}
+		}
+		return Binding{Reason: reasonUnsupported, Message: fmt.Sprintf("waypoint %s: in this release waypoints take the traffic of services, and none of workloads' own addresses; that goes straight to the workload", key)}
+	}
 	if w.For != in.Traffic && w.For != api.WaypointForAll {
 		if !own {
 			return Binding{} // the namespace means others
