@@ -54,6 +54,10 @@ const (
 	maxBatch  = 4096
 )
 
+// lingerFor is how long at least a waypoint knows a service that is bound to it no more. Node proxies hear of that at once, and have
+// connections on the way.
+const lingerFor = 5 * time.Second
+
 // NewLoop returns a Loop that takes events once it runs.
 func NewLoop(cfg LoopConfig) *Loop {
 	l := &Loop{
@@ -112,8 +116,13 @@ func (l *Loop) Run(ctx context.Context) {
 	defer close(l.stopped)
 	r := &run{Loop: l, synced: map[cluster.Kind]bool{}}
 	r.state = New(r.mesh(""))
+	r.state.views.linger = true
+	var sweep <-chan time.Time // nil while there is nothing to sweep
 	for {
-		// One of three things happens at a time: events come, somebody asks, or the program ends.
+		if sweep == nil && r.state.Leaving() {
+			sweep = time.After(lingerFor)
+		}
+		// One of four things happens at a time: events come, somebody asks, what lingered goes, or the program ends.
 		select {
 		case e := <-l.events:
 			r.take(e)
@@ -123,6 +132,10 @@ func (l *Loop) Run(ctx context.Context) {
 			r.flush()
 		case f := <-l.calls:
 			f(r.state)
+			r.flush()
+		case <-sweep:
+			sweep = nil
+			r.state.Sweep()
 			r.flush()
 		case <-ctx.Done():
 			return

@@ -203,7 +203,7 @@ func checkEmpty(t *testing.T, s *State) {
 		"gateways": len(s.bindings.gateways), "classes": len(s.bindings.classes), "deployments": len(s.bindings.deployments),
 		"routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
 		"bound": len(s.views.bound), "fronts": len(s.views.fronts), "backs": len(s.views.backs), "members": len(s.views.members),
-		"memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf),
+		"leaving": len(s.views.leaving), "last": len(s.views.last), "memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf),
 		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
 		"claims": len(s.claims), "authorizations": len(s.authorizations),
 		"entries": len(s.entries), "hosts": len(s.hosts), "entriesAt": len(s.entriesAt),

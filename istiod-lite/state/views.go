@@ -25,12 +25,23 @@ type views struct {
 	of     map[cluster.Key]*view // by Gateway
 	gone   []cluster.Key         // views that waypoints are still to be told of
 	bound  map[cluster.ObjectRef]cluster.Key
-	fronts map[cluster.ObjectRef]*front
+	fronts map[cluster.ObjectRef]map[cluster.Key]*front // by Gateway
 	backs  map[cluster.ObjectRef]*back
 	// members are the workloads of backs, by the key under which workloads name a service, and memberOf the other way round.
 	members  map[string]map[string]*workload.Workload
 	memberOf map[string][]string
 	refOf    map[string]cluster.ObjectRef
+
+	// linger keeps fronts that are not bound any more in their views until the second Sweep: node proxies hear of it a little later
+	// than waypoints. leaving are those that wait for the first Sweep, last those that wait for the second.
+	linger        bool
+	leaving, last set[membership]
+}
+
+// membership is a front's in a view.
+type membership struct {
+	ref     cluster.ObjectRef
+	gateway cluster.Key
 }
 
 // view is what one waypoint is told.
@@ -70,8 +81,9 @@ type back struct {
 func newViews() views {
 	return views{
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
-		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]*front{}, backs: map[cluster.ObjectRef]*back{},
+		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
+		leaving: set[membership]{}, last: set[membership]{},
 	}
 }
 
@@ -82,12 +94,15 @@ type dirtyViews struct {
 	routes              set[object]
 	// listeners are those of views, static what all of them have.
 	listeners set[cluster.Key]
-	static    bool
+	// swept have lingered long enough.
+	swept  set[membership]
+	static bool
 }
 
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
+		swept: set[membership]{},
 	}
 }
 
@@ -200,22 +215,28 @@ func (c *collector) bindFronts() {
 	}
 }
 
-// frontNeeds works out whose view a service is in, and what it needs there.
+// frontNeeds works out in whose views a service is, and what it needs there.
 func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 	s := c.state
 	gateway, bound := s.views.bound[ref]
-	f := s.views.fronts[ref]
-	if f != nil && (!bound || f.gateway != gateway) {
-		c.dropFront(ref, f)
-		f = nil
+	for k, f := range s.views.fronts[ref] {
+		if (!bound || k != gateway) && !s.lingers(membership{ref, k}) {
+			c.dropFront(ref, f)
+		}
 	}
-	if !bound {
+	if bound {
+		delete(s.views.leaving, membership{ref, gateway})
+		delete(s.views.last, membership{ref, gateway})
+		if s.views.fronts[ref][gateway] == nil {
+			if s.views.fronts[ref] == nil {
+				s.views.fronts[ref] = map[cluster.Key]*front{}
+			}
+			s.views.fronts[ref][gateway] = &front{gateway: gateway, made: map[resource.Name]*resource.Resource{}}
+			s.views.of[gateway].fronts[ref] = struct{}{}
+		}
+	}
+	if len(s.views.fronts[ref]) == 0 {
 		return
-	}
-	if f == nil {
-		f = &front{gateway: gateway, made: map[resource.Name]*resource.Resource{}}
-		s.views.fronts[ref] = f
-		s.views.of[gateway].fronts[ref] = struct{}{}
 	}
 	needs := []cluster.ObjectRef{ref}
 	for o := range s.views.attached[ref] {
@@ -225,18 +246,48 @@ func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 			}
 		}
 	}
-	for _, need := range needs {
-		if !slices.Contains(f.needs, need) {
-			c.needBack(gateway, need)
+	for k, f := range s.views.fronts[ref] {
+		for _, need := range needs {
+			if !slices.Contains(f.needs, need) {
+				c.needBack(k, need)
+			}
 		}
-	}
-	for _, need := range f.needs {
-		if !slices.Contains(needs, need) {
-			c.dropBack(gateway, need)
+		for _, need := range f.needs {
+			if !slices.Contains(needs, need) {
+				c.dropBack(k, need)
+			}
 		}
+		f.needs = needs
 	}
-	f.needs = needs
 }
+
+// lingers reports whether a front that is not bound any more stays in its view for a while. If the view is gone it does not.
+func (s *State) lingers(m membership) bool {
+	if !s.views.linger || s.views.of[m.gateway] == nil {
+		return false
+	}
+	_, leaving := s.views.leaving[m]
+	_, last := s.views.last[m]
+	if _, swept := s.dirtyViews.swept[m]; swept {
+		return false
+	}
+	if !leaving && !last {
+		s.views.leaving[m] = struct{}{}
+	}
+	return true
+}
+
+// Sweep takes fronts out of views that were left before the Sweep before this one.
+func (s *State) Sweep() {
+	for m := range s.views.last {
+		s.dirtyViews.swept[m] = struct{}{}
+		s.dirtyViews.fronts[m.ref] = struct{}{}
+	}
+	s.views.last, s.views.leaving = s.views.leaving, set[membership]{}
+}
+
+// Leaving reports whether there is something to be swept.
+func (s *State) Leaving() bool { return len(s.views.leaving)+len(s.views.last) > 0 }
 
 // dropFront takes a service out of the view that it is in.
 func (c *collector) dropFront(ref cluster.ObjectRef, f *front) {
@@ -251,7 +302,12 @@ func (c *collector) dropFront(ref cluster.ObjectRef, f *front) {
 		delete(v.fronts, ref)
 		s.dirtyViews.listeners[f.gateway] = struct{}{}
 	}
-	delete(s.views.fronts, ref)
+	m := membership{ref, f.gateway}
+	delete(s.views.leaving, m)
+	delete(s.views.last, m)
+	if delete(s.views.fronts[ref], f.gateway); len(s.views.fronts[ref]) == 0 {
+		delete(s.views.fronts, ref)
+	}
 }
 
 // needBack counts a front of a view that sends to a service.
@@ -430,8 +486,8 @@ func (c *collector) Routes(parent cluster.ObjectRef) []*cluster.Route {
 func (c *collector) flushViews() {
 	s := c.state
 	for ref := range s.dirtyViews.fronts {
-		if f := s.views.fronts[ref]; f != nil {
-			c.front(ref, f)
+		if len(s.views.fronts[ref]) > 0 {
+			c.front(ref)
 		}
 	}
 	for ref := range s.dirtyViews.backs {
@@ -459,8 +515,8 @@ func (c *collector) flushViews() {
 	s.dirtyViews = newDirtyViews()
 }
 
-// front translates what is a service's own in the view of its waypoint: its share of the listener, and its routes.
-func (c *collector) front(ref cluster.ObjectRef, f *front) {
+// front translates what is a service's own in the views that it is in: its share of the listener, and its routes.
+func (c *collector) front(ref cluster.ObjectRef) {
 	made := map[resource.Name]*resource.Resource{}
 	var parts []*l7.Part
 	for _, h := range c.hostsOf(ref) {
@@ -473,12 +529,15 @@ func (c *collector) front(ref cluster.ObjectRef, f *front) {
 			}
 		}
 	}
-	if !slices.EqualFunc(f.parts, parts, (*l7.Part).Equal) {
-		f.parts = parts
-		c.state.dirtyViews.listeners[f.gateway] = struct{}{}
+	for k, f := range c.state.views.fronts[ref] {
+		if !slices.EqualFunc(f.parts, parts, (*l7.Part).Equal) {
+			f.parts = parts
+			c.state.dirtyViews.listeners[k] = struct{}{}
+		}
+		own := maps.Clone(made)
+		c.remake(ref, f.made, own, set[cluster.Key]{k: {}})
+		f.made = own
 	}
-	c.remake(ref, f.made, made, set[cluster.Key]{f.gateway: {}})
-	f.made = made
 }
 
 // back translates the clusters of a service and their endpoints.
@@ -551,7 +610,7 @@ func (c *collector) viewListener(k cluster.Key) {
 	}
 	var parts []*l7.Part
 	for ref := range v.fronts {
-		parts = append(parts, s.views.fronts[ref].parts...)
+		parts = append(parts, s.views.fronts[ref][k].parts...)
 	}
 	made := map[resource.Name]*resource.Resource{}
 	l := l7.MainInternal(parts)
@@ -559,111 +618,4 @@ func (c *collector) viewListener(k cluster.Key) {
 	for _, r := range made {
 		c.putInView(k, cluster.ObjectRef{}, r)
 	}
-}
-
-// putInView makes an object want a name in a view.
-func (c *collector) putInView(k cluster.Key, of cluster.ObjectRef, r *resource.Resource) {
-	v := c.state.views.of[k]
-	if v == nil {
-		return
-	}
-	n := resource.Name{Type: r.Type, Name: r.Name}
-	all := v.out[n]
-	i, found := slices.BinarySearchFunc(all, of, func(a contender, of cluster.ObjectRef) int { return a.of.Compare(of) })
-	if found {
-		all[i].r = r
-	} else {
-		v.out[n] = slices.Insert(all, i, contender{of, r})
-	}
-	c.markView(k, n)
-}
-
-// dropFromView makes an object want a name no more.
-func (c *collector) dropFromView(k cluster.Key, of cluster.ObjectRef, n resource.Name) {
-	v := c.state.views.of[k]
-	if v == nil {
-		return
-	}
-	rest := slices.DeleteFunc(v.out[n], func(a contender) bool { return a.of == of })
-	if len(rest) == 0 {
-		delete(v.out, n)
-	} else {
-		v.out[n] = rest
-	}
-	c.markView(k, n)
-}
-
-func (c *collector) markView(k cluster.Key, n resource.Name) { add(c.viewed, k, n) }
-
-// takeViews gathers how views have changed.
-func (c *collector) takeViews() {
-	s := c.state
-	for k, v := range s.views.of {
-		if v.fresh {
-			add(c.viewed, k, resource.Name{Type: resource.Listener, Name: l7.ListenerMain})
-		}
-	}
-	for k, names := range c.viewed {
-		v := s.views.of[k]
-		if v == nil {
-			continue
-		}
-		step := resource.View{Gateway: k.String(), Account: k.String()}
-		for n := range names {
-			before := v.told[n]
-			switch all := v.out[n]; {
-			case len(all) == 0 && before != "":
-				delete(v.told, n)
-				step.Removed = append(step.Removed, n)
-			case len(all) > 0 && all[0].r.Version != before:
-				v.told[n] = all[0].r.Version
-				step.Upserts = append(step.Upserts, all[0].r)
-			}
-		}
-		if v.fresh || len(step.Upserts)+len(step.Removed) > 0 {
-			v.fresh = false
-			c.change.Views = append(c.change.Views, step)
-		}
-	}
-	for _, k := range s.views.gone {
-		c.change.Views = append(c.change.Views, resource.View{Gateway: k.String(), Account: k.String(), Gone: true})
-	}
-	s.views.gone = nil
-}
-
-// setView makes the view of a Gateway that is a waypoint now, or removes that of one that is none any more.
-func (s *State) setView(k cluster.Key, there bool) {
-	v := s.views.of[k]
-	switch {
-	case there && v == nil:
-		s.views.of[k] = &view{
-			fronts: set[cluster.ObjectRef]{}, backs: map[cluster.ObjectRef]int{}, out: map[resource.Name][]contender{}, told: map[resource.Name]string{}, fresh: true,
-		}
-		s.dirtyViews.listeners[k] = struct{}{}
-	case !there && v != nil:
-		delete(s.views.of, k)
-		if !v.fresh {
-			s.views.gone = append(s.views.gone, k)
-		}
-	}
-}
-
-// routeStatus says what became of a route.
-func (c *collector) routeStatus(o object) {
-	r := c.state.views.routes[o]
-	if r == nil {
-		c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Gone: true})
-		return
-	}
-	c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, c), Seen: r.Seen})
-}
-
-// RouteStatus is what a route should say to its parents that are services, and what it says.
-type RouteStatus struct {
-	Kind       cluster.Kind
-	Key        cluster.Key
-	Generation int64
-	Want, Seen []cluster.ParentStatus
-	// Gone says that the route is gone.
-	Gone bool
 }

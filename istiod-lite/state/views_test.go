@@ -74,6 +74,74 @@ func told(c resource.Change) []string {
 	return out
 }
 
+// TestLinger: a service that leaves its waypoint is known there for a while, as it is then, and goes at the second sweep; one that
+// comes back stays, and one that goes to another waypoint is known to both.
+func TestLinger(t *testing.T) {
+	s := New(mesh)
+	s.views.linger = true
+	objects, err := clustertest.Parse([]byte(shop + `
+---
+kind: Gateway
+metadata: {name: v, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects {
+		s.Upsert(o)
+	}
+	const table = "inbound-vip|80|http|web.shop.svc.cluster.local"
+	has := func(gateway string) bool {
+		v := s.views.of[cluster.Key{Namespace: "shop", Name: gateway}]
+		return v != nil && v.told[resource.Name{Type: resource.Routes, Name: table}] != ""
+	}
+	i := slices.IndexFunc(objects, func(o cluster.Object) bool {
+		return o.ObjectKey().Name == "web" && o.ObjectKind() == cluster.KindService
+	})
+	use := func(gateway string) {
+		web := *objects[i].(*cluster.Service)
+		web.Waypoint.Name = gateway
+		s.Upsert(&web)
+		s.Flush()
+	}
+	expect := func(what string, w, v, leaving bool) {
+		t.Helper()
+		if has("w") != w || has("v") != v || s.Leaving() != leaving {
+			t.Errorf("%s: known to w %t, want %t; to v %t, want %t; something leaves %t, want %t", what, has("w"), w, has("v"), v, s.Leaving(), leaving)
+		}
+	}
+	use("w")
+	expect("bound", true, false, false)
+	use("none")
+	expect("left", true, false, true)
+	s.Sweep()
+	s.Flush()
+	expect("swept once", true, false, true)
+	route, err := clustertest.Parse([]byte(strings.ReplaceAll(webRoute, "rules: [{", "rules: [{matches: [{path: {value: /v2}}], ")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Upsert(route[0])
+	if step := told(s.Flush()); !slices.Contains(step, "RouteConfiguration "+table) {
+		t.Errorf("while it leaves its waypoint is told %q", step)
+	}
+	use("w")
+	s.Sweep()
+	s.Flush()
+	expect("came back", true, false, false)
+	use("v")
+	expect("went to another", true, true, true)
+	s.Sweep()
+	s.Sweep()
+	s.Flush()
+	expect("swept twice", false, true, false)
+	use("none")
+	s.Delete(cluster.KindGateway, cluster.Key{Namespace: "shop", Name: "v"})
+	s.Flush()
+	expect("the waypoint is gone", false, false, false)
+}
+
 // TestViewSteps: a waypoint is told what hangs on a change and nothing else.
 func TestViewSteps(t *testing.T) {
 	parse := func(text string) cluster.Object {
