@@ -23,8 +23,7 @@ var errNoFreePort = errors.New("no free source port under the client's address")
 
 // dialPlain connects from the pod to an upstream.
 func (p *Pod) dialPlain(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := withTimeout(ctx, p.node.Timeouts.Connect)
-	defer cancel()
+	ctx = within(ctx, p.node.Timeouts.Connect)
 	conn, err := p.ns.DialTCP(ctx, p.node.dialer(), dst)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", dst, plainCause(err))
@@ -35,8 +34,7 @@ func (p *Pod) dialPlain(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, 
 // dialApp connects to the pod's application under the client's address. It never uses another address instead: a policy of
 // the application, or its log, may depend on it.
 func (p *Pod) dialApp(ctx context.Context, client netip.Addr, app netip.AddrPort) (*net.TCPConn, error) {
-	ctx, cancel := withTimeout(ctx, p.node.Timeouts.Connect)
-	defer cancel()
+	ctx = within(ctx, p.node.Timeouts.Connect)
 	d := p.node.dialer()
 	// A pod that calls itself has the right address anyway.
 	if !p.node.OriginalSource || client == app.Addr() || app.Addr().IsLoopback() {
@@ -70,12 +68,25 @@ func (p *Pod) dialApp(ctx context.Context, client netip.Addr, app netip.AddrPort
 	return nil, fmt.Errorf("connect to %s under the client's address %s: %w in %d attempts", app, client, errNoFreePort, bindAttempts)
 }
 
-// withTimeout is context.WithTimeout where d is not zero.
-func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+// deadline is a context with a deadline that nobody watches: for the net package, which looks at it if it has to wait. Within
+// a pod a connection is made at once, and a timer for it would cost as much as the rest of a context.
+type deadline struct {
+	context.Context
+	at time.Time
+}
+
+func (d deadline) Deadline() (time.Time, bool) { return d.at, true }
+
+// within returns ctx for a dial that may take so long; zero: as long as it takes.
+func within(ctx context.Context, d time.Duration) context.Context {
 	if d == 0 {
-		return ctx, func() {}
+		return ctx
 	}
-	return context.WithTimeout(ctx, d)
+	at := time.Now().Add(d)
+	if was, ok := ctx.Deadline(); ok && was.Before(at) {
+		return ctx
+	}
+	return deadline{ctx, at}
 }
 
 // plainCause takes the addresses out of the net package's error, which the caller names already.
