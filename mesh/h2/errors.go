@@ -31,6 +31,9 @@ func (e *StreamError) Unwrap() error {
 	return nil
 }
 
+// errOver is what using a stream returns whose owner has closed it after its end.
+var errOver = &StreamError{Code: Cancel, Reason: "it is over"}
+
 // ConnError is the end of a connection, as seen by each of its streams.
 type ConnError struct {
 	Code   ErrCode // what the GOAWAY said; NoError if there was none

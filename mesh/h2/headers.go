@@ -25,11 +25,15 @@ type fieldCollector struct {
 	list    []Field
 	regular bool   // a field that is no pseudo-header was seen
 	invalid string // what is wrong with the first bad field
+	expect  int    // how many fields the last list had
 }
 
 func (f *fieldCollector) reset() {
-	*f = fieldCollector{limit: f.limit}
+	*f = fieldCollector{limit: f.limit, expect: min(max(len(f.list), 4), maxExpect)}
 }
+
+// maxExpect bounds for how many fields there is room before they come: lists of a connection resemble each other.
+const maxExpect = 32
 
 // add is called by the HPACK decoder.
 func (f *fieldCollector) add(field Field) {
@@ -50,6 +54,9 @@ func (f *fieldCollector) add(field Field) {
 		f.invalid = fmt.Sprintf("connection-specific field %q", field.Name)
 	}
 	f.regular = f.regular || !pseudo
+	if f.list == nil {
+		f.list = make([]Field, 0, f.expect)
+	}
 	f.list = append(f.list, field)
 }
 
@@ -268,7 +275,7 @@ func (c *Conn) onRequest(id uint32, end bool) error {
 	default:
 		s := c.newStreamLocked(id)
 		s.headed = true
-		s.blocks = append(s.blocks, f.list)
+		s.blocks = append(s.firstBlock[:0], f.list)
 		s.remoteEnd, s.recvEnd = end, end
 		c.handlers++
 		c.wg.Add(1)

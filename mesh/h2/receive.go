@@ -87,6 +87,9 @@ func (s *Stream) enqueueLocked(r *reader, p []byte, to int) {
 	}
 	if from < to {
 		ch := r.donate(from, to)
+		if s.queue == nil {
+			s.queue = s.firstChunk[:0]
+		}
 		s.queue = append(s.queue, ch)
 		s.c.hold(ch)
 	}

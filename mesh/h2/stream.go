@@ -45,6 +45,9 @@ type Stream struct {
 	pushing      bool
 	onReset      func()
 	readDeadline deadline
+
+	firstBlock [1][]Field // of blocks, mostly the only one
+	firstChunk [1]chunk   // of queue, likewise
 }
 
 // chunk is payload in a pooled buffer: buf[r:w].
@@ -180,6 +183,7 @@ func (s *Stream) Headers(ctx context.Context) ([]Field, error) {
 		s.rcond.Wait()
 	}
 	b := s.blocks[0]
+	s.blocks[0] = nil
 	s.blocks = s.blocks[1:]
 	if len(s.blocks) == 0 {
 		s.blocks = nil
@@ -212,6 +216,9 @@ func (s *Stream) Ended() bool {
 func (s *Stream) takeHeaders(fields []Field, header, end bool) {
 	s.rmu.Lock()
 	if header {
+		if s.blocks == nil {
+			s.blocks = s.firstBlock[:0]
+		}
 		s.blocks = append(s.blocks, fields)
 	} else {
 		s.trailers = fields
@@ -230,10 +237,11 @@ func (s *Stream) Reset(code ErrCode) { s.reset(code, true, "") }
 // reset: a reset by the owner discards what was received, one by the engine leaves it to be read before the error.
 func (s *Stream) reset(code ErrCode, owner bool, reason string) {
 	c := s.c
-	err := &StreamError{Code: code, Reason: reason}
+	err := errOver
 	c.mu.Lock()
 	open := c.streams[s.id] == s
 	if open {
+		err = &StreamError{Code: code, Reason: reason}
 		if s.werr == nil {
 			s.werr = err
 		}

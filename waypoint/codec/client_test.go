@@ -288,21 +288,6 @@ func TestDrain2(t *testing.T) {
 	}
 }
 
-func TestIdleTimeout2(t *testing.T) {
-	s := serve(t, &ServerConfig{IdleTimeout: 100 * time.Millisecond}, func(x *Exchange) { ok(x, "") })
-	b := connect(t, s.addr, message.HTTP2)
-	resp, e := trip(t, b, context.Background(), nil)
-	if e != nil {
-		t.Fatal(e)
-	}
-	_, _ = readAll(resp.Body)
-	select {
-	case <-b.conns[0].Done():
-	case <-time.After(patience):
-		t.Error("an idle connection stays")
-	}
-}
-
 // TestClientGone2 wants the context of a request to end when its stream is reset.
 func TestClientGone2(t *testing.T) {
 	entered, gone := make(chan struct{}), make(chan struct{})

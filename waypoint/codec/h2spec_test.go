@@ -39,7 +39,7 @@ func TestH2Spec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(tool, "--strict", "--host", "127.0.0.1", "--port", port, "--timeout", "5").CombinedOutput()
+	out, err := exec.Command(tool, "--strict", "--host", "127.0.0.1", "--port", port, "--timeout", "30").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), " 0 failed") {
 		t.Errorf("h2spec: %v\n%s", err, out)
 	}

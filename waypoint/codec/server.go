@@ -3,7 +3,9 @@ package codec
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -47,7 +49,7 @@ func (s *Server) Run(ctx context.Context) error {
 	two, err := s.detect(in)
 	if err != nil {
 		in.release()
-		if s.ending() {
+		if s.orderly(err) {
 			return nil
 		}
 		return err
@@ -93,6 +95,11 @@ func (s *Server) detect(in *input) (bool, error) {
 		}
 		n = len(got)
 	}
+}
+
+// orderly tells whether an error of the wait for a request is an end as it should be.
+func (s *Server) orderly(err error) bool {
+	return err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.ending()
 }
 
 // ending tells whether the connection is to end, whatever comes.

@@ -98,8 +98,8 @@ func (s *Server) run1(in *input) error {
 		err := o.awaitFirst(1)
 		if err == nil {
 			err = o.request()
-		} else if err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) || s.ending() {
-			return nil // nothing was under way
+		} else if s.orderly(err) {
+			return nil
 		}
 		switch {
 		case err == nil:

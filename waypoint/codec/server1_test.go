@@ -201,25 +201,6 @@ func TestExpect(t *testing.T) {
 	}
 }
 
-func TestHeaderTimeout(t *testing.T) {
-	s := serve(t, &ServerConfig{HeaderTimeout: 50 * time.Millisecond}, func(x *Exchange) { ok(x, "") })
-	r := dial1(t, s.addr)
-	r.send("GET / HTTP/1.1\r\nHost:")
-	if resp, _ := r.answer("GET"); resp.StatusCode != 408 {
-		t.Errorf("status %d, want 408", resp.StatusCode)
-	}
-	r.end()
-}
-
-func TestIdleTimeout(t *testing.T) {
-	s := serve(t, &ServerConfig{IdleTimeout: 100 * time.Millisecond, DrainIdle: time.Hour}, func(x *Exchange) { ok(x, "") })
-	r := dial1(t, s.addr)
-	r.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-	r.answer("GET")
-	r.end()
-	dial1(t, s.addr).end() // one that never says anything
-}
-
 func TestDrain1(t *testing.T) {
 	entered, leave := make(chan struct{}), make(chan struct{})
 	s := serve(t, &ServerConfig{DrainIdle: time.Hour}, func(x *Exchange) {
@@ -246,15 +227,6 @@ func TestDrain1(t *testing.T) {
 		t.Errorf("%q, close %v", body, resp.Close)
 	}
 	idle.end()
-}
-
-func TestDrainIdle1(t *testing.T) {
-	s := serve(t, &ServerConfig{DrainIdle: 50 * time.Millisecond}, func(x *Exchange) { ok(x, "") })
-	r := dial1(t, s.addr)
-	r.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-	r.answer("GET")
-	s.each((*Server).Shutdown)
-	r.end()
 }
 
 // TestClientGone1 wants the context of a request to end when its client has gone.
