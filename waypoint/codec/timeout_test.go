@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,14 +66,16 @@ func TestHeaderTimeout(t *testing.T) {
 		go func() {
 			over <- NewServer(b, &ServerConfig{OnRefuse: func(status int, _ string) { refused = status }}, hello).Run(context.Background())
 		}()
-		go func() {
+		var trickle sync.WaitGroup
+		defer trickle.Wait()
+		trickle.Go(func() {
 			for { // a byte a second
 				if _, err := io.WriteString(a, "G"); err != nil {
 					return
 				}
 				time.Sleep(time.Second)
 			}
-		}()
+		})
 		began := time.Now()
 		resp, err := http.ReadResponse(bufio.NewReader(a), nil)
 		if err != nil || resp.StatusCode != 408 {
