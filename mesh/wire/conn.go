@@ -89,6 +89,7 @@ func handshake(ctx context.Context, sock *socket, conn *tls.Conn, client bool, s
 		sock.drop()
 		return nil, err
 	}
+	sock.shaken()
 	return c, nil
 }
 
@@ -127,6 +128,9 @@ func (c *Conn) Flush() error { return c.sock.flush() }
 func (c *Conn) CloseWrite() error {
 	c.sock.cork(false)
 	if err := c.body.closeWrite(); err != nil {
+		return err
+	}
+	if err := c.sock.drain(); err != nil {
 		return err
 	}
 	return c.sock.closeWrite()

@@ -122,7 +122,7 @@ func (c *records) waitReadable() error {
 	case c.err != nil:
 		return c.err
 	}
-	return c.sock.waitReadable()
+	return c.sock.cut(c.sock.waitReadable())
 }
 
 func (c *records) buffered() int { return len(c.plain) + c.sock.buffered() }
@@ -146,15 +146,11 @@ func (c *records) takePlain(p []byte) int {
 func (c *records) open(p []byte, fit bool) (n int, whole bool, err error) {
 	s := c.sock
 	for !s.recordReady() {
-		// What was written may be what the peer waits for: the end of the handshake.
-		if err := s.flush(); err != nil {
+		if err := s.flushOwed(); err != nil {
 			return 0, true, err
 		}
 		if err := s.fill(); err != nil {
-			if err == io.EOF && s.w > s.r {
-				err = io.ErrUnexpectedEOF
-			}
-			return 0, true, err
+			return 0, true, s.cut(err)
 		}
 	}
 	header := s.in[s.r : s.r+recordHeader]
@@ -181,7 +177,7 @@ func (c *records) open(p []byte, fit bool) (n int, whole bool, err error) {
 	s.r += recordHeader + size
 	kind, length := unpad(inner)
 	switch {
-	case length > maxRecordPayload:
+	case len(inner) > maxRecordPayload+1: // with type and padding
 		err = c.fail(alertRecordOverflow)
 	case kind == typeApplication && c.message.n == 0:
 		n, err = c.payload(p, inner[:length], direct)
@@ -320,11 +316,16 @@ func (c *records) updated(body []byte) error {
 	return nil
 }
 
-// updateLocked tells the peer that all later records are under the next key. There must be room.
+// updateLocked tells the peer that all later records are under the next key. There must be room. After an error nothing more
+// can be sealed.
 func (c *records) updateLocked() error {
 	c.asked = false
 	c.sealLocked(typeHandshake, []byte{messageKeyUpdate, 0, 0, 1, 0})
-	return c.out.update()
+	err := c.out.update()
+	if err != nil {
+		c.ended, c.endedBy = true, fmt.Errorf("update keys: %w", err)
+	}
+	return c.endedBy
 }
 
 // fail tells the peer what is wrong, and returns it as an error.
@@ -374,7 +375,7 @@ func (c *records) Write(p []byte) (int, error) {
 			if c.asked || c.out.seq >= c.maxSeq {
 				if err := c.updateLocked(); err != nil {
 					s.mu.Unlock()
-					return done, fmt.Errorf("update keys: %w", err)
+					return done, err
 				}
 			}
 			k := min(len(p)-done, maxRecordPayload)

@@ -224,6 +224,7 @@ func TestRefusals(t *testing.T) {
 		"wrong version":                     {func(t *testing.T, c *Conn) { injectRaw(t, c, append([]byte{23, 3, 1, 0, 20}, make([]byte, 20)...)) }, "protocol version", ""},
 		"too large when sealed":             {func(t *testing.T, c *Conn) { injectRaw(t, c, []byte{23, 3, 3, 0x41, 1}) }, "record overflow", ""},
 		"too large when opened":             {func(t *testing.T, c *Conn) { inject(t, c, typeApplication, make([]byte, maxRecordPayload+1), 0) }, "record overflow", ""},
+		"too large with padding":            {func(t *testing.T, c *Conn) { inject(t, c, typeApplication, make([]byte, 100), maxRecordPayload-99) }, "record overflow", ""},
 		"shorter than a tag":                {func(t *testing.T, c *Conn) { injectRaw(t, c, append([]byte{23, 3, 3, 0, 16}, make([]byte, 16)...)) }, "bad record MAC", ""},
 		"forged":                            {func(t *testing.T, c *Conn) { injectRaw(t, c, append([]byte{23, 3, 3, 0, 40}, make([]byte, 40)...)) }, "bad record MAC", ""},
 		"alert of three bytes":              {func(t *testing.T, c *Conn) { inject(t, c, typeAlert, []byte{2, 40, 0}, 0) }, "decoding", ""},
@@ -343,6 +344,9 @@ func TestTruncation(t *testing.T) {
 			want := io.ErrUnexpectedEOF
 			if cut == 0 {
 				want = io.EOF
+			}
+			if err := server.WaitReadable(); err != want {
+				t.Errorf("wait: %v, want %v", err, want)
 			}
 			if _, err := server.Read(make([]byte, 10)); err != want {
 				t.Errorf("read: %v, want %v", err, want)

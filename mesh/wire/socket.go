@@ -52,6 +52,8 @@ type socket struct {
 	out      []byte     // pooled; nil while empty
 	outLen   int
 	corked   bool      // out waits for flush
+	shaking  bool      // what is written is the handshake's
+	owed     bool      // the handshake's last flight is in out
 	flushing bool      // somebody is in flush and will take out what comes
 	sent     sync.Cond // out was taken to be sent, or will not be
 	outErr   error
@@ -61,7 +63,7 @@ type socket struct {
 type readWaiter interface{ WaitReadable() error }
 
 func newSocket(nc net.Conn) *socket {
-	s := &socket{nc: nc, inSize: buffer.Small}
+	s := &socket{nc: nc, inSize: buffer.Small, shaking: true}
 	s.sent.L = &s.mu
 	if sc, ok := nc.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
@@ -77,8 +79,7 @@ func newSocket(nc net.Conn) *socket {
 func (s *socket) Read(p []byte) (int, error) {
 	if s.left == 0 {
 		if s.w-s.r < recordHeader {
-			// What was written may be what the peer waits for: a handshake's flights, an alert.
-			if err := s.flush(); err != nil {
+			if err := s.flushOwed(); err != nil {
 				return 0, err
 			}
 		}
@@ -214,6 +215,14 @@ func (s *socket) adapt(n int) {
 	}
 }
 
+// cut tells an end in the middle of a record from one between two.
+func (s *socket) cut(err error) error {
+	if err == io.EOF && s.w > s.r {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
 // release gives the buffer back if nothing is in it.
 func (s *socket) release() {
 	if s.r == s.w && s.in != nil {
@@ -231,6 +240,7 @@ func (s *socket) Write(p []byte) (int, error) {
 		}
 		k := copy(s.out[s.outLen:], p)
 		s.outLen += k
+		s.owed = s.owed || s.shaking
 		p = p[k:]
 		flush := !s.corked || s.outLen > maxCorked || len(p) > 0
 		s.mu.Unlock()
@@ -280,6 +290,24 @@ func (s *socket) flush() error {
 	return s.flushLocked()
 }
 
+// flushOwed is for a reader that is about to wait: the peer may wait for the handshake's last flight. What came later is its
+// writer's business. A reader that sent that would wait until the peer reads, which may do the same.
+func (s *socket) flushOwed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.owed {
+		return s.outErr
+	}
+	return s.flushLocked()
+}
+
+// shaken says that the handshake is over.
+func (s *socket) shaken() {
+	s.mu.Lock()
+	s.shaking = false
+	s.mu.Unlock()
+}
+
 func (s *socket) flushLocked() error {
 	if s.flushing {
 		return s.outErr
@@ -287,7 +315,7 @@ func (s *socket) flushLocked() error {
 	s.flushing = true
 	for s.outLen > 0 && s.outErr == nil {
 		b, n := s.out, s.outLen
-		s.out, s.outLen = nil, 0
+		s.out, s.outLen, s.owed = nil, 0, false
 		s.sent.Broadcast()
 		s.mu.Unlock()
 		err := s.send(b[:n])
@@ -331,6 +359,16 @@ func (s *socket) trySend(fd uintptr) bool {
 		s.sending = s.sending[n:]
 	}
 	return true
+}
+
+// drain flushes, and waits until what another goroutine sends is gone.
+func (s *socket) drain() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.flushing && s.outErr == nil {
+		s.sent.Wait()
+	}
+	return s.flushLocked()
 }
 
 // cork makes Write wait for flush, or no more.
