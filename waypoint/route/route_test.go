@@ -65,7 +65,7 @@ func TestFirstRouteWins(t *testing.T) {
 		}
 		return table
 	}
-	for range 100 {
+	for range 30 {
 		var all []*routev3.Route
 		var alone []*route.Table
 		for i := range 1 + rng.IntN(40) {
