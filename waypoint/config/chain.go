@@ -10,6 +10,10 @@ import (
 type Terminate struct {
 	// Port is the TCP port of the tunnels' connections: api.PortHBONE.
 	Port uint16
+	// MaxConcurrentStreams bounds the tunnels of one connection at a time; 0 for the server's own bound.
+	MaxConcurrentStreams uint32
+	// KeepaliveInterval is the time between pings, KeepaliveTimeout how long the answer may take; 0 for the server's own.
+	KeepaliveInterval, KeepaliveTimeout time.Duration
 }
 
 // Chain says how connections to some destinations are served: exactly one of HTTP and TCP is set.

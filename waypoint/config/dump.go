@@ -75,6 +75,9 @@ func (d dumped) entry(shape dumpShape) map[string]any {
 		}
 	}
 	entry["client_status"] = "ACKED"
+	if d.partly != nil {
+		d.cause, d.refusedVersion, d.refusedAt = d.partly, d.version, d.updated
+	}
 	if d.cause != nil {
 		entry["client_status"] = "NACKED"
 		failed := map[string]any{

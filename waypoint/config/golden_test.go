@@ -120,7 +120,11 @@ func TestGoldens(t *testing.T) {
 					rejections = push(t, s, words[0], map[string]proto.Message{words[1]: parse(t, words[0], f.Data)})
 				}
 				for _, r := range rejections {
-					fmt.Fprintf(&got, "rejected %s:\n", r.Name)
+					part := ""
+					if r.Replaced {
+						part = " in part"
+					}
+					fmt.Fprintf(&got, "rejected %s%s:\n", r.Name, part)
 					for one := range strings.SplitSeq(r.Err.Error(), "; ") {
 						fmt.Fprintf(&got, "  %s\n", strings.ReplaceAll(one, "\u00a0", " "))
 					}

@@ -31,8 +31,16 @@ type chainSource struct {
 	chain *Chain
 }
 
+// inboundRead is what main_internal says.
+type inboundRead struct {
+	inbound *inbound
+	sources map[string]chainSource // by name
+	// bad are the chains that cannot be honoured: those that had a good form before have that one, the others are not there.
+	bad map[string]bool
+}
+
 // inbound reads main_internal. Chains that are in old as they are here are taken over.
-func (d decoder) inbound(l *listenerv3.Listener, old map[string]chainSource) (*inbound, map[string]chainSource) {
+func (d decoder) inbound(l *listenerv3.Listener, old map[string]chainSource) inboundRead {
 	if l.GetInternalListener() == nil {
 		d.add(root.Field("internal_listener"), "required")
 	}
@@ -40,30 +48,35 @@ func (d decoder) inbound(l *listenerv3.Listener, old map[string]chainSource) (*i
 		at := root.Field("listener_filters").Index(i).Field("typed_config")
 		d.unpack(f.GetTypedConfig(), &originaldstv3.OriginalDst{}, at)
 	}
-	out := &inbound{byAddr: map[netip.AddrPort]*Chain{}}
-	sources := make(map[string]chainSource, len(l.GetFilterChains()))
+	out := inboundRead{&inbound{byAddr: map[netip.AddrPort]*Chain{}}, make(map[string]chainSource, len(l.GetFilterChains())), map[string]bool{}}
 	for i, c := range l.GetFilterChains() {
 		at := root.Field("filter_chains").Index(i)
-		if _, twice := sources[c.GetName()]; twice {
+		if _, twice := out.sources[c.GetName()]; twice {
 			d.add(at.Field("name"), "%q is the name of another chain already", c.GetName())
+			continue
 		}
 		src, known := old[c.GetName()]
 		if !known || !proto.Equal(src.proto, c) {
-			src = chainSource{c, d.chain(c, at)}
+			read := chainSource{c, d.chain(c, at)}
+			if !d.report.Below(at) {
+				src, known = read, true
+			} else if out.bad[c.GetName()] = true; !known {
+				continue
+			}
 		}
-		sources[c.GetName()] = src
-		out.chains = append(out.chains, src.chain)
+		out.sources[c.GetName()] = src
+		out.inbound.chains = append(out.inbound.chains, src.chain)
 	}
 	at := root.Field("filter_chain_matcher")
 	m := l.GetFilterChainMatcher()
 	d.noMatch(m.GetOnNoMatch(), at.Field("on_no_match"))
 	if m.GetMatcherTree() != nil {
-		d.addresses(m.GetMatcherTree(), sources, out, at.Field("matcher_tree"))
+		d.addresses(m.GetMatcherTree(), out, at.Field("matcher_tree"))
 	} else if m == nil {
 		d.add(at, "required")
 	}
-	slices.SortStableFunc(out.ranges, func(a, b addressRange) int { return cmp.Compare(b.prefix.Bits(), a.prefix.Bits()) })
-	return out, sources
+	slices.SortStableFunc(out.inbound.ranges, func(a, b addressRange) int { return cmp.Compare(b.prefix.Bits(), a.prefix.Bits()) })
+	return out
 }
 
 // noMatch allows what is done with other destinations to be a chain that is not there: they are refused.
@@ -74,7 +87,7 @@ func (d decoder) noMatch(m *matcherv3.Matcher_OnMatch, at *strict.Path) {
 }
 
 // addresses reads the level of a matcher that looks at the destination's address.
-func (d decoder) addresses(t *matcherv3.Matcher_MatcherTree, chains map[string]chainSource, out *inbound, at *strict.Path) {
+func (d decoder) addresses(t *matcherv3.Matcher_MatcherTree, out inboundRead, at *strict.Path) {
 	d.input(t.GetInput(), &networkv3.DestinationIPInput{}, at.Field("input"))
 	if c := t.GetCustomMatch(); c != nil {
 		at := at.Field("custom_match").Field("typed_config")
@@ -84,9 +97,9 @@ func (d decoder) addresses(t *matcherv3.Matcher_MatcherTree, chains map[string]c
 		}
 		for i, rm := range m.GetRangeMatchers() {
 			at := at.Field("range_matchers").Index(i)
-			ports := d.ports(rm.GetOnMatch(), chains, at.Field("on_match"))
+			ports := d.ports(rm.GetOnMatch(), out, at.Field("on_match"))
 			for k, r := range rm.GetRanges() {
-				d.prefix(r, ports, out, at.Field("ranges").Index(k))
+				d.prefix(r, ports, out.inbound, at.Field("ranges").Index(k))
 			}
 		}
 		return
@@ -102,7 +115,7 @@ func (d decoder) addresses(t *matcherv3.Matcher_MatcherTree, chains map[string]c
 			continue
 		}
 		addr = addr.Unmap()
-		out.serve(netip.PrefixFrom(addr, addr.BitLen()), d.ports(t.GetExactMatchMap().GetMap()[text], chains, at.Key(text)))
+		out.inbound.serve(netip.PrefixFrom(addr, addr.BitLen()), d.ports(t.GetExactMatchMap().GetMap()[text], out, at.Key(text)))
 	}
 }
 
@@ -132,7 +145,7 @@ func (l *inbound) serve(p netip.Prefix, ports map[uint16]*Chain) {
 }
 
 // ports reads the level of a matcher that looks at the destination's port.
-func (d decoder) ports(m *matcherv3.Matcher_OnMatch, chains map[string]chainSource, at *strict.Path) map[uint16]*Chain {
+func (d decoder) ports(m *matcherv3.Matcher_OnMatch, chains inboundRead, at *strict.Path) map[uint16]*Chain {
 	at = at.Field("matcher")
 	d.noMatch(m.GetMatcher().GetOnNoMatch(), at.Field("on_no_match"))
 	t := m.GetMatcher().GetMatcherTree()
@@ -156,12 +169,13 @@ func (d decoder) ports(m *matcherv3.Matcher_OnMatch, chains map[string]chainSour
 		if !d.unpack(on.GetAction().GetTypedConfig(), &name, at) {
 			continue
 		}
-		src, ok := chains[name.GetValue()]
-		if !ok {
+		src, ok := chains.sources[name.GetValue()]
+		switch {
+		case ok:
+			out[uint16(port)] = src.chain
+		case !chains.bad[name.GetValue()]:
 			d.add(at, "there is no filter chain %q", name.GetValue())
-			continue
 		}
-		out[uint16(port)] = src.chain
 	}
 	return out
 }

@@ -46,6 +46,13 @@ func (d decoder) terminate(l *listenerv3.Listener) *Terminate {
 		return out
 	}
 	d.downstreamTLS(l.GetFilterChains()[0], root.Field("filter_chains").Index(0).Field("transport_socket").Field("typed_config"))
+	h2, h2at := m.GetHttp2ProtocolOptions(), at.Field("http2_protocol_options")
+	out.MaxConcurrentStreams = h2.GetMaxConcurrentStreams().GetValue()
+	if k := h2.GetConnectionKeepalive(); k != nil {
+		at := h2at.Field("connection_keepalive")
+		out.KeepaliveInterval = d.duration(k.GetInterval(), at.Field("interval"), 0)
+		out.KeepaliveTimeout = d.duration(k.GetTimeout(), at.Field("timeout"), 0)
+	}
 	d.connect(m, at)
 	return out
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
 
 // Store takes resources from the control plane and publishes snapshots. Its zero value is not usable: NewStore makes one.
@@ -38,6 +41,9 @@ type Store struct {
 	news chan struct{}
 }
 
+// partly is the error of a resource of which the good parts are in force.
+type partly struct{ error }
+
 // kind is a type of resources.
 type kind uint8
 
@@ -54,6 +60,7 @@ type resource struct {
 	version string
 	any     *anypb.Any // nil if none was ever accepted
 	updated time.Time
+	partly  error // what of it is not in force, and why
 	// refused is the last one that was rejected since, if any was.
 	refused        *anypb.Any
 	refusedVersion string
@@ -121,13 +128,18 @@ func (s *Store) take(k kind, upserts []*discoveryv3.Resource, removed []string, 
 			res = &resource{}
 			known[name] = res
 		}
-		if res.any != nil && a != nil && proto.Equal(res.any, a) {
+		if res.any != nil && a != nil && res.partly == nil && proto.Equal(res.any, a) {
 			res.version, res.refused, res.cause = up.GetVersion(), nil, nil
 			continue
 		}
 		err := check(up)
 		if err == nil {
 			err = accept(name, a)
+		}
+		if part := (partly{}); errors.As(err, &part) {
+			*res = resource{version: up.GetVersion(), any: a, updated: time.Now(), partly: part.error}
+			rejections = append(rejections, xds.Rejection{Name: name, Err: part.error, Replaced: true})
+			continue
 		}
 		if err != nil {
 			res.refused, res.refusedVersion, res.refusedAt, res.cause = a, up.GetVersion(), time.Now(), err
@@ -251,16 +263,21 @@ func (s *Store) applyListeners(upserts []*discoveryv3.Resource, removed []string
 				}
 				return err
 			}
-			var in *inbound
-			var sources map[string]chainSource
+			var read inboundRead
+			var whole bool // it is not only chains that cannot be honoured
 			err := decode(a, supported, &listenerv3.Listener{}, func(d decoder, l *listenerv3.Listener) {
 				d.named("name", l.GetName(), name)
-				in, sources = d.inbound(l, s.sources)
+				read = d.inbound(l, s.sources)
+				whole = slices.ContainsFunc(d.report.Problems(), func(p strict.Problem) bool { return !strings.HasPrefix(p.Path, "filter_chains[") })
 			})
-			if err == nil {
-				s.desired, s.sources, touched = in, sources, true
+			if read.inbound == nil || whole {
+				return err
 			}
-			return err
+			s.desired, s.sources, touched = read.inbound, read.sources, true
+			if err != nil {
+				return partly{err}
+			}
+			return nil
 		}, func(name string) {
 			touched = true
 			switch name {

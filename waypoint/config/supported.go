@@ -101,9 +101,9 @@ var supported = strict.Table{
 // tunnels are the fields that are understood beside those, in what describes tunnels: connect_terminate and connect_originate,
 // the listeners and the cluster. Package hbone is what they describe; what they can say is at most as strict as what it does.
 var tunnels = supported.With(strict.Table{
-	"envoy.config.core.v3.KeepaliveSettings":   strict.Known(``, `interval timeout interval_jitter connection_idle_interval`),
+	"envoy.config.core.v3.KeepaliveSettings":   strict.Known(`interval timeout`, `interval_jitter connection_idle_interval`),
 	"envoy.config.core.v3.HttpProtocolOptions": strict.Known(``, `idle_timeout max_headers_count`),
-	"envoy.config.core.v3.Http2ProtocolOptions": strict.Known(``, `max_concurrent_streams connection_keepalive allow_connect
+	"envoy.config.core.v3.Http2ProtocolOptions": strict.Known(`max_concurrent_streams connection_keepalive`, `allow_connect
 		hpack_table_size initial_stream_window_size initial_connection_window_size max_outbound_frames
 		max_outbound_control_frames max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream
 		max_inbound_window_update_frames_per_data_frame_sent override_stream_error_on_invalid_http_message`),

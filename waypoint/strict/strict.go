@@ -247,6 +247,18 @@ func (r *Report) Add(p *Path, format string, args ...any) {
 	r.problems = append(r.problems, Problem{Path: p.String(), What: fmt.Sprintf(format, args...)})
 }
 
+// Below tells whether there is a problem at p or below it.
+func (r *Report) Below(p *Path) bool {
+	if len(r.problems) == 0 {
+		return false
+	}
+	prefix := p.String()
+	return slices.ContainsFunc(r.problems, func(one Problem) bool {
+		rest, ok := strings.CutPrefix(one.Path, prefix)
+		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[' || prefix == "")
+	})
+}
+
 // Empty tells whether there is no problem.
 func (r *Report) Empty() bool { return len(r.problems) == 0 }
 

@@ -127,6 +127,21 @@ func TestManyProblems(t *testing.T) {
 	}
 }
 
+func TestBelow(t *testing.T) {
+	var r strict.Report
+	chains := (*strict.Path)(nil).Field("chains")
+	r.Add(chains.Index(1).Field("name"), "is bad")
+	for _, tt := range []struct {
+		at   *strict.Path
+		want bool
+	}{{chains, true}, {chains.Index(1), true}, {chains.Index(1).Field("name"), true}, {nil, true},
+		{chains.Index(1).Field("nam"), false}, {chains.Index(11), false}, {chains.Index(0), false}} {
+		if got := r.Below(tt.at); got != tt.want {
+			t.Errorf("%v: %v", tt.at, got)
+		}
+	}
+}
+
 func TestAside(t *testing.T) {
 	got := strings.Join(table.Aside(), "\n")
 	want := "- `envoy.config.endpoint.v3.ClusterLoadAssignment.Policy`: `overprovisioning_factor`\n- `envoy.config.endpoint.v3.ClusterLoadAssignment`: `policy`"
