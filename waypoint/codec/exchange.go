@@ -67,8 +67,9 @@ func (x *Exchange) aborted() bool { return x.abortOnce.Load() }
 // Sent returns how many bytes of body Respond has sent. It must not be called during Respond.
 func (x *Exchange) Sent() int64 { return x.sent }
 
-// Moved returns a number that grows with every piece of the request's body that is pulled, and every piece of the response's
-// body that is given to the connection: one that stays shows that nothing moves. Anyone may call it until the handler returns.
+// Moved returns a number that grows with every piece of the request's body that is pulled, every piece of the response's body
+// that is given to the connection, and every piece that a tunnel carries either way: one that stays shows that nothing moves.
+// Anyone may call it until the handler returns.
 func (x *Exchange) Moved() uint64 {
 	n := x.given.Load()
 	if x.pulled != nil {

@@ -304,3 +304,49 @@ func TestEarlyAnswer(t *testing.T) {
 		}
 	}
 }
+
+// pipeTunnel is one end of a pipe as a tunnel.
+type pipeTunnel struct{ net.Conn }
+
+func (p pipeTunnel) CloseWrite() error { return p.Close() }
+
+// TestMoved: an exchange shows that something moves, in bodies as in tunnels.
+func TestMoved(t *testing.T) {
+	moved := make(chan uint64, 1)
+	s := serve(t, nil, func(x *Exchange) {
+		if x.Request.Upgrade == "" {
+			body, err := readAll(x.Request.Body)
+			if err != nil || x.Moved() == 0 {
+				t.Errorf("%v, moved %d after the request", err, x.Moved())
+			}
+			before := x.Moved()
+			ok(x, body)
+			moved <- x.Moved() - before
+			return
+		}
+		near, far := net.Pipe()
+		echoed := make(chan struct{})
+		go func() {
+			defer close(echoed)
+			_, _ = io.Copy(far, far)
+			_ = far.Close()
+		}()
+		_ = x.Respond(&message.Response{Status: 101, Upgrade: "echo", Tunnel: pipeTunnel{near}})
+		<-echoed
+		moved <- x.Moved()
+	})
+	r := dial1(t, s.addr)
+	r.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello")
+	r.answer("POST")
+	if n := <-moved; n == 0 {
+		t.Error("nothing moved with the response")
+	}
+	r.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+	readHead(r.br)
+	r.send("ping")
+	r.want("ping")
+	_ = r.nc.Close()
+	if n := <-moved; n < 2 {
+		t.Errorf("%d pieces moved in a tunnel, want one each way at least", n)
+	}
+}

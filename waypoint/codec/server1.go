@@ -391,7 +391,7 @@ func (o *server1) upgrade(x *Exchange, resp *message.Response) error {
 	client := &tunnel1{nc: o.s.nc, in: &behind}
 	defer client.Close()
 	var err error
-	if x.sent, err = relay(client, resp.Tunnel); err != nil {
+	if x.sent, err = relay(client, resp.Tunnel, &x.given); err != nil {
 		return fmt.Errorf("%w: %w", ErrResponseBody, err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
 	"github.com/ambit-mesh/ambit/mesh/h2"
@@ -74,18 +75,18 @@ func (t *tunnel1) Close() error {
 }
 
 // relay moves bytes between two tunnels until both directions have ended, or one has failed: then both are reset. It returns how
-// many bytes went to a, and why it failed.
-func relay(a, b message.Tunnel) (int64, error) {
+// many bytes went to a, and why it failed. moved counts pieces in both directions.
+func relay(a, b message.Tunnel, moved *atomic.Uint64) (int64, error) {
 	var up, down error
 	var n int64
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if _, up = carry(b, a); up != nil {
+		if _, up = carry(b, a, moved); up != nil {
 			_ = a.Close()
 			_ = b.Close()
 		}
 	})
-	if n, down = carry(a, b); down != nil {
+	if n, down = carry(a, b, moved); down != nil {
 		_ = a.Close()
 		_ = b.Close()
 	}
@@ -97,7 +98,7 @@ func relay(a, b message.Tunnel) (int64, error) {
 }
 
 // carry moves bytes until from has ended, and ends that direction of to.
-func carry(to, from message.Tunnel) (int64, error) {
+func carry(to, from message.Tunnel, moved *atomic.Uint64) (int64, error) {
 	var total int64
 	waiter, _ := from.(interface{ WaitReadable() error })
 	for {
@@ -114,6 +115,7 @@ func carry(to, from message.Tunnel) (int64, error) {
 			var werr error
 			n, werr = to.Write(buf[:n])
 			total += int64(n)
+			moved.Add(1)
 			if werr != nil && (err == nil || err == io.EOF) {
 				err = werr
 			}
