@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/hbone"
@@ -51,9 +52,11 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 				if bad && retries > 0 {
 					r.flag = telemetry.RequestRetriesExhausted
 				}
-				target.EditResponse(&resp.Header)
-				r.cross(resp)
-				return resp, nil
+				return r.edited(target, resp), nil
+			}
+			if err := r.retry(); err != nil {
+				r.flag = telemetry.RequestOverflow
+				return r.edited(target, resp), nil
 			}
 			discard(resp)
 		} else {
@@ -66,6 +69,9 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 			case f.Retry == nil || retries >= f.Retry.Number || failed.happened == 0 || !f.Retry.Before(failed.happened):
 				return nil, r.refuse(failed)
 			}
+			if err := r.retry(); err != nil {
+				return nil, r.refuse(&failure{err: fmt.Errorf("%w; not tried again: %w", failed.err, err)})
+			}
 		}
 		retries++
 		if r.endpoint != nil && !slices.Contains(tried, r.endpoint) {
@@ -76,6 +82,25 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 			return nil, r.refuse(&failure{err: context.Cause(r.ctx)})
 		}
 	}
+}
+
+// retry counts a further try with the cluster, once for all of a request's.
+func (r *request) retry() error {
+	if r.retrying {
+		return nil
+	}
+	if err := r.cluster.BeginRetry(); err != nil {
+		return err
+	}
+	r.retrying = true
+	return nil
+}
+
+// edited makes a backend's response the client's.
+func (r *request) edited(target *route.Target, resp *message.Response) *message.Response {
+	target.EditResponse(&resp.Header)
+	r.cross(resp)
+	return resp
 }
 
 // mayUpgrade tells whether the route, or else the chain, allows an upgrade.
@@ -197,34 +222,65 @@ func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Re
 	if err != nil {
 		return nil, &failure{err: err}
 	}
-	r.endpoint, r.begun = e, true
-	e.Begin()
-	r.tries++
-	req := r.x.Request
-	ctx := r.ctx
-	var timer *time.Timer
-	if f.Retry != nil && f.Retry.PerTryTimeout > 0 {
-		ctx, r.tryCancel = context.WithCancelCause(r.ctx)
-		cancel := r.tryCancel
-		r.whenSent(func() { timer = r.after(f.Retry.PerTryTimeout, func() { cancel(errTryTimeout) }) })
+	r.endpoint = e
+	if err := e.Begin(); err != nil {
+		return nil, &failure{err: err}
 	}
-	client, err := e.Client(ctx, r.protocol(&req))
+	r.begun = true
+	r.tries++
+	r.req = r.x.Request
+	ctx, stop := r.boundTry(f)
+	client, err := e.Client(ctx, r.protocol(&r.req))
 	if err != nil {
-		return nil, connectFailure(ctx, err)
+		f := connectFailure(ctx, err)
+		if f.happened == route.OnConnectFailure {
+			e.Failed()
+		}
+		return nil, f
 	}
 	if r.body != nil {
-		req.Body = r.body.attempt()
+		r.req.Body = r.body.attempt()
 	} else {
 		r.taken = true
 	}
-	resp, err := client.RoundTrip(ctx, &req, r.inform)
+	resp, err := client.RoundTrip(ctx, &r.req, r.inform)
 	if err != nil {
-		return nil, r.failure(ctx, err)
+		f := r.failure(ctx, err)
+		if f.happened != 0 && !f.free && r.x.Context().Err() == nil {
+			e.Failed()
+		}
+		return nil, f
 	}
-	if timer != nil {
-		timer.Stop()
-	}
+	stop()
+	e.Responded(resp.Status)
 	return resp, nil
+}
+
+// boundTry returns the context of a try; stop ends its bound, since the response has come.
+func (r *request) boundTry(f *route.Forward) (ctx context.Context, stop func()) {
+	if f.Retry == nil || f.Retry.PerTryTimeout <= 0 {
+		return r.ctx, func() {}
+	}
+	ctx, r.tryCancel = context.WithCancelCause(r.ctx)
+	cancel := r.tryCancel
+	var mu sync.Mutex // guards what follows: the body may end at any time
+	var timer *time.Timer
+	over := false
+	r.whenSent(func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !over {
+			timer = r.after(f.Retry.PerTryTimeout, func() { cancel(errTryTimeout) })
+		}
+	})
+	return ctx, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		over = true
+		if timer != nil {
+			timer.Stop()
+		}
+	}
 }
 
 // leaveTry gives back what the last try holds.
@@ -255,8 +311,11 @@ func (r *request) protocol(req *message.Request) message.Protocol {
 
 // connectFailure says what to make of having no connection.
 func connectFailure(ctx context.Context, err error) *failure {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return &failure{err: context.Cause(ctx), happened: route.OnReset}
+	case errors.Is(err, upstream.ErrOverflow):
+		return &failure{err: err}
 	}
 	return &failure{err: err, happened: route.OnConnectFailure}
 }
@@ -305,6 +364,8 @@ func (r *request) refuse(f *failure) *refusal {
 		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("no answer in time from the backend %s: %v", to, err)}
 	case errors.Is(err, errIdleStream):
 		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("the backend %s: %v", to, err)}
+	case errors.Is(err, upstream.ErrOverflow):
+		return &refusal{503, telemetry.RequestOverflow, fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, upstream.ErrNoEndpoint):
 		return &refusal{503, telemetry.RequestNoHealthy, fmt.Sprintf("the backend %s (%s) has no endpoint that is ready", to, r.cluster.Name())}
 	case errors.Is(err, codec.ErrRequestBody):

@@ -61,6 +61,7 @@ type world struct {
 	clients   *hbone.Pool
 	endpoints map[string][]string // YAML by cluster
 	settings  map[string]string   // YAML of protocol options by cluster
+	more      map[string]string   // YAML of further fields by cluster
 
 	mu     sync.Mutex // guards what follows
 	behind map[netip.AddrPort]string
@@ -91,7 +92,7 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, ca: ca, registry: prometheus.NewRegistry(), log: &logBuffer{}, endpoints: map[string][]string{},
-		settings: map[string]string{}, behind: map[netip.AddrPort]string{}}
+		settings: map[string]string{}, more: map[string]string{}, behind: map[netip.AddrPort]string{}}
 	own := w.svid(waypointID)
 	tunnels := hbone.NewPool(hbone.PoolConfig{Dial: w.dialBackend, TLS: func(_ context.Context, target hbone.Target) (*tls.Config, error) {
 		return identity.ClientTLS(own, target.Expect), nil
@@ -316,7 +317,7 @@ func (w *world) applyTypes(routes, listener string, types ...string) {
 	w.t.Helper()
 	resources := configtest.Resources{Listener: listener, Routes: routes}
 	for name, endpoints := range w.endpoints {
-		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], Endpoints: endpoints})
+		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], More: w.more[name], Endpoints: endpoints})
 	}
 	for typeURL, push := range resources.All(w.t) {
 		for _, h := range w.store.Handlers() {

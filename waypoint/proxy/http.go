@@ -43,6 +43,8 @@ type request struct {
 	cluster  *upstream.Cluster
 	endpoint *upstream.Endpoint // of the last try
 	begun    bool               // and it is not over
+	req      message.Request    // of the last try
+	retrying bool               // counted as such with the cluster
 	tries    int
 	taken    bool // the body was given to a try as it is
 	idle     idleState
@@ -202,6 +204,9 @@ func (r *request) finish() {
 	r.leaveTry()
 	if r.cancel != nil {
 		r.cancel(nil)
+	}
+	if r.retrying {
+		r.cluster.EndRetry()
 	}
 	took := time.Since(r.start)
 	r.count(took)

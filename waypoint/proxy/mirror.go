@@ -82,7 +82,9 @@ func copyTo(ctx context.Context, cluster *upstream.Cluster, req *message.Request
 	if err != nil {
 		return fmt.Errorf("%s: %w", cluster.Name(), err)
 	}
-	e.Begin()
+	if err := e.Begin(); err != nil {
+		return err
+	}
 	defer e.End()
 	proto := message.HTTP11
 	if p := cluster.Settings().Protocol; p == config.HTTP2 || p == config.AsClient && req.Proto == message.HTTP2 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
 // TestTimeouts: a route's times are kept, before the response and within it.
@@ -293,6 +294,100 @@ func TestIdleStream(t *testing.T) {
 			t.Errorf("%d %q, and no error", a.StatusCode, a.body)
 		}
 	})
+}
+
+// TestCircuitBreakers: what is beyond the bounds of a cluster is refused at once, and only that.
+func TestCircuitBreakers(t *testing.T) {
+	for _, tt := range []struct{ breaker, says string }{
+		{"max_requests: 2", "2 requests at a time"},
+		{"max_connections: 1, max_pending_requests: 1", "1 requests that wait for a connection at a time"},
+	} {
+		t.Run(tt.breaker, func(t *testing.T) {
+			w := newWorld(t)
+			arrived, goOn := make(chan struct{}, 10), make(chan struct{})
+			w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+				arrived <- struct{}{}
+				<-goOn
+				_, _ = io.WriteString(rw, "whole")
+			}))
+			w.more["c"] = "circuit_breakers: {thresholds: [{" + tt.breaker + "}]}\n"
+			w.apply(all)
+			var wg sync.WaitGroup
+			ask := func() {
+				wg.Go(func() {
+					if a, err := try(w.client("HTTP/1.1"), "GET", "/", ""); err != nil || a.body != "whole" {
+						t.Errorf("%d %q %v", statusOf(a), a.body, err)
+					}
+				})
+			}
+			ask()
+			<-arrived
+			ask()
+			await(t, "two requests are under way", func() bool { return w.clusters.Lookup("c").Requests() == 2 })
+			if strings.Contains(tt.breaker, "pending") {
+				await(t, "the second waits", func() bool { return w.clusters.Lookup("c").Waiting() == 1 })
+			}
+			if a := do(t, w.client("HTTP/1.1"), "GET", "/", ""); a.StatusCode != 503 || !strings.Contains(a.body, tt.says) {
+				t.Errorf("%d %q; want 503 that tells of %s", a.StatusCode, a.body, tt.says)
+			}
+			if !strings.Contains(w.log.String(), "response_flags=UO") {
+				t.Error("the log has not UO")
+			}
+			close(goOn)
+			wg.Wait()
+			if n := w.clusters.Lookup("c").Requests(); n != 0 {
+				t.Errorf("%d requests are counted when all are over", n)
+			}
+			do(t, w.client("HTTP/1.1"), "GET", "/", "")
+		})
+	}
+}
+
+// TestRetryBudget: where there are as many retries as may be, the first answer is the last.
+func TestRetryBudget(t *testing.T) {
+	w := newWorld(t)
+	var asked atomic.Int64
+	w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		rw.WriteHeader(503)
+	}))
+	w.more["c"] = "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 0}, min_retry_concurrency: 0}}]}\n"
+	w.apply(`- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: "5xx", num_retries: 3}}}`)
+	if a := do(t, w.client("HTTP/1.1"), "GET", "/", ""); a.StatusCode != 503 || asked.Load() != 1 {
+		t.Errorf("%d after %d tries", a.StatusCode, asked.Load())
+	}
+}
+
+// TestOutlierEjection: an endpoint whose answers are bad is left alone for a time, and then asked again.
+func TestOutlierEjection(t *testing.T) {
+	w := newWorld(t)
+	var bad atomic.Bool
+	bad.Store(true)
+	w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if bad.Load() {
+			rw.WriteHeader(500)
+			return
+		}
+		_, _ = io.WriteString(rw, "well again")
+	}))
+	w.httpPod("c", 2, name("good"))
+	w.more["c"] = "outlier_detection: {consecutive_5xx: 3, enforcing_success_rate: 0, base_ejection_time: 0.3s, max_ejection_percent: 50, max_ejection_time_jitter: 0s}\n"
+	w.apply(`- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s}}`)
+	c := w.client("HTTP/1.1")
+	failures := 0
+	await(t, "the bad one is ejected", func() bool {
+		if do(t, c, "GET", "/", "").StatusCode != 200 {
+			failures++
+		}
+		out := false
+		w.clusters.Lookup("c").Endpoints(func(e *upstream.Endpoint) { out = out || e.Ejected() })
+		return out
+	})
+	if failures != 3 {
+		t.Errorf("it was ejected after %d failures; want 3", failures)
+	}
+	bad.Store(false)
+	await(t, "it is asked again", func() bool { return do(t, c, "GET", "/", "").body == "well again" })
 }
 
 // TestTCP: what is no HTTP is carried as it is: the server may speak first, ends and resets arrive as such.

@@ -29,7 +29,7 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 		_ = in.Reject(503, err.Error())
 		return
 	}
-	defer e.End()
+	defer e.EndConnection()
 	s, err := in.Accept()
 	if err != nil {
 		_ = nc.Close()
@@ -61,7 +61,8 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 	c.logTCP(start, e, &counters, err)
 }
 
-// connect chooses an endpoint and connects to it, or to another if that fails. The caller must End the endpoint.
+// connect chooses an endpoint and connects to it, or to another if that fails. The caller must EndConnection the
+// endpoint.
 func (c *connection) connect(ctx context.Context) (*upstream.Endpoint, net.Conn, error) {
 	t := c.chain.TCP
 	name := t.Choose() // once for the connection, so that shares are as they should be
@@ -75,12 +76,14 @@ func (c *connection) connect(ctx context.Context) (*upstream.Endpoint, net.Conn,
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
-		e.Begin()
+		if err := e.BeginConnection(); err != nil {
+			return e, nil, err
+		}
 		nc, err := e.Dial(ctx)
 		if err == nil {
 			return e, nc, nil
 		}
-		e.End()
+		e.EndConnection()
 		if tried = append(tried, e); len(tried) >= max(t.ConnectAttempts, minConnectAttempts) || ctx.Err() != nil {
 			return e, nil, err
 		}

@@ -100,7 +100,9 @@ func TestLessBusy(t *testing.T) {
 	c := clusterOf(t, &config.Settings{}, []*config.Endpoint{plain(0, 1), plain(1, 1)})
 	busy := mustChoose(t, c)
 	for range 10 {
-		busy.Begin()
+		if err := busy.Begin(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	wrong := 0
 	for range 1000 {

@@ -119,7 +119,7 @@ type Cluster struct {
 	state   atomic.Pointer[state]
 	turn    atomic.Uint64 // of round robin
 
-	requests atomic.Int64 // under way
+	usage usage
 
 	known map[endpointKey]*Endpoint // of apply
 }
@@ -156,7 +156,7 @@ func (c *Cluster) idleTimeout() time.Duration {
 }
 
 // Requests returns how many requests are under way.
-func (c *Cluster) Requests() int { return int(c.requests.Load()) }
+func (c *Cluster) Requests() int { return int(c.usage.requests.Load()) }
 
 // Endpoints calls f for each endpoint that may be chosen.
 func (c *Cluster) Endpoints(f func(*Endpoint)) {

@@ -43,6 +43,7 @@ type Endpoint struct {
 	active   atomic.Int64  // requests and connections under way
 	out      atomic.Int64  // passed over until then, in Unix nanoseconds
 	failures atomic.Uint32 // in a row
+	health   health
 
 	http1, http2 pool
 }
@@ -82,7 +83,7 @@ func (e *Endpoint) Active() int { return int(e.active.Load()) }
 // Connections returns how many connections of HTTP to the endpoint are open.
 func (e *Endpoint) Connections() int { return e.http1.size() + e.http2.size() }
 
-// PassedOver tells whether the endpoint failed to connect lately.
+// PassedOver tells whether the endpoint failed to connect lately, or is ejected.
 func (e *Endpoint) PassedOver() bool { return !e.usable(now()) }
 
 func (e *Endpoint) String() string {
@@ -92,21 +93,41 @@ func (e *Endpoint) String() string {
 	return e.key.addr.String() + " (" + e.key.workload.Name + ")"
 }
 
-// Begin counts a request or connection to the endpoint, End its end. Choose looks at the count.
-func (e *Endpoint) Begin() {
+// Begin counts a request to the endpoint, and End its end; Choose looks at the count. It returns an error that is ErrOverflow,
+// and counts nothing, if the cluster has as many as may be.
+func (e *Endpoint) Begin() error {
+	c := e.cluster
+	if err := take(&c.usage.requests, c.limits().Requests, "requests"); err != nil {
+		return err
+	}
 	e.active.Add(1)
-	e.cluster.requests.Add(1)
+	return nil
 }
 
 // End is the counterpart of Begin.
 func (e *Endpoint) End() {
 	e.active.Add(-1)
-	e.cluster.requests.Add(-1)
+	e.cluster.usage.requests.Add(-1)
+}
+
+// BeginConnection is Begin for a connection that is no HTTP, EndConnection its counterpart.
+func (e *Endpoint) BeginConnection() error {
+	c := e.cluster
+	if err := take(&c.usage.connections, c.limits().Connections, "connections"); err != nil {
+		return err
+	}
+	e.active.Add(1)
+	return nil
+}
+
+// EndConnection is the counterpart of BeginConnection.
+func (e *Endpoint) EndConnection() {
+	e.active.Add(-1)
+	e.cluster.usage.connections.Add(-1)
 }
 
 func (e *Endpoint) usable(now int64) bool {
-	out := e.out.Load()
-	return out == 0 || out <= now
+	return e.out.Load() <= now && e.health.ejected.Load() <= now
 }
 
 // failed has the endpoint passed over for a while.

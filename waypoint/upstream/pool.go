@@ -83,6 +83,12 @@ func (p *pool) acquire(ctx context.Context) (codec.Client, error) {
 			return c, nil
 		}
 	}
+	c := p.endpoint.cluster
+	if err := take(&c.usage.pending, c.limits().Pending, "requests that wait for a connection"); err != nil {
+		p.unlock()
+		return nil, err
+	}
+	defer c.usage.pending.Add(-1)
 	w := &waiter{ready: make(chan grant, 1)}
 	p.waiters = append(p.waiters, w)
 	p.dialLocked()
@@ -146,11 +152,19 @@ func (p *pool) grantLocked(g grant) {
 	w.ready <- g
 }
 
-// dialLocked makes as many connections as those who wait need, beyond those that are on their way, within the bound.
+// dialLocked makes as many connections as those who wait need, beyond those that are on their way, within the bounds. The
+// cluster's bound does not keep an endpoint without connections from getting one: who waits there would wait for ever.
 func (p *pool) dialLocked() {
+	c := p.endpoint.cluster
 	for !p.closed && len(p.waiters) > p.dials*p.perDial() && len(p.conns)+p.dials < maxConnections {
+		if err := take(&c.usage.connections, c.limits().Connections, "connections"); err != nil {
+			if len(p.conns)+p.dials > 0 {
+				return
+			}
+			c.usage.connections.Add(1)
+		}
 		p.dials++
-		p.endpoint.cluster.manager.ended.Go(p.dial)
+		c.manager.ended.Go(p.dial)
 	}
 }
 
@@ -171,6 +185,7 @@ func (p *pool) dial() {
 	defer p.unlock()
 	p.dials--
 	if err != nil {
+		cluster.usage.connections.Add(-1)
 		p.failLocked(err)
 		p.dialLocked()
 		return
@@ -211,6 +226,7 @@ func (p *pool) await(c *conn) {
 	p.mu.Lock()
 	defer p.unlock()
 	delete(p.conns, c)
+	p.endpoint.cluster.usage.connections.Add(-1)
 	p.unparkLocked(c)
 	p.dialLocked() // there is room for another
 }

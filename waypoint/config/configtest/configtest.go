@@ -29,6 +29,8 @@ type Cluster struct {
 	Name string
 	// Options is YAML of HttpProtocolOptions; "" for HTTP as the client speaks it.
 	Options string
+	// More is YAML of further fields of the cluster.
+	More string
 	// Endpoints are what HBONE and Plain return.
 	Endpoints []string
 }
@@ -140,7 +142,7 @@ typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
     '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     %[2]s
-`, c.Name, options)
+`, c.Name, options) + c.More
 }
 
 // Terminate is the YAML of connect_terminate.
