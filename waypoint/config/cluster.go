@@ -39,6 +39,10 @@ type Settings struct {
 	Choices  uint32
 	// LocalityWeights: localities of one priority share requests by their weights; else only endpoints' weights count.
 	LocalityWeights bool
+	// Limits are the circuit breakers; nil if there are none.
+	Limits *Limits
+	// Outlier is how endpoints that fail are taken out for a time; nil if none are.
+	Outlier *Outlier
 }
 
 // Service names a Kubernetes service.
@@ -66,6 +70,41 @@ const (
 	RoundRobin
 	Random
 )
+
+// Limits are the most of each that a cluster may have at a time, over all endpoints, in this proxy. What is beyond is answered
+// 503 at once.
+type Limits struct {
+	// Connections to endpoints; Pending requests that wait for one; Requests under way; Retries under way.
+	Connections, Pending, Requests, Retries uint32
+	// Budget, unless it is nil, takes the place of Retries.
+	Budget *Budget
+}
+
+// Unlimited is a limit that is none.
+const Unlimited = 1<<32 - 1
+
+// Budget bounds retries under way by a share of the requests that are.
+type Budget struct {
+	// Percent of requests under way and waiting: 0 to 100.
+	Percent float64
+	// Min retries are always allowed.
+	Min uint32
+}
+
+// Outlier is how endpoints that fail are passed over for a time. An Enforcing percentage is the chance that a finding has
+// consequences; 0 turns the finding off.
+type Outlier struct {
+	// Consecutive5xx: so many 5xx responses (and failures to get any) in a row; ConsecutiveGateway: 502, 503, 504 alone;
+	// ConsecutiveLocal: connections that failed or timed out, counted apart from responses only with SplitLocal.
+	Consecutive5xx, ConsecutiveGateway, ConsecutiveLocal uint32
+	Enforce5xx, EnforceGateway, EnforceLocal             uint32
+	SplitLocal                                           bool
+	// BaseTime is how long an endpoint stays out at first, times how often it was out; MaxTime the most; Jitter is added at random.
+	BaseTime, MaxTime, Jitter time.Duration
+	// MaxPercent of the endpoints may be out at a time; AlwaysOne: but one in any case.
+	MaxPercent uint32
+	AlwaysOne  bool
+}
 
 // Endpoints are those of one cluster.
 type Endpoints struct {

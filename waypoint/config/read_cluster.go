@@ -20,8 +20,12 @@ import (
 const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 const (
-	defaultConnect = 5 * time.Second
-	defaultChoices = 2
+	defaultConnect    = 5 * time.Second
+	defaultChoices    = 2
+	defaultLimit      = 1024
+	defaultRetryLimit = 3
+	defaultBudget     = 20 // per cent
+	defaultBudgetMin  = 3
 )
 
 // clusterRead is what a Cluster resource says.
@@ -129,6 +133,10 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 		}
 	}
 	d.protocol(c.GetTypedExtensionProtocolOptions(), out, root.Field("typed_extension_protocol_options"))
+	out.Limits = d.limits(c.GetCircuitBreakers(), root.Field("circuit_breakers").Field("thresholds"))
+	if o := c.GetOutlierDetection(); o != nil {
+		out.Outlier = d.outlier(o, root.Field("outlier_detection"))
+	}
 	d.sockets(c)
 	return out
 }
@@ -173,6 +181,72 @@ func (d decoder) protocol(options map[string]*anypb.Any, out *Settings, at *stri
 	if o.GetHeadersWithUnderscoresAction() != corev3.HttpProtocolOptions_ALLOW {
 		d.add(at.Field("headers_with_underscores_action"), "not supported in clusters: leave it out")
 	}
+}
+
+// limits reads circuit breakers; nil if there are none.
+func (d decoder) limits(b *clusterv3.CircuitBreakers, at *strict.Path) *Limits {
+	var out *Limits
+	for i, t := range b.GetThresholds() {
+		at := at.Index(i)
+		if t.GetPriority() != corev3.RoutingPriority_DEFAULT { // the field is not in the table either: said once
+			continue
+		}
+		if out != nil {
+			d.add(at, "only one of priority DEFAULT")
+			continue
+		}
+		out = &Limits{
+			Connections: number(t.GetMaxConnections(), defaultLimit), Pending: number(t.GetMaxPendingRequests(), defaultLimit),
+			Requests: number(t.GetMaxRequests(), defaultLimit), Retries: number(t.GetMaxRetries(), defaultRetryLimit),
+		}
+		if r := t.GetRetryBudget(); r != nil {
+			out.Budget = &Budget{Percent: defaultBudget, Min: number(r.GetMinRetryConcurrency(), defaultBudgetMin)}
+			if p := r.GetBudgetPercent(); p != nil {
+				if out.Budget.Percent = p.GetValue(); !(out.Budget.Percent >= 0 && out.Budget.Percent <= 100) {
+					d.add(at.Field("retry_budget").Field("budget_percent"), "0 to 100, not %v", p.GetValue())
+				}
+			}
+		}
+	}
+	return out
+}
+
+func (d decoder) outlier(o *clusterv3.OutlierDetection, at *strict.Path) *Outlier {
+	out := &Outlier{
+		Consecutive5xx: number(o.GetConsecutive_5Xx(), 5), Enforce5xx: number(o.GetEnforcingConsecutive_5Xx(), 100),
+		ConsecutiveGateway: number(o.GetConsecutiveGatewayFailure(), 5), EnforceGateway: number(o.GetEnforcingConsecutiveGatewayFailure(), 0),
+		ConsecutiveLocal: number(o.GetConsecutiveLocalOriginFailure(), 5), EnforceLocal: number(o.GetEnforcingConsecutiveLocalOriginFailure(), 100),
+		SplitLocal: o.GetSplitExternalLocalOriginErrors(),
+		BaseTime:   d.duration(o.GetBaseEjectionTime(), at.Field("base_ejection_time"), 30*time.Second),
+		Jitter:     d.duration(o.GetMaxEjectionTimeJitter(), at.Field("max_ejection_time_jitter"), 0),
+		MaxPercent: number(o.GetMaxEjectionPercent(), 10), AlwaysOne: o.GetAlwaysEjectOneHost().GetValue(),
+	}
+	out.MaxTime = d.duration(o.GetMaxEjectionTime(), at.Field("max_ejection_time"), max(300*time.Second, out.BaseTime))
+	if out.BaseTime == 0 {
+		d.add(at.Field("base_ejection_time"), "must not be 0")
+	}
+	if out.MaxTime < out.BaseTime {
+		d.add(at.Field("max_ejection_time"), "at least base_ejection_time")
+	}
+	for field, v := range map[string]uint32{
+		"enforcing_consecutive_5xx": out.Enforce5xx, "enforcing_consecutive_gateway_failure": out.EnforceGateway,
+		"enforcing_consecutive_local_origin_failure": out.EnforceLocal, "max_ejection_percent": out.MaxPercent,
+	} {
+		if v > 100 {
+			d.add(at.Field(field), "0 to 100, not %d", v)
+		}
+	}
+	// Comparing endpoints with each other is not supported; Envoy does it unless it is told not to, so only that is taken.
+	for field, v := range map[string]uint32{
+		"enforcing_success_rate":              o.GetEnforcingSuccessRate().GetValue(),
+		"enforcing_local_origin_success_rate": o.GetEnforcingLocalOriginSuccessRate().GetValue(),
+		"enforcing_failure_percentage":        o.GetEnforcingFailurePercentage().GetValue(),
+	} {
+		if v != 0 {
+			d.add(at.Field(field), "not supported: 0")
+		}
+	}
+	return out
 }
 
 // sockets checks how endpoints are connected to: those that say so through tunnels, the others in plain.

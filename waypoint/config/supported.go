@@ -65,7 +65,7 @@ var supported = strict.Table{
 
 	"envoy.config.cluster.v3.Cluster": strict.Known(`name type eds_cluster_config connect_timeout lb_policy load_assignment
 		typed_extension_protocol_options transport_socket_matches transport_socket metadata least_request_lb_config common_lb_config
-		original_dst_lb_config`, `alt_stat_name per_connection_buffer_limit_bytes cleanup_interval
+		original_dst_lb_config circuit_breakers outlier_detection`, `alt_stat_name per_connection_buffer_limit_bytes cleanup_interval
 		wait_for_warm_on_init upstream_connection_options track_cluster_stats ignore_health_on_host_removal`),
 	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":     strict.Known(`eds_config service_name`, ``),
 	"envoy.config.cluster.v3.Cluster.TransportSocketMatch": strict.Known(`match transport_socket`, `name`),
@@ -74,9 +74,18 @@ var supported = strict.Table{
 	"envoy.config.cluster.v3.Cluster.CommonLbConfig": strict.Known(`healthy_panic_threshold locality_weighted_lb_config`,
 		`update_merge_window`),
 	"envoy.config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig": strict.Known(``, ``),
-	"envoy.config.cluster.v3.UpstreamConnectionOptions":                       strict.Known(``, `tcp_keepalive`),
-	"envoy.config.cluster.v3.TrackClusterStats":                               strict.Known(``, `timeout_budgets request_response_sizes per_endpoint_stats`),
-	"envoy.config.core.v3.TcpKeepalive":                                       strict.Known(``, `keepalive_probes keepalive_time keepalive_interval`),
+	"envoy.config.cluster.v3.CircuitBreakers":                                 strict.Known(`thresholds`, ``),
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds": strict.Known(`max_connections max_pending_requests max_requests max_retries
+		retry_budget`, `track_remaining`),
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget": strict.Known(`budget_percent min_retry_concurrency`, ``),
+	"envoy.config.cluster.v3.OutlierDetection": strict.Known(`consecutive_5xx base_ejection_time max_ejection_percent
+		enforcing_consecutive_5xx consecutive_gateway_failure enforcing_consecutive_gateway_failure
+		split_external_local_origin_errors consecutive_local_origin_failure enforcing_consecutive_local_origin_failure
+		max_ejection_time max_ejection_time_jitter always_eject_one_host enforcing_success_rate
+		enforcing_failure_percentage enforcing_local_origin_success_rate`, `interval`),
+	"envoy.config.cluster.v3.UpstreamConnectionOptions": strict.Known(``, `tcp_keepalive`),
+	"envoy.config.cluster.v3.TrackClusterStats":         strict.Known(``, `timeout_budgets request_response_sizes per_endpoint_stats`),
+	"envoy.config.core.v3.TcpKeepalive":                 strict.Known(``, `keepalive_probes keepalive_time keepalive_interval`),
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": strict.Known(`common_http_protocol_options explicit_http_config
 		use_downstream_protocol_config`, ``),
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": strict.Known(`http_protocol_options
