@@ -144,3 +144,66 @@ func BenchmarkHTTP2(b *testing.B) {
 	}
 	wg.Wait()
 }
+
+// BenchmarkBulk is a long response through server and client, by version on both sides; our codec is on all four ends.
+func BenchmarkBulk(b *testing.B) {
+	const size = 16 << 20
+	for _, proto := range []message.Protocol{message.HTTP11, message.HTTP2} {
+		for _, known := range []bool{true, false} {
+			name, length := proto.String()+" sized", int64(size)
+			if !known {
+				name, length = proto.String()+" unsized", message.Unknown
+			}
+			b.Run(name, func(b *testing.B) {
+				s := serve(b, nil, func(x *Exchange) {
+					_ = x.Respond(&message.Response{Status: 200, Body: &zeros{left: size}, Length: length})
+				})
+				p := proxy(b, s.addr, proto)
+				c, err := connect(b, p.addr, proto).reserve()
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.SetBytes(size)
+				b.ReportAllocs()
+				for i := range b.N {
+					if i > 0 && !c.Reserve() {
+						b.Fatal("no room for a request")
+					}
+					resp, err := c.RoundTrip(context.Background(), &message.Request{Method: "GET", Path: "/", Authority: "a"}, nil)
+					if err != nil {
+						b.Fatal(err)
+					}
+					for n := 0; ; {
+						p, err := resp.Body.Next()
+						if err == io.EOF && n == size {
+							break
+						}
+						if err != nil {
+							b.Fatalf("after %d bytes: %v", n, err)
+						}
+						n += len(p)
+					}
+					resp.Body.Close()
+				}
+			})
+		}
+	}
+}
+
+// zeros is a body of so many bytes.
+type zeros struct {
+	left  int
+	piece [64 << 10]byte
+}
+
+func (z *zeros) Next() ([]byte, error) {
+	if z.left == 0 {
+		return nil, io.EOF
+	}
+	n := min(z.left, len(z.piece))
+	z.left -= n
+	return z.piece[:n], nil
+}
+func (*zeros) Ready() bool              { return true }
+func (*zeros) Trailers() message.Fields { return nil }
+func (*zeros) Close()                   {}

@@ -127,7 +127,7 @@ func (b *body1) read() ([]byte, error) {
 		return nil, io.EOF
 	}
 	if len(b.in.bytes()) == 0 {
-		if err := b.in.fill(buffer.Small); err != nil {
+		if err := b.in.fill(b.room()); err != nil {
 			if err == io.EOF && b.left > 0 {
 				err = io.ErrUnexpectedEOF
 			}
@@ -143,10 +143,22 @@ func (b *body1) read() ([]byte, error) {
 	return p, nil
 }
 
+// manyPieces is after how many pieces a body is a long one, for which a larger buffer pays.
+const manyPieces = 4
+
+// room is the size of the buffer that is read into next.
+func (b *body1) room() int {
+	if b.pulled.Load() > manyPieces && (b.left < 0 || b.left > buffer.Small) {
+		return buffer.Medium
+	}
+	return buffer.Small
+}
+
 func (b *body1) readChunks() ([]byte, error) {
 	c := b.chunked
-	if c.out == nil {
-		c.out = buffer.Get(buffer.Small)
+	if n := b.room(); len(c.out) < n {
+		buffer.Put(c.out)
+		c.out = buffer.Get(n)
 	}
 	for {
 		n, err := c.r.Read(c.out)
