@@ -34,7 +34,7 @@ func (r *remover) removeWaypoints(ctx context.Context) error {
 		}
 		for i := range list.Items {
 			object := &list.Items[i]
-			if !deployedByUs(object) {
+			if !managedBy(object, api.GatewayDeployer) {
 				continue // another mesh's waypoints have the same label
 			}
 			gateways[object.GetNamespace()+"/"+object.GetLabels()[api.LabelGatewayName]] = true
@@ -48,12 +48,37 @@ func (r *remover) removeWaypoints(ctx context.Context) error {
 		r.env.Notef("Removed the pods and services of %s. The Gateways stay, which do nothing without a mesh; a later install makes them work again.",
 			console.Plural(n, "waypoint"))
 	}
+	return r.removeStanding(ctx)
+}
+
+// standing are the objects that the control plane makes where they are missing.
+var standing = []struct {
+	resource schema.GroupVersionResource
+	name     string
+}{
+	{schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}, api.ClassWaypoint},
+	{schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}, api.ClassIngress},
+	{schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}, api.MeshName},
+}
+
+// removeStanding removes them if the control plane made them; others that have a controller of that name keep theirs.
+func (r *remover) removeStanding(ctx context.Context) error {
+	for _, s := range standing {
+		client := r.cluster.Dynamic.Resource(s.resource)
+		object, err := client.Get(ctx, s.name, metav1.GetOptions{})
+		if err == nil && managedBy(object, api.ControlPlaneDeployment) {
+			err = client.Delete(ctx, s.name, metav1.DeleteOptions{})
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("delete %s %s: %w", s.resource.Resource, s.name, err)
+		}
+	}
 	return nil
 }
 
-// deployedByUs tells whether this mesh's control plane applied an object.
-func deployedByUs(object *unstructured.Unstructured) bool {
+// managedBy tells whether a field manager made or applied an object.
+func managedBy(object *unstructured.Unstructured, manager string) bool {
 	return slices.ContainsFunc(object.GetManagedFields(), func(entry metav1.ManagedFieldsEntry) bool {
-		return entry.Manager == api.GatewayDeployer
+		return entry.Manager == manager && entry.Subresource == ""
 	})
 }

@@ -78,7 +78,7 @@ func programmed(gateway *gatewayv1.Gateway) metav1.Condition {
 	const kind = string(gatewayv1.GatewayConditionProgrammed)
 	condition := meta.FindStatusCondition(gateway.Status.Conditions, kind)
 	switch {
-	case condition == nil:
+	case condition == nil, condition.Status == metav1.ConditionUnknown && condition.ObservedGeneration == 0: // as the definition has it
 		return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: "Pending", Message: "the control plane has not looked at it yet"}
 	case condition.ObservedGeneration < gateway.Generation:
 		return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: "Pending", Message: "the control plane has not looked at the last change yet"}
