@@ -22,6 +22,7 @@ func stages(dual bool) []stage {
 	stages := []stage{
 		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), impersonation(), badInput(), authorization(), names(), seen()}},
 		{"bulk", []scenario{shapes()}}, // alone: no capture of another scenario keeps up with it
+		{"waypoint", []scenario{waypoint()}},
 		{"changing", []scenario{enrolUnderLoad(), midstream()}},
 		{"rollout", []scenario{rollout()}},
 		{"rolling", []scenario{rollControl()}},
