@@ -139,7 +139,7 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	p.vips = vips.New(c.dynamic, entries{p}, log.With("room", "vips"))
 	p.deployer = deployer.New(deployer.Config{
 		Client: c.dynamic, Settings: cfg.Waypoints, TrustDomain: func() string { return p.loop.Settings().TrustDomain },
-		Told: func(ctx context.Context, key cluster.Key, fault string) {
+		Told: func(ctx context.Context, key cluster.Key, fault state.DeployFault) {
 			_ = p.loop.Do(ctx, func(s *state.State) { s.SetDeployFault(key, fault) }) // it fails when the program ends only
 		},
 		Log: log.With("room", "deployer"),

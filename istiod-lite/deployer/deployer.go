@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/util/workqueue"
 
@@ -25,6 +28,8 @@ const (
 	retryFirst = 500 * time.Millisecond
 	retryMost  = time.Minute
 	resync     = 10 * time.Minute
+	// look is how often the ConfigMap of a Gateway that has one is read.
+	look = 10 * time.Second
 )
 
 // workers is how many Gateways are worked on at the same time.
@@ -35,8 +40,8 @@ type Config struct {
 	Client      dynamic.Interface
 	Settings    Settings
 	TrustDomain func() string
-	// Told takes what keeps a Gateway from being deployed, "" if nothing does. It is called by several goroutines.
-	Told func(ctx context.Context, key cluster.Key, fault string)
+	// Told takes what keeps a Gateway from being deployed, zero if nothing does. It is called by several goroutines.
+	Told func(ctx context.Context, key cluster.Key, fault state.DeployFault)
 	Log  *slog.Logger
 }
 
@@ -120,52 +125,73 @@ func (d *Deployer) work(ctx context.Context, queue workqueue.TypedRateLimitingIn
 		case ctx.Err() != nil:
 		case err != nil:
 			d.cfg.Log.Warn("waypoint not deployed", "gateway", key.String(), "cause", err)
-			d.cfg.Told(ctx, key, err.Error())
+			d.cfg.Told(ctx, key, state.DeployFault{Message: err.Error()})
 			queue.AddRateLimited(key)
 		default:
 			queue.Forget(key)
 			d.cfg.Told(ctx, key, fault)
-			queue.AddAfter(key, resync)
+			queue.AddAfter(key, d.again(key))
 		}
 		queue.Done(key)
 	}
 }
 
+// again is when a Gateway is to be looked at again.
+func (d *Deployer) again(key cluster.Key) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if in, ok := d.want[key]; ok && in.Gateway.Parameters != nil {
+		return look
+	}
+	return resync
+}
+
 // deploy applies what a Gateway needs. A fault is what only the user can mend; an error may go away.
-func (d *Deployer) deploy(ctx context.Context, key cluster.Key) (fault string, err error) {
+func (d *Deployer) deploy(ctx context.Context, key cluster.Key) (fault state.DeployFault, err error) {
 	d.mu.Lock()
 	in, ok := d.want[key]
 	done := d.done[key]
 	d.mu.Unlock()
 	if !ok {
-		return "", nil
-	}
-	if fault := d.cfg.Settings.Invalid(in.Gateway); fault != "" {
 		return fault, nil
 	}
-	w := waypoint{d.cfg.Settings, d.cfg.TrustDomain(), in.Gateway}
+	if why := d.cfg.Settings.Invalid(in.Gateway); why != "" {
+		return state.DeployFault{Message: why}, nil
+	}
+	data, why, err := d.parameters(ctx, in.Gateway)
+	if err != nil || why != "" {
+		return state.DeployFault{Message: why, Parameters: why != ""}, err
+	}
+	_, scaled := data["horizontalPodAutoscaler"]
+	w := waypoint{d.cfg.Settings, d.cfg.TrustDomain(), in.Gateway, scaled}
 	objects, err := w.objects()
 	if err != nil {
-		return "", err
+		return fault, err
+	}
+	if err := overlay(objects, data); err != nil {
+		return state.DeployFault{Message: fmt.Sprintf("ConfigMap %s/%s: %v", key.Namespace, in.Gateway.Parameters.Name, err), Parameters: true}, nil
 	}
 	hash, err := hashOf(objects)
 	if err != nil {
-		return "", err
+		return fault, err
 	}
 	if done.hash == hash && time.Now().Before(done.until) && in.Service != nil && in.Deployment != nil {
-		return "", nil
+		return fault, nil
 	}
 	// Nothing is made beside something that belongs to others: half a waypoint is none.
 	for _, o := range objects {
 		if err := d.check(ctx, o, key); err != nil {
-			return "", err
+			return fault, err
 		}
 	}
 	for _, o := range objects {
 		client := d.cfg.Client.Resource(o.gvr).Namespace(key.Namespace)
 		if _, err := client.Apply(ctx, o.content.GetName(), o.content, metav1.ApplyOptions{FieldManager: api.GatewayDeployer, Force: true}); err != nil {
-			return "", fmt.Errorf("apply %s: %w", o, err)
+			return fault, fmt.Errorf("apply %s: %w", o, err)
 		}
+	}
+	if err := d.removeUnwanted(ctx, objects, in.Gateway); err != nil {
+		return fault, err
 	}
 	d.cfg.Log.Info("waypoint deployed", "gateway", key.String(), "image", d.cfg.Settings.Image)
 	d.mu.Lock()
@@ -173,7 +199,34 @@ func (d *Deployer) deploy(ctx context.Context, key cluster.Key) (fault string, e
 	if _, still := d.want[key]; still {
 		d.done[key] = applied{hash, time.Now().Add(resync)}
 	}
-	return "", nil
+	return fault, nil
+}
+
+// removeUnwanted deletes what was made for a Gateway by other settings and is not to be any more.
+func (d *Deployer) removeUnwanted(ctx context.Context, objects []object, g *cluster.Gateway) error {
+	for _, gvr := range []schema.GroupVersionResource{budgets, autoscalers} {
+		if slices.ContainsFunc(objects, func(o object) bool { return o.gvr == gvr }) {
+			continue
+		}
+		client := d.cfg.Client.Resource(gvr).Namespace(g.Namespace)
+		there, err := client.Get(ctx, g.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && !owned(there, g.Name) {
+			continue
+		}
+		if err == nil {
+			uid := there.GetUID()
+			err = client.Delete(ctx, g.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove %s %s/%s: %w", gvr.Resource, g.Namespace, g.Name, err)
+		}
+	}
+	return nil
+}
+
+// owned reports whether an object was made for the Gateway of a name.
+func owned(o *unstructured.Unstructured, gateway string) bool {
+	return o.GetLabels()[api.LabelGatewayManaged] == api.GatewayManagedWaypoint && o.GetLabels()[api.LabelGatewayName] == gateway
 }
 
 // check reads what is there under an object's name.
@@ -184,7 +237,7 @@ func (d *Deployer) check(ctx context.Context, o object, key cluster.Key) error {
 		return nil
 	case err != nil:
 		return fmt.Errorf("read %s: %w", o, err)
-	case there.GetLabels()[api.LabelGatewayManaged] != api.GatewayManagedWaypoint || there.GetLabels()[api.LabelGatewayName] != key.Name:
+	case !owned(there, key.Name):
 		return fmt.Errorf("%s is there already, was not made for this Gateway and is left alone: remove it, or give the Gateway another name", o)
 	}
 	return nil

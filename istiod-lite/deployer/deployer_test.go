@@ -6,6 +6,7 @@ import (
 	"flag"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -20,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	clienttesting "k8s.io/client-go/testing"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/api"
@@ -58,7 +62,7 @@ func TestObjects(t *testing.T) {
 		"WAYPOINT_IMAGE": "registry.example/waypoint:v1", "WAYPOINT_IMAGE_PULL_SECRETS": "s1, s2", "WAYPOINT_BUILD": "b1", "WAYPOINT_LOG_LEVEL": "info",
 		"WAYPOINT_GRACE_PERIOD": "45",
 	})
-	objects, err := waypoint{s, "cluster.local", gateway()}.objects()
+	objects, err := waypoint{s, "cluster.local", gateway(), false}.objects()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +90,7 @@ func TestObjects(t *testing.T) {
 	}
 	// One replica is let go without a budget: with one it could never be.
 	s.Replicas = 1
-	if objects, err = (waypoint{s, "cluster.local", gateway()}).objects(); err != nil || len(objects) != 3 {
+	if objects, err = (waypoint{s, "cluster.local", gateway(), false}).objects(); err != nil || len(objects) != 3 {
 		t.Errorf("%d objects for one replica, error %v; want 3", len(objects), err)
 	}
 }
@@ -138,7 +142,12 @@ func run(t *testing.T, s *server, env map[string]string) (*Deployer, chan string
 	told := make(chan string, 100)
 	d := New(Config{
 		Client: s, Settings: settings(t, env), TrustDomain: func() string { return "cluster.local" }, Log: slog.New(slog.DiscardHandler),
-		Told: func(_ context.Context, key cluster.Key, fault string) { told <- key.String() + ": " + fault },
+		Told: func(_ context.Context, key cluster.Key, fault state.DeployFault) {
+			if fault.Parameters {
+				fault.Message = "parameters: " + fault.Message
+			}
+			told <- key.String() + ": " + fault.Message
+		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -273,5 +282,104 @@ func TestReadSettings(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s=%s: error %v", name, value, err)
 		}
+	}
+}
+
+// withOverlay is a Gateway with parameters, and the ConfigMap that they name.
+func withOverlay(data map[string]string) (state.Gateway, *unstructured.Unstructured) {
+	g := gateway()
+	g.Parameters = &gatewayv1.LocalParametersReference{Kind: "ConfigMap", Name: "overlay"}
+	values := map[string]any{}
+	for k, v := range data {
+		values[k] = v
+	}
+	return known(g), &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"namespace": "shop", "name": "overlay"}, "data": values,
+	}}
+}
+
+// TestOverlay: lists are merged by name, an autoscaler takes the number of replicas over, and goes with its key.
+func TestOverlay(t *testing.T) {
+	in, cm := withOverlay(map[string]string{
+		"deployment":              "metadata: {annotations: {note: z}}\nspec: {template: {spec: {priorityClassName: high, containers: [{name: istio-proxy, resources: {limits: {cpu: '2'}}}, {name: more, image: x}]}}}",
+		"service":                 "spec: {ports: [{port: 15008, appProtocol: hbone}]}",
+		"horizontalPodAutoscaler": "spec: {maxReplicas: 7}",
+	})
+	s := serve(cm)
+	d, told := run(t, s, image)
+	d.Update([]state.Gateway{in})
+	if got := next(t, told); got != "shop/waypoint: " {
+		t.Fatalf("told %q", got)
+	}
+	read := func(gvr schema.GroupVersionResource, into any) {
+		t.Helper()
+		o, err := s.Tracker().Get(gvr, "shop", "waypoint")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.(*unstructured.Unstructured).Object, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var deployment appsv1.Deployment
+	read(appsv1.SchemeGroupVersion.WithResource("deployments"), &deployment)
+	spec := deployment.Spec.Template.Spec
+	if deployment.Spec.Replicas != nil || deployment.Annotations["note"] != "z" || spec.PriorityClassName != "high" || len(spec.Containers) != 2 {
+		t.Errorf("Deployment is %+v", deployment)
+	}
+	i := slices.IndexFunc(spec.Containers, func(c corev1.Container) bool { return c.Name == Container })
+	if c := spec.Containers[i]; c.Image != "waypoint:dev" || c.Resources.Limits.Cpu().String() != "2" || c.Resources.Requests.Cpu().String() != "100m" {
+		t.Errorf("container is %+v", c)
+	}
+	var service corev1.Service
+	read(corev1.SchemeGroupVersion.WithResource("services"), &service)
+	if p := service.Spec.Ports; len(p) != 2 || !slices.ContainsFunc(p, func(p corev1.ServicePort) bool { return p.AppProtocol != nil && p.Name == "mesh" }) {
+		t.Errorf("ports are %+v", p)
+	}
+	var scaler autoscalingv2.HorizontalPodAutoscaler
+	read(autoscalers, &scaler)
+	if scaler.Spec.MaxReplicas != 7 || *scaler.Spec.MinReplicas != 2 || scaler.Spec.ScaleTargetRef.Name != "waypoint" {
+		t.Errorf("autoscaler is %+v", scaler.Spec)
+	}
+	in.Gateway = gateway() // without parameters
+	d.Update([]state.Gateway{in})
+	next(t, told)
+	if _, err := s.Tracker().Get(autoscalers, "shop", "waypoint"); !apierrors.IsNotFound(err) {
+		t.Errorf("the autoscaler is still there: %v", err)
+	}
+}
+
+// TestBadOverlay: what cannot be merged is told, by its key, and nothing is applied.
+func TestBadOverlay(t *testing.T) {
+	for name, tc := range map[string]struct {
+		data map[string]string
+		want string
+	}{
+		"unknown key":      {map[string]string{"pod": "{}"}, `key "pod" is not known`},
+		"no YAML":          {map[string]string{"service": "{"}, `key "service"`},
+		"unknown field":    {map[string]string{"deployment": "spec: {replicaz: 3}"}, "replicaz"},
+		"wrong type":       {map[string]string{"deployment": "spec: {replicas: many}"}, `key "deployment"`},
+		"another name":     {map[string]string{"serviceAccount": "metadata: {name: other}"}, "metadata.name cannot be changed"},
+		"another selector": {map[string]string{"deployment": "spec: {selector: {matchLabels: {a: b}}}"}, "spec.selector cannot be changed"},
+		"label of ours":    {map[string]string{"service": "metadata: {labels: {gateway.istio.io/managed: x}}"}, "gateway.istio.io/managed cannot be changed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in, cm := withOverlay(tc.data)
+			s := serve(cm)
+			d, told := run(t, s, image)
+			d.Update([]state.Gateway{in})
+			if got := next(t, told); !strings.HasPrefix(got, "shop/waypoint: parameters: ConfigMap shop/overlay: ") || !strings.Contains(got, tc.want) {
+				t.Errorf("told %q, want %q", got, tc.want)
+			}
+			if got := s.took(); len(got) > 0 {
+				t.Errorf("applied %q", got)
+			}
+		})
+	}
+	in, _ := withOverlay(nil)
+	d, told := run(t, serve(), image)
+	d.Update([]state.Gateway{in})
+	if got := next(t, told); !strings.Contains(got, "there is no ConfigMap shop/overlay") {
+		t.Errorf("without its ConfigMap: told %q", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -51,6 +52,8 @@ type waypoint struct {
 	Settings
 	trustDomain string
 	gateway     *cluster.Gateway
+	// scaled waypoints have an autoscaler, which decides on replicas.
+	scaled bool
 }
 
 // Invalid says why nothing can be made for a Gateway, "" if that is not so.
@@ -64,22 +67,29 @@ func (s Settings) Invalid(g *cluster.Gateway) string {
 	return ""
 }
 
+// Resources of what is not made for every Gateway.
+var (
+	budgets     = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
+	autoscalers = autoscalingv2.SchemeGroupVersion.WithResource("horizontalpodautoscalers")
+)
+
 // objects are all that a Gateway needs, in the order in which they are applied.
 func (w waypoint) objects() ([]object, error) {
 	core := schema.GroupVersion{Version: "v1"}
-	all := []struct {
+	type made struct {
 		gvr   schema.GroupVersionResource
 		typed any
-	}{
+	}
+	all := []made{
 		{core.WithResource("serviceaccounts"), w.serviceAccount()},
 		{core.WithResource("services"), w.service()},
 		{appsv1.SchemeGroupVersion.WithResource("deployments"), w.deployment()},
 	}
 	if w.Replicas > 1 {
-		all = append(all, struct {
-			gvr   schema.GroupVersionResource
-			typed any
-		}{policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets"), w.budget()})
+		all = append(all, made{budgets, w.budget()})
+	}
+	if w.scaled {
+		all = append(all, made{autoscalers, w.autoscaler()})
 	}
 	var out []object
 	for _, o := range all {
@@ -198,10 +208,14 @@ func (w waypoint) deployment() *appsv1.Deployment {
 			LabelSelector: &metav1.LabelSelector{MatchLabels: w.selector()}, MatchLabelKeys: []string{appsv1.DefaultDeploymentUniqueLabelKey},
 		})
 	}
+	replicas := &w.Replicas
+	if w.scaled {
+		replicas = nil
+	}
 	return &appsv1.Deployment{
 		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"}, ObjectMeta: w.meta(),
 		Spec: appsv1.DeploymentSpec{
-			Replicas: &w.Replicas,
+			Replicas: replicas,
 			Selector: &metav1.LabelSelector{MatchLabels: w.selector()},
 			Strategy: appsv1.DeploymentStrategy{Type: appsv1.RollingUpdateDeploymentStrategyType,
 				RollingUpdate: &appsv1.RollingUpdateDeployment{MaxSurge: &surge, MaxUnavailable: &unavailable}},

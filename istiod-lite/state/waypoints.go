@@ -18,7 +18,7 @@ type bindings struct {
 	users      map[cluster.Key]set[object]
 	namespaces map[cluster.Key]set[string]
 	// faults are what keeps Gateways from being deployed.
-	faults map[cluster.Key]string
+	faults map[cluster.Key]DeployFault
 	// told are the objects that say, or should say, what became of their waypoint.
 	told set[object]
 	// waypoints are as of the last Flush.
@@ -29,7 +29,7 @@ func newBindings() bindings {
 	return bindings{
 		gateways: map[cluster.Key]*cluster.Gateway{}, classes: map[string]*cluster.GatewayClass{}, deployments: map[cluster.Key]*cluster.Deployment{},
 		meshes: map[string]*cluster.Mesh{},
-		users:  map[cluster.Key]set[object]{}, namespaces: map[cluster.Key]set[string]{}, told: set[object]{}, faults: map[cluster.Key]string{}, waypoints: map[cluster.Key]*translate.Waypoint{},
+		users:  map[cluster.Key]set[object]{}, namespaces: map[cluster.Key]set[string]{}, told: set[object]{}, faults: map[cluster.Key]DeployFault{}, waypoints: map[cluster.Key]*translate.Waypoint{},
 	}
 }
 
@@ -40,17 +40,25 @@ type Gateway struct {
 	translate.WaypointInput
 	// Waypoint is nil if it is none.
 	Waypoint *translate.Waypoint
-	// Fault is what keeps it from being deployed, "" if nothing does.
-	Fault string
+	// Fault is what keeps it from being deployed, zero if nothing does.
+	Fault DeployFault
 }
 
-// SetDeployFault takes what keeps a Gateway from being deployed, "" if nothing does.
-func (s *State) SetDeployFault(key cluster.Key, fault string) {
+// DeployFault is what keeps a Gateway from being deployed.
+type DeployFault struct {
+	// Message is for people; "" is no fault.
+	Message string
+	// Parameters says that it is in what spec.infrastructure.parametersRef leads to.
+	Parameters bool
+}
+
+// SetDeployFault takes what keeps a Gateway from being deployed, zero if nothing does.
+func (s *State) SetDeployFault(key cluster.Key, fault DeployFault) {
 	if s.bindings.gateways[key] == nil || s.bindings.faults[key] == fault {
 		return
 	}
 	s.dirty.gateways[key] = struct{}{}
-	if fault == "" {
+	if fault == (DeployFault{}) {
 		delete(s.bindings.faults, key)
 	} else {
 		s.bindings.faults[key] = fault

@@ -96,19 +96,21 @@ func waypointBody(in state.Gateway) *body {
 		accepted = condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonInvalid, g.Generation, "%s", strings.Join(g.Faults, "; "))
 	case w.Listener == nil:
 		accepted = condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonListenersNotValid, g.Generation, "%s", w.Unready)
+	case in.Fault.Parameters:
+		accepted = condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonInvalidParameters, g.Generation, "%s", in.Fault.Message)
 	case odd > 0:
 		accepted = condition(gatewayv1.GatewayConditionAccepted, true, gatewayv1.GatewayReasonListenersNotValid, g.Generation,
 			"%d listeners are not a waypoint's: it has one, with protocol HBONE on port %d", odd, api.PortHBONE)
 	}
 	var programmed cluster.Condition
 	switch {
-	case accepted.Status == "False":
+	case accepted.Status == "False" && !(in.Fault.Parameters && w.Unready == ""): // what was deployed before goes on
 		programmed = condition(gatewayv1.GatewayConditionProgrammed, false, gatewayv1.GatewayReasonInvalid, g.Generation, "%s", accepted.Message)
 	case w.Unready == "":
 		programmed = condition(gatewayv1.GatewayConditionProgrammed, true, gatewayv1.GatewayReasonProgrammed, g.Generation, "traffic is sent to it")
 		b.addresses = addressesOf(in)
-	case in.Fault != "":
-		programmed = condition(gatewayv1.GatewayConditionProgrammed, false, gatewayv1.GatewayReasonInvalid, g.Generation, "%s", in.Fault)
+	case in.Fault.Message != "":
+		programmed = condition(gatewayv1.GatewayConditionProgrammed, false, gatewayv1.GatewayReasonInvalid, g.Generation, "%s", in.Fault.Message)
 	case in.Service != nil && len(in.Service.ClusterIPs) == 0:
 		programmed = condition(gatewayv1.GatewayConditionProgrammed, false, gatewayv1.GatewayReasonAddressNotAssigned, g.Generation, "%s", w.Unready)
 	default:

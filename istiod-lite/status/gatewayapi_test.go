@@ -66,7 +66,7 @@ func TestGatewayBody(t *testing.T) {
 	misspelt := gateway(hbone)
 	misspelt.Gateway.WaypointFor = "services"
 	faulty := pending
-	faulty.Fault = "Service w is there already"
+	faulty.Fault.Message = "Service w is there already"
 	for name, tc := range map[string]struct {
 		in                   state.Gateway
 		accepted, programmed string

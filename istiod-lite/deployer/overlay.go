@@ -1,0 +1,133 @@
+package deployer
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+)
+
+// overlays are the keys of a ConfigMap that changes what is made for a Gateway, and the type that a value is merged into, as
+// `kubectl patch` does by default. They are Istio's.
+var overlays = map[string]any{
+	"deployment": appsv1.Deployment{}, "service": corev1.Service{}, "serviceAccount": corev1.ServiceAccount{},
+	"podDisruptionBudget": policyv1.PodDisruptionBudget{}, "horizontalPodAutoscaler": autoscalingv2.HorizontalPodAutoscaler{},
+}
+
+// fixed are fields that an overlay must leave as they are: by them the objects belong together.
+var fixed = [][]string{
+	{"apiVersion"}, {"kind"}, {"metadata", "name"}, {"metadata", "namespace"}, {"metadata", "ownerReferences"}, {"spec", "selector"},
+	{"spec", "scaleTargetRef"}, {"spec", "template", "spec", "serviceAccountName"},
+}
+
+// parameters reads the overlays of a Gateway, by key. A fault is what the user has to mend.
+func (d *Deployer) parameters(ctx context.Context, g *cluster.Gateway) (data map[string]string, fault string, err error) {
+	ref := g.Parameters
+	if ref == nil {
+		return nil, "", nil
+	}
+	if ref.Group != "" || ref.Kind != "ConfigMap" {
+		return nil, fmt.Sprintf("spec.infrastructure.parametersRef: %s/%s is not supported; there is ConfigMap of the core group", ref.Group, ref.Kind), nil
+	}
+	u, err := d.cfg.Client.Resource(corev1.SchemeGroupVersion.WithResource("configmaps")).Namespace(g.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, fmt.Sprintf("spec.infrastructure.parametersRef: there is no ConfigMap %s/%s", g.Namespace, ref.Name), nil
+	} else if err != nil {
+		return nil, "", fmt.Errorf("read ConfigMap %s/%s: %w", g.Namespace, ref.Name, err)
+	}
+	data, _, err = unstructured.NestedStringMap(u.Object, "data")
+	if err != nil {
+		return nil, fmt.Sprintf("ConfigMap %s/%s: %v", g.Namespace, ref.Name, err), nil
+	}
+	return data, "", nil
+}
+
+// overlay merges overlays into objects, which are its own to change.
+func overlay(objects []object, data map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(data)) {
+		typ, known := overlays[key]
+		if !known {
+			return fmt.Errorf("key %q is not known; there are %s", key, strings.Join(slices.Sorted(maps.Keys(overlays)), ", "))
+		}
+		i := slices.IndexFunc(objects, func(o object) bool { return strings.EqualFold(o.content.GetKind(), key) })
+		if i < 0 {
+			return fmt.Errorf("key %q: none is made", key)
+		}
+		merged, err := mergeOverlay(objects[i].content, data[key], typ)
+		if err != nil {
+			return fmt.Errorf("key %q: %w", key, err)
+		}
+		objects[i].content = merged
+	}
+	return nil
+}
+
+func mergeOverlay(base *unstructured.Unstructured, text string, typ any) (*unstructured.Unstructured, error) {
+	patch := map[string]any{}
+	if err := yaml.Unmarshal([]byte(text), &patch); err != nil {
+		return nil, err
+	}
+	original, err := json.Marshal(base.Object)
+	if err != nil {
+		return nil, err
+	}
+	change, err := json.Marshal(patch)
+	if err != nil {
+		return nil, err
+	}
+	result, err := strategicpatch.StrategicMergePatch(original, change, typ)
+	if err != nil {
+		return nil, err
+	}
+	out := &unstructured.Unstructured{}
+	if err := json.Unmarshal(result, &out.Object); err != nil {
+		return nil, err
+	}
+	delete(out.Object, "status")
+	for _, path := range fixed {
+		was, _, _ := unstructured.NestedFieldNoCopy(base.Object, path...)
+		is, _, _ := unstructured.NestedFieldNoCopy(out.Object, path...)
+		if !reflect.DeepEqual(was, is) {
+			return nil, fmt.Errorf("%s cannot be changed", strings.Join(path, "."))
+		}
+	}
+	for name, value := range base.GetLabels() {
+		if out.GetLabels()[name] != value {
+			return nil, fmt.Errorf("label %s cannot be changed", name)
+		}
+	}
+	// What does not fit its type would be refused as a whole when it is applied; here the message names the field.
+	into := reflect.New(reflect.TypeOf(typ)).Interface()
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(out.Object, into, true); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// autoscaler is made if an overlay has something for it. It has bounds that leave one pod when another goes.
+func (w waypoint) autoscaler() *autoscalingv2.HorizontalPodAutoscaler {
+	least := max(w.Replicas, 1)
+	return &autoscalingv2.HorizontalPodAutoscaler{
+		TypeMeta: metav1.TypeMeta{APIVersion: "autoscaling/v2", Kind: "HorizontalPodAutoscaler"}, ObjectMeta: w.meta(),
+		Spec: autoscalingv2.HorizontalPodAutoscalerSpec{
+			ScaleTargetRef: autoscalingv2.CrossVersionObjectReference{APIVersion: "apps/v1", Kind: "Deployment", Name: w.gateway.Name},
+			MinReplicas:    &least, MaxReplicas: least,
+		},
+	}
+}
