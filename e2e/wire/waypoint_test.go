@@ -23,6 +23,9 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
+// stories is the mesh in which stories happen.
+var stories = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local"}
+
 // TestWaypointTakes: the waypoint rejects nothing of what the control plane makes of its own stories, in the order in which it is
 // sent, and routes their requests as the stories say. A line of requests is
 //
@@ -68,8 +71,7 @@ func take(t *testing.T, objects []byte) (*config.Snapshot, map[string]netip.Addr
 	if err != nil {
 		t.Fatal(err)
 	}
-	mesh := translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local"}
-	c := l7.All(clustertest.Snapshot(mesh, parsed), l7.Place{})
+	c := l7.All(clustertest.Snapshot(stories, parsed), l7.Place{})
 	sent := map[string][]*discoveryv3.Resource{}
 	for _, r := range c.Clusters {
 		send(t, sent, xds.TypeCluster, r.Name, r)

@@ -147,7 +147,7 @@ func TestRouteFaults(t *testing.T) {
 		{"header that would be two", `  rules: [{filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: a, value: "b\r\nc: d"}]}}]}]`,
 			[]cluster.Fault{{Message: "spec.rules[0].filters[0].responseHeaderModifier: \"b\\r\\nc: d\" is no value of a header"}}, 1},
 		{"name of no header", `  rules: [{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [":path"]}}]}]`,
-			[]cluster.Fault{{Message: "spec.rules[0].filters[0].requestHeaderModifier: \":path\" is no name of a header"}}, 1},
+			[]cluster.Fault{{Message: "spec.rules[0].filters[0].requestHeaderModifier: \":path\" is no name of a header or a method"}}, 1},
 		{"path with a query", `  rules: [{matches: [{path: {type: Exact, value: "/a?b"}}]}]`,
 			[]cluster.Fault{{Message: "spec.rules[0].matches[0].path.value: \"/a?b\" is no path"}}, 0},
 		{"redirect to no path", `  rules: [{filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: "/a b"}}}]}]`,

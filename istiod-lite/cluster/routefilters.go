@@ -41,7 +41,7 @@ func (b *ruleReader) httpFilters(where string, in []gatewayv1.HTTPRouteFilter) R
 			if missing = f.URLRewrite == nil; !missing {
 				out.Rewrite = &Rewrite{Path: b.pathChange(at+".urlRewrite.path", f.URLRewrite.Path)}
 				if f.URLRewrite.Hostname != nil {
-					out.Rewrite.Hostname = string(*f.URLRewrite.Hostname)
+					out.Rewrite.Hostname = b.host(at+".urlRewrite.hostname", string(*f.URLRewrite.Hostname))
 				}
 			}
 		case gatewayv1.HTTPRouteFilterRequestMirror:
@@ -71,7 +71,10 @@ func (b *ruleReader) headerChanges(where string, in *gatewayv1.HTTPHeaderFilter)
 		var out []Header
 		for _, h := range in {
 			name := strings.ToLower(string(h.Name))
-			b.headerName(where, name)
+			b.token(where, name)
+			if name == headerHost {
+				b.host(where, h.Value)
+			}
 			if !httpguts.ValidHeaderFieldValue(h.Value) {
 				b.fault("%s: %q is no value of a header", where, h.Value)
 			}
@@ -85,7 +88,7 @@ func (b *ruleReader) headerChanges(where string, in *gatewayv1.HTTPHeaderFilter)
 	out := &HeaderChanges{Set: headers(in.Set), Add: headers(in.Add)}
 	for _, name := range in.Remove {
 		name = strings.ToLower(name)
-		b.headerName(where, name)
+		b.token(where, name)
 		if !slices.Contains(out.Remove, name) {
 			out.Remove = append(out.Remove, name)
 		}
@@ -93,11 +96,36 @@ func (b *ruleReader) headerChanges(where string, in *gatewayv1.HTTPHeaderFilter)
 	return out
 }
 
-// headerName adds a fault for what is no name of a header. The API server lets none pass; a waypoint would refuse the whole table.
-func (b *ruleReader) headerName(where, name string) {
-	if !httpguts.ValidHeaderFieldName(name) {
-		b.fault("%s: %q is no name of a header", where, name)
+// headerHost is the header that names the host of a request.
+const headerHost = "host"
+
+// token reports whether something may be the name of a header or of a method, and adds a fault if not. The API server lets none pass
+// that may not; waypoints would refuse all routes of the service.
+func (b *ruleReader) token(where, s string) bool {
+	if !httpguts.ValidHeaderFieldName(s) { // methods have the same form
+		b.fault("%s: %q is no name of a header or a method", where, s)
+		return false
 	}
+	return true
+}
+
+// tokens reads names, or "*".
+func (b *ruleReader) tokens(where string, in []string) []string {
+	for _, s := range in {
+		b.token(where, s) // an asterisk is one
+	}
+	return in
+}
+
+// hostForm is what a host may be, with or without a port.
+var hostForm = regexp.MustCompile(`^(?:[-A-Za-z0-9._]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?$`)
+
+// host reads the name of a host.
+func (b *ruleReader) host(where, s string) string {
+	if !hostForm.MatchString(s) {
+		b.fault("%s: %q is no host", where, s)
+	}
+	return s
 }
 
 // pathForm is what the Gateway API lets a path be.
@@ -152,7 +180,7 @@ func (b *ruleReader) redirect(where string, in *gatewayv1.HTTPRequestRedirectFil
 		}
 	}
 	if in.Hostname != nil {
-		out.Hostname = string(*in.Hostname)
+		out.Hostname = b.host(where+".hostname", string(*in.Hostname))
 	}
 	if in.Port != nil {
 		var fault string
@@ -209,7 +237,7 @@ func (b *ruleReader) cors(where string, in *gatewayv1.HTTPCORSFilter) *CORS {
 		scheme, host, ok := strings.Cut(origin, "://")
 		switch {
 		case origin == "*":
-		case ok && host != "" && !strings.Contains(host, "/") && (scheme == "http" || scheme == "https"):
+		case ok && (scheme == "http" || scheme == "https") && hostForm.MatchString(strings.ReplaceAll(host, "*", "x")):
 			// Browsers leave default ports out.
 			origin = strings.TrimSuffix(origin, map[string]string{"http": ":80", "https": ":443"}[scheme])
 		default:
@@ -218,17 +246,19 @@ func (b *ruleReader) cors(where string, in *gatewayv1.HTTPCORSFilter) *CORS {
 		}
 		out.Origins = append(out.Origins, origin)
 	}
-	for _, m := range in.AllowMethods {
-		out.Methods = append(out.Methods, string(m))
-	}
-	for _, h := range in.AllowHeaders {
-		out.Headers = append(out.Headers, string(h))
-	}
-	for _, h := range in.ExposeHeaders {
-		out.Exposed = append(out.Exposed, string(h))
-	}
+	out.Methods = b.tokens(where+".allowMethods", words(in.AllowMethods))
+	out.Headers = b.tokens(where+".allowHeaders", words(in.AllowHeaders))
+	out.Exposed = b.tokens(where+".exposeHeaders", words(in.ExposeHeaders))
 	if in.MaxAge > 0 {
 		out.MaxAge = time.Duration(in.MaxAge) * time.Second
+	}
+	return out
+}
+
+func words[S ~string](in []S) []string {
+	var out []string
+	for _, s := range in {
+		out = append(out, string(s))
 	}
 	return out
 }

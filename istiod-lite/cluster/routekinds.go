@@ -225,13 +225,14 @@ func (b *ruleReader) httpMatch(where string, in gatewayv1.HTTPRouteMatch) {
 	ok := b.path(where+".path", in.Path, &out.Path)
 	if in.Method != nil {
 		out.Method = string(*in.Method)
+		ok = b.token(where+".method", out.Method) && ok
 	}
 	for i, h := range in.Headers {
 		kind := gatewayv1.HeaderMatchExact
 		if h.Type != nil {
 			kind = *h.Type
 		}
-		ok = b.value(fmt.Sprintf("%s.headers[%d]", where, i), string(kind), strings.ToLower(string(h.Name)), h.Value, &out.Headers) && ok
+		ok = b.header(fmt.Sprintf("%s.headers[%d]", where, i), string(kind), string(h.Name), h.Value, &out) && ok
 	}
 	for i, q := range in.QueryParams {
 		kind := gatewayv1.QueryParamMatchExact
@@ -281,9 +282,19 @@ func (b *ruleReader) path(where string, in *gatewayv1.HTTPPathMatch, out *PathMa
 	return true
 }
 
+// header adds a match of a header.
+func (b *ruleReader) header(where, kind, name, value string, to *RouteMatch) bool {
+	name = strings.ToLower(name)
+	return b.token(where+".name", name) && b.value(where, kind, name, value, &to.Headers)
+}
+
 // value adds a match of a header or query parameter. Of several with one name the first counts, as the Gateway API wants it.
 func (b *ruleReader) value(where, kind, name, value string, to *[]ValueMatch) bool {
 	m := ValueMatch{Name: name, Value: value}
+	if name == "" {
+		b.fault("%s.name: a name is required", where)
+		return false
+	}
 	switch kind {
 	case string(gatewayv1.HeaderMatchExact):
 	case string(gatewayv1.HeaderMatchRegularExpression):
@@ -336,7 +347,7 @@ func (b *ruleReader) grpcMatch(where string, in gatewayv1.GRPCRouteMatch) {
 		if h.Type != nil {
 			kind = *h.Type
 		}
-		ok = b.value(fmt.Sprintf("%s.headers[%d]", where, i), string(kind), strings.ToLower(string(h.Name)), h.Value, &out.Headers) && ok
+		ok = b.header(fmt.Sprintf("%s.headers[%d]", where, i), string(kind), string(h.Name), h.Value, &out) && ok
 	}
 	if ok {
 		b.rule.Matches = append(b.rule.Matches, out)

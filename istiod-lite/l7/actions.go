@@ -29,6 +29,9 @@ func faultsOf(r *cluster.Route, i int) []cluster.Fault {
 		faults = append(faults, cluster.Fault{Incompatible: incompatible, Message: fmt.Sprintf("spec.rules[%d]", i) + fmt.Sprintf(format, args...)})
 	}
 	host := func(where string, f cluster.RouteFilters) {
+		if c := f.Response; c != nil && (slices.Contains(c.Remove, headerHost) || slices.ContainsFunc(c.Set, isHost) || slices.ContainsFunc(c.Add, isHost)) {
+			add(false, "%s: ResponseHeaderModifier: Host is no header of answers", where)
+		}
 		if f.Request == nil {
 			return
 		}
@@ -215,8 +218,12 @@ func forward(rule *cluster.RouteRule, to *routev3.RouteAction_Cluster) *routev3.
 			retry.NumRetries = wrapperspb.UInt32(*asked.Attempts)
 		}
 		if asked.Backoff >= time.Millisecond {
+			longest := asked.Backoff
+			if longest < time.Hour {
+				longest *= backoffGrowth
+			}
 			retry.RetryBackOff = &routev3.RetryPolicy_RetryBackOff{
-				BaseInterval: durationpb.New(asked.Backoff), MaxInterval: durationpb.New(backoffGrowth * asked.Backoff)}
+				BaseInterval: durationpb.New(asked.Backoff), MaxInterval: durationpb.New(longest)}
 		}
 	}
 	if try := rule.TryTimeout; try > 0 {
