@@ -22,6 +22,7 @@ func (cfg Relayer) RelayStreams(ctx context.Context, a, b *Stream, counters *Cou
 	defer context.AfterFunc(ctx, func() { r.end(context.Cause(ctx)) })()
 	down := &oneWay{relay: r, from: b.s, to: a.s, count: counters.addReceived}
 	up := &oneWay{relay: r, from: a.s, to: b.s, count: counters.addSent}
+	down.back, up.back = up, down
 	a.s.OnReset(up.reset)
 	b.s.OnReset(down.reset)
 	var wg sync.WaitGroup
@@ -49,9 +50,13 @@ type streamRelay struct {
 // oneWay is one direction.
 type oneWay struct {
 	relay    *streamRelay
+	back     *oneWay // the other one
 	from, to *h2.Stream
 	count    func(int)
-	ended    bool // from has ended cleanly; guarded by relay.mu
+
+	// Guarded by relay.mu.
+	ended bool  // from has ended cleanly
+	gone  error // from was reset, perhaps before all of it was passed on
 }
 
 // copy copies until from ends, and then ends to.
@@ -61,13 +66,13 @@ func (w *oneWay) copy() {
 	for {
 		// What is not taken from the queue is what the sender's window is spent on: nothing is taken that cannot be passed on.
 		if _, err := w.to.WaitWritable(); err != nil {
-			r.end(err)
+			w.refused(err)
 			return
 		}
 		chunk, _, err := w.from.Next(nil)
 		if err == io.EOF {
 			if err := w.to.CloseWrite(); err != nil {
-				r.end(err)
+				w.refused(err)
 				return
 			}
 			r.halfClosed(w)
@@ -81,38 +86,47 @@ func (w *oneWay) copy() {
 		chunk.Release()
 		w.count(n)
 		if err != nil {
-			r.end(err)
+			w.refused(err)
 			return
 		}
 		l.did(n)
 	}
 }
 
+// refused is called when to takes nothing any more. If that is because its peer has reset it, what that has sent before is
+// passed on first.
+func (w *oneWay) refused(err error) {
+	if !toldByEnd(err) {
+		w.relay.end(err)
+		return
+	}
+	w.relay.mu.Lock()
+	over := w.back.ended
+	w.back.gone = err
+	w.relay.mu.Unlock()
+	if over {
+		w.relay.end(err)
+	}
+}
+
 // reset is called when the peer of from has reset it. What came before is passed on first, by copy, which then sees the
-// reset itself, unless it has returned or the other side takes nothing.
+// reset itself, unless it has returned. Where the reset is no clean end, what the other side does not take soon is lost.
 func (w *oneWay) reset() {
+	_, err := w.from.WaitWritable() // does not wait, and says why
 	r := w.relay
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if w.ended {
-		r.afterLocked(0, func() {
-			_, _, err := w.from.Next(noSink{})
-			r.end(err)
-		})
-		return
+	w.gone = err
+	switch {
+	case w.ended:
+		r.afterLocked(0, func() { r.end(err) })
+	case !cleanReset(err):
+		r.afterLocked(resetGrace, func() { r.end(errBehind) })
 	}
-	r.afterLocked(resetGrace, func() { r.end(errBehind) })
 }
 
 // errBehind is why a relay ended whose one peer has reset its stream while the other took nothing.
 var errBehind = errors.New("hbone: the stream was reset, and what came before could not be passed on")
-
-// noSink is for Next of a stream that was reset, to which it returns the error.
-type noSink struct{}
-
-func (noSink) TryWrite(p []byte) (int, error) { return len(p), nil }
-func (noSink) Behind()                        {}
-func (noSink) End(error)                      {}
 
 // afterLocked calls f after a while unless the relay is over.
 func (r *streamRelay) afterLocked(d time.Duration, f func()) {
@@ -121,12 +135,15 @@ func (r *streamRelay) afterLocked(d time.Duration, f func()) {
 	}
 }
 
-// halfClosed notes the clean end of one direction. With the second one both streams are closed.
+// halfClosed notes the clean end of one direction, all of which was passed on. With the second one both streams are closed, or
+// with a reset that came behind the end.
 func (r *streamRelay) halfClosed(w *oneWay) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w.ended = true
-	if r.ended++; r.ended < 2 {
+	if r.ended++; w.gone != nil {
+		r.endLocked(w.gone)
+	} else if r.ended < 2 {
 		r.afterLocked(probeGrace, r.checkHalfClosed)
 	}
 }
@@ -149,10 +166,16 @@ func (r *streamRelay) checkHalfClosed() {
 
 // end ends both directions because of an error.
 func (r *streamRelay) end(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.endLocked(err)
+}
+
+func (r *streamRelay) endLocked(err error) {
 	if cleanReset(err) {
 		err = nil
 	}
-	r.close(err)
+	r.closeLocked(err)
 }
 
 func (r *streamRelay) close(err error) {

@@ -158,6 +158,64 @@ func TestRelayStreamsReset(t *testing.T) {
 	}
 }
 
+// TestRelayStreamsPassesOnWhatCameFirst: a server that has said everything, and wants to hear no more, resets its stream with
+// NO_ERROR. The client gets all of what was said, however slowly it reads and even if it still writes; of a reset with an
+// error it is told.
+func TestRelayStreamsPassesOnWhatCameFirst(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		writes bool
+		code   h2.ErrCode
+	}{
+		{name: "the client writes", writes: true, code: h2.NoError},
+		{name: "the client is slow", code: h2.NoError},
+		{name: "an error", code: h2.ConnectError},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMiddle(t, context.Background(), Relayer{})
+			exchangeEnds(t, m.client, m.server, "word")
+			sent := pattern(h2.DefaultStreamWindow * 3 / 2) // more than the client's window, and less than both
+			if _, err := m.server.Write(sent); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.server.CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			m.server.Reset(tt.code)
+			if tt.writes {
+				if _, err := m.client.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tt.code != h2.NoError {
+				if err := m.mustEnd(t); !errors.Is(err, errBehind) {
+					t.Errorf("the relay ended with %v; want %v", err, errBehind)
+				}
+				var se *h2.StreamError
+				if got, err := io.ReadAll(onlyReader{m.client}); !errors.As(err, &se) || se.Code != h2.ConnectError {
+					t.Errorf("read %d bytes, %v; want a reset", len(got), err)
+				}
+				noBuffers(t)
+				return
+			}
+			select {
+			case err := <-m.ended:
+				t.Fatalf("the relay ended before everything was passed on, with %v", err)
+			case <-time.After(3 * resetGrace / 2):
+			}
+			got, err := io.ReadAll(onlyReader{m.client})
+			if err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("read %d bytes, %v; want the %d that were written", len(got), err, len(sent))
+			}
+			if err := m.mustEnd(t); err != nil {
+				t.Errorf("the relay ended with %v", err)
+			}
+			m.client.Close()
+			noBuffers(t)
+		})
+	}
+}
+
 // TestRelayStreamsHoldsBack: who does not read makes the writer wait, and both ends of the proxy hold no more than windows.
 func TestRelayStreamsHoldsBack(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
