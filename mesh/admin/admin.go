@@ -239,6 +239,9 @@ func Listen(handler http.Handler, addrs ...string) (*Server, error) {
 	return s, nil
 }
 
+// Addr is the first listener's address.
+func (s *Server) Addr() net.Addr { return s.lns[0].Addr() }
+
 // Serve serves until the context ends, and returns when requests have ended or were cut, at most a second after it.
 func (s *Server) Serve(ctx context.Context) error {
 	var serving sync.WaitGroup

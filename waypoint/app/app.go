@@ -76,8 +76,8 @@ type network struct {
 	tunnels               []string
 	admin, stats, healthz []string
 	dial                  func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
-	// listening, if set, is told of the tunnel port's listener.
-	listening func(net.Addr)
+	// listening, if set, is told of each port that was opened: "tunnels", "admin", "metrics", "readiness".
+	listening func(port string, a net.Addr)
 }
 
 func standardNetwork() network {
@@ -315,6 +315,9 @@ func (p *parts) listen() error {
 		if err != nil {
 			return fmt.Errorf("%s port: %w", s.name, err)
 		}
+		if p.network.listening != nil {
+			p.network.listening(s.name, server.Addr())
+		}
 		p.servers = append(p.servers, server)
 	}
 	return nil
@@ -376,7 +379,7 @@ func (p *parts) listenTunnels(ctx context.Context, room func(string, func(contex
 		}
 		opened++
 		if p.network.listening != nil {
-			p.network.listening(ln.Addr())
+			p.network.listening("tunnels", ln.Addr())
 		}
 		room("tunnels", func(ctx context.Context) error { return p.proxy.Serve(ctx, ln) })
 	}

@@ -191,27 +191,45 @@ func get(addr, path string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// free returns an address that nobody listens on.
-func free(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// ports are the addresses of a waypoint's ports, once they are open.
+type ports struct {
+	mu   sync.Mutex
+	open map[string]net.Addr
+}
+
+func (p *ports) opened(name string, a net.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open == nil {
+		p.open = map[string]net.Addr{}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	p.open[name] = a
+}
+
+// addr waits for a port.
+func (p *ports) addr(t *testing.T, name string) string {
+	t.Helper()
+	var found net.Addr
+	await(t, "port "+name+" is open", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		found = p.open[name]
+		return found != nil
+	})
+	return found.String()
 }
 
 // checkPages wants the ports for people and tools to show what they should.
-func checkPages(t *testing.T, n network) {
+func checkPages(t *testing.T, p *ports) {
 	t.Helper()
+	metrics, admin := p.addr(t, "metrics"), p.addr(t, "admin")
 	for _, tt := range []struct{ addr, path, want string }{
-		{n.stats[0], "/stats/prometheus", "istio_requests_total"},
-		{n.admin[0], "/config_dump", configtest.Chain},
-		{n.admin[0], "/clusters", `"identity": "` + backendID.String()},
-		{n.admin[0], "/stats", `"connectionsHTTP": 1`},
-		{n.admin[0], "/logging", "info"},
-		{n.admin[0], "/debug/pprof/goroutine?debug=1", "goroutine"},
+		{metrics, "/stats/prometheus", "istio_requests_total"},
+		{admin, "/config_dump", configtest.Chain},
+		{admin, "/clusters", `"identity": "` + backendID.String()},
+		{admin, "/stats", `"connectionsHTTP": 1`},
+		{admin, "/logging", "info"},
+		{admin, "/debug/pprof/goroutine?debug=1", "goroutine"},
 	} {
 		if code, body := get(tt.addr, tt.path); code != 200 || !strings.Contains(body, tt.want) {
 			t.Errorf("%s: %d without %q:\n%.2000s", tt.path, code, tt.want, body)
@@ -249,9 +267,10 @@ func TestWaypoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listening := make(chan net.Addr, 1)
+	p := &ports{}
+	any := []string{"127.0.0.1:0"}
 	n := network{
-		tunnels: []string{"127.0.0.1:0"}, admin: []string{free(t)}, stats: []string{free(t)}, healthz: []string{free(t)},
+		tunnels: any, admin: any, stats: any, healthz: any,
 		dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			if addr != netip.MustParseAddrPort("10.0.0.1:15008") {
 				return nil, fmt.Errorf("connect to %s: nobody is there", addr)
@@ -259,7 +278,7 @@ func TestWaypoint(t *testing.T) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", behind)
 		},
-		listening: func(a net.Addr) { listening <- a },
+		listening: p.opened,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -267,13 +286,13 @@ func TestWaypoint(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- serve(ctx, s, nil, n, log) }()
 
-	await(t, "the waypoint is ready", func() bool { code, _ := get(n.healthz[0], "/healthz/ready"); return code == 200 })
+	await(t, "the waypoint is ready", func() bool { code, _ := get(p.addr(t, "readiness"), "/healthz/ready"); return code == 200 })
 	plane.mu.Lock()
 	if want := "waypoint~10.0.0.9~waypoint-1.shop~shop.svc.cluster.local"; plane.node != want || plane.label != "waypoint" || len(plane.nacks) > 0 {
 		t.Errorf("node %q of Gateway %q; rejected: %v", plane.node, plane.label, plane.nacks)
 	}
 	plane.mu.Unlock()
-	addr := (<-listening).(*net.TCPAddr).AddrPort()
+	addr := netip.MustParseAddrPort(p.addr(t, "tunnels"))
 
 	own := mustSVID(t, plane.ca, clientID)
 	clients := hbone.NewPool(hbone.PoolConfig{
@@ -304,10 +323,13 @@ func TestWaypoint(t *testing.T) {
 	}
 	ask()
 	plane.server.Stop()
-	await(t, "the control plane is missed", func() bool { _, body := get(n.healthz[0], "/healthz/ready"); return strings.Contains(body, "away") })
+	await(t, "the control plane is missed", func() bool {
+		_, body := get(p.addr(t, "readiness"), "/healthz/ready")
+		return strings.Contains(body, "away")
+	})
 	ask()
 
-	checkPages(t, n)
+	checkPages(t, p)
 	cancel()
 	select {
 	case err := <-ended:
