@@ -2,18 +2,12 @@ package codec
 
 import (
 	"bytes"
-	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/h2c"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -57,8 +51,11 @@ func app() http.Handler {
 // origin runs app, with HTTP/1.1 and cleartext HTTP/2.
 func origin(t testing.TB) string {
 	t.Helper()
-	srv := httptest.NewUnstartedServer(h2c.NewHandler(app(), &http2.Server{}))
+	srv := httptest.NewUnstartedServer(app())
 	srv.Config.ErrorLog = nil
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv.Listener.Addr().String()
@@ -66,19 +63,11 @@ func origin(t testing.TB) string {
 
 // caller returns a client of net/http that speaks proto.
 func caller(t testing.TB, proto message.Protocol) *http.Client {
-	var rt http.RoundTripper
-	if proto == message.HTTP2 {
-		tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, addr)
-		}}
-		t.Cleanup(tr.CloseIdleConnections)
-		rt = tr
-	} else {
-		tr := &http.Transport{DisableCompression: true}
-		t.Cleanup(tr.CloseIdleConnections)
-		rt = tr
-	}
-	return &http.Client{Transport: rt, Timeout: patience}
+	tr := &http.Transport{DisableCompression: true, Protocols: new(http.Protocols)}
+	tr.Protocols.SetHTTP1(proto != message.HTTP2)
+	tr.Protocols.SetUnencryptedHTTP2(proto == message.HTTP2)
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, Timeout: patience}
 }
 
 // versions runs a test for each pair of versions on both sides of the proxy.
