@@ -151,6 +151,7 @@ func (c *compiler) retry(p *routev3.RetryPolicy, at *strict.Path) *Retry {
 		if out.BackOffBase = c.duration(b.GetBaseInterval(), at.Field("base_interval"), 0); out.BackOffBase < time.Millisecond {
 			c.report.Add(at.Field("base_interval"), "at least 1ms")
 		}
+		out.BackOffLeast = out.BackOffBase
 		out.BackOffMax = c.duration(b.GetMaxInterval(), at.Field("max_interval"), 0)
 		if b.GetMaxInterval() != nil && out.BackOffMax < out.BackOffBase {
 			c.report.Add(at.Field("max_interval"), "at least base_interval")

@@ -56,8 +56,9 @@ type Retry struct {
 	Number int
 	// PerTryTimeout bounds each try, from when the request has been sent to the header of the response; 0 for no bound of its own.
 	PerTryTimeout time.Duration
-	// BackOffBase and BackOffMax: see BackOff.
-	BackOffBase, BackOffMax time.Duration
+	// BackOffLeast, BackOffBase and BackOffMax: see BackOff. BackOffLeast is 0 unless the policy sets a back-off: then it is its base,
+	// since the Gateway API promises at least that time between tries.
+	BackOffLeast, BackOffBase, BackOffMax time.Duration
 }
 
 // Envoy's defaults.
@@ -109,15 +110,15 @@ func (r *Retry) GRPC(status string) bool {
 	return false
 }
 
-// BackOff returns the pause before the n-th try after the first (n from 1): a random time below BackOffBase x (2^n - 1), and at
-// most BackOffMax.
+// BackOff returns the pause before the n-th try after the first (n from 1): a random time from BackOffLeast to BackOffBase x (2^n - 1),
+// and at most BackOffMax.
 func (r *Retry) BackOff(n int) time.Duration {
 	most := r.BackOffMax
 	if n < 20 { // beyond, any base has met its maximum
 		most = min(most, r.BackOffBase*(1<<n-1))
 	}
-	if most <= 0 {
-		return 0
+	if most <= r.BackOffLeast {
+		return r.BackOffLeast
 	}
-	return rand.N(most)
+	return r.BackOffLeast + rand.N(most-r.BackOffLeast)
 }

@@ -206,6 +206,14 @@ func TestRetry(t *testing.T) {
 			}
 		}
 	}
+	explicit := get("retry_on: 5xx, retry_back_off: {base_interval: 0.1s, max_interval: 0.5s}")
+	for n, most := range []time.Duration{100, 300, 500, 500} {
+		for range 100 {
+			if d := explicit.BackOff(n + 1); d < 100*time.Millisecond || d > most*time.Millisecond {
+				t.Fatalf("try %d: pause %v, want 100ms to %v", n+1, d, most*time.Millisecond)
+			}
+		}
+	}
 	if d := before.BackOff(1000); d < 0 || d >= 250*time.Millisecond {
 		t.Errorf("try 1000: pause %v", d)
 	}
