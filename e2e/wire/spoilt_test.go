@@ -60,7 +60,7 @@ func TestSpoilt(t *testing.T) {
 		h := l7.ServiceHost(stories, translate.ServiceInput{Service: o.(*cluster.Service)})
 		hosts.hosts[h.Ref] = h
 	}
-	tried := 0
+	tried, fields := 0, spoiler{}
 	for _, name := range names {
 		archive, err := txtar.ParseFile(name)
 		if err != nil {
@@ -85,7 +85,7 @@ func TestSpoilt(t *testing.T) {
 					continue
 				}
 				spec := o["spec"]
-				each(spec, func(v any) { spec = v }, func() {
+				fields.each(kind, spec, func(v any) { spec = v }, func() {
 					tried++
 					takes(t, hosts, reduce, spec)
 				})
@@ -101,8 +101,12 @@ var reducers = map[string]func(*unstructured.Unstructured) *cluster.Route{
 	"HTTPRoute": cluster.HTTPRouteOf, "GRPCRoute": cluster.GRPCRouteOf, "TLSRoute": cluster.TLSRouteOf, "TCPRoute": cluster.TCPRouteOf,
 }
 
-// each calls try once for each value within v and each of those that spoil it, which is then in its place.
-func each(v any, set func(any), try func()) {
+// spoiler goes through values. It knows which fields it has been at.
+type spoiler map[string]bool
+
+// each calls try once for each field within v where it has not been yet, and each value that spoils it, which is then in its
+// place. A field is told by its path and by the type that is written beside it.
+func (sp spoiler) each(path string, v any, set func(any), try func()) {
 	spoil := func(values []any) {
 		for _, bad := range values {
 			set(bad)
@@ -110,19 +114,25 @@ func each(v any, set func(any), try func()) {
 		}
 		set(v)
 	}
-	spoil(spoiltAny)
+	if !sp[path] {
+		sp[path] = true
+		spoil(spoiltAny)
+		switch v.(type) {
+		case string:
+			spoil(spoiltText)
+		case int64:
+			spoil(spoiltNumber)
+		}
+	}
 	switch v := v.(type) {
-	case string:
-		spoil(spoiltText)
-	case int64:
-		spoil(spoiltNumber)
 	case map[string]any:
+		typ, _ := v["type"].(string)
 		for k, value := range v {
-			each(value, func(bad any) { v[k] = bad }, try)
+			sp.each(path+"("+typ+")."+k, value, func(bad any) { v[k] = bad }, try)
 		}
 	case []any:
 		for i, value := range v {
-			each(value, func(bad any) { v[i] = bad }, try)
+			sp.each(path+"[]", value, func(bad any) { v[i] = bad }, try)
 		}
 	}
 }

@@ -228,7 +228,8 @@ func forward(rule *cluster.RouteRule, to *routev3.RouteAction_Cluster) *routev3.
 	}
 	if try := rule.TryTimeout; try > 0 {
 		if rule.Retry != nil && retry.NumRetries.GetValue() > 0 {
-			retry.PerTryTimeout = durationpb.New(try)
+			// A try whose time is over is one to try again after, which Envoy takes for a reset.
+			retry.PerTryTimeout, retry.RetryOn = durationpb.New(try), retry.RetryOn+",reset"
 		} else if timeout == 0 || try < timeout {
 			timeout = try
 		}
