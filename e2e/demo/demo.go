@@ -92,6 +92,7 @@ The cluster is still up. Try this next:
   export KUBECONFIG=$PWD/.cache/cluster/kubeconfig PATH=$PWD/bin:$PWD/.cache/bin:$PATH
   ambit check                                                          is all well?
   kubectl label namespace teahouse istio.io/dataplane-mode=ambient     put the sample into the mesh again
+  ambit waypoint apply -n teahouse --enroll-namespace --wait           handle its HTTP; the route of the kettle acts again
   kubectl -n teahouse exec guest -- traffic get http://front:8080/     ask the front, which asks menu and door
   kubectl -n istio-system logs daemonset/ztunnel -f                    one line a connection, with both identities
   ip netns exec ambit-node1 tcpdump -ni eth0 tcp port 15008            what is on the wire between the nodes

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,15 +56,14 @@ spec:
 
 // story are the steps that show what the mesh does.
 func (s *Show) story() []step {
-	return []step{
+	return slices.Concat([]step{
 		{"start the sample application, outside the mesh", s.start},
 		{"traffic before the label", s.plainOnTheWire},
 		{"label the namespace", s.enrol},
 		{"traffic after the label", s.tunnelsOnTheWire},
 		{"identities that the server's proxy saw", s.identities},
 		{"STRICT: a client outside the mesh", s.refused},
-		{"un-enrol", s.unenrol},
-	}
+	}, s.requests(), []step{{"un-enrol", s.unenrol}})
 }
 
 // guest is the pod that asks.
@@ -75,6 +75,9 @@ func (s *Show) start(ctx context.Context) (string, error) {
 		if err := s.cluster.Apply(ctx, manifest); err != nil {
 			return "", err
 		}
+	}
+	if err := s.dropWaypoint(ctx); err != nil { // of an earlier run that did not come to its end
+		return "", err
 	}
 	if err := s.leave(ctx); err != nil {
 		return "", err
