@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -494,4 +495,61 @@ func TestDrain(t *testing.T) {
 			t.Errorf("%d tunnels are open", n)
 		}
 	})
+}
+
+// TestDrainLeavesWebSockets: what is open for long goes on while a proxy drains, until it ends by itself or the grace period is over.
+func TestDrainLeavesWebSockets(t *testing.T) {
+	w := newWorld(t)
+	w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		nc, buf, err := http.NewResponseController(rw).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer nc.Close()
+		fmt.Fprint(buf, "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+		_ = buf.Flush()
+		_, _ = io.Copy(nc, buf)
+	}))
+	w.apply(all)
+	open := func() *bufio.ReadWriter {
+		s := w.mustTunnel(webPort)
+		fmt.Fprint(s, "GET / HTTP/1.1\r\nhost: stock.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+		rw := bufio.NewReadWriter(bufio.NewReader(s), bufio.NewWriter(s))
+		if resp, err := http.ReadResponse(rw.Reader, nil); err != nil || resp.StatusCode != 101 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		return rw
+	}
+	echo := func(rw *bufio.ReadWriter) error {
+		_, _ = rw.WriteString("hello")
+		_ = rw.Flush()
+		_, err := io.ReadFull(rw, make([]byte, 5))
+		return err
+	}
+	socket := open()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	drained := make(chan error, 1)
+	go func() { drained <- w.proxy.Drain(ctx) }()
+	await(t, "no new connections are taken", func() bool {
+		nc, err := net.Dial("tcp", w.addr.String())
+		if err == nil {
+			_ = nc.Close()
+		}
+		return err != nil
+	})
+	for range 3 {
+		if err := echo(socket); err != nil {
+			t.Fatalf("while the proxy drains: %v", err)
+		}
+	}
+	cancel() // the grace period is over
+	if err := <-drained; err == nil {
+		t.Error("Drain does not tell that something is open")
+	}
+	w.proxy.Close()
+	if err := echo(socket); err == nil {
+		t.Error("the WebSocket outlives the proxy")
+	}
 }
