@@ -41,6 +41,8 @@ const (
 	RequestDenied
 	// RequestUpstreamProtocol: the endpoint's response was none.
 	RequestUpstreamProtocol
+	// RequestMalformed: the request was not as HTTP has it, or larger than allowed.
+	RequestMalformed
 
 	requestFlagCount
 )
@@ -49,6 +51,7 @@ var requestFlags = [requestFlagCount]string{
 	RequestOK: "-", RequestNoRoute: "NR", RequestNoCluster: "NC", RequestNoHealthy: "UH", RequestConnectFailed: "UF",
 	RequestUpstreamEnded: "UC", RequestTimeout: "UT", RequestRetriesExhausted: "URX", RequestOverflow: "UO",
 	RequestClientGone: "DC", RequestDenied: "RBAC", RequestUpstreamProtocol: "UPE",
+	RequestMalformed: "DPE",
 }
 
 // String is the value of the response_flags label.

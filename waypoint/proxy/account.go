@@ -32,6 +32,19 @@ func (r *request) count(took time.Duration) {
 	r.c.proxy.cfg.Requests.Done(l, took)
 }
 
+// refused counts and logs a request that was answered before it could be read.
+func (c *connection) refused(status int, reason string) {
+	c.proxy.cfg.Requests.Done(telemetry.RequestLabels{
+		Source: c.source, Destination: nobody(), Service: noService(), Status: uint16(status), GRPCStatus: telemetry.NoGRPC,
+		Flag: telemetry.RequestMalformed, MutualTLS: true,
+	}, 0)
+	if log := c.proxy.cfg.AccessLog; log != nil {
+		attrs := append(make([]slog.Attr, 0, 12), slog.Int("status", status))
+		attrs = append(c.attrs(attrs, time.Now(), nil), slog.String("response_flags", telemetry.RequestMalformed.String()), slog.String("error", reason))
+		log.LogAttrs(context.Background(), slog.LevelWarn, "request refused", attrs...)
+	}
+}
+
 func nobody() unique.Handle[telemetry.Party]          { return unique.Make(telemetry.Party{}) }
 func noService() unique.Handle[telemetry.ServiceName] { return unique.Make(telemetry.ServiceName{}) }
 

@@ -612,3 +612,20 @@ func TestBackPressure(t *testing.T) {
 		<-gone
 	})
 }
+
+// TestMalformed: a request that is none is refused, counted and logged.
+func TestMalformed(t *testing.T) {
+	w := newWorld(t)
+	w.apply(all)
+	s := w.mustTunnel(webPort)
+	defer s.Close()
+	fmt.Fprint(s, "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(s), nil)
+	if err != nil || resp.StatusCode != 400 {
+		t.Errorf("%v, %v", resp, err)
+	}
+	await(t, "it is logged", func() bool { return strings.Contains(w.log.String(), "response_flags=DPE") })
+	if n, err := testutil.GatherAndCount(w.registry, "istio_requests_total"); err != nil || n != 1 {
+		t.Errorf("%d series, %v", n, err)
+	}
+}

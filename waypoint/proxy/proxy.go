@@ -296,6 +296,7 @@ func (c *connection) http(ctx context.Context, in *hbone.Incoming) {
 		cfg.IdleTimeout = -1
 	}
 	cfg.H2.MaxStreams = h.MaxConcurrentStreams
+	cfg.OnRefuse = c.refused
 	c.server = codec.NewServer(s, cfg, c.serve)
 	p.mu.Lock()
 	p.conns[c] = struct{}{}
