@@ -38,11 +38,16 @@ func newSource(body message.Body) *source {
 	return s
 }
 
-// again tells whether the whole body could be sent once more.
+// again tells whether the whole body can be sent once more. If so the try that had it gets no more: what it still pulls, since its
+// sender may live on for a while, is kept for the next one.
 func (s *source) again() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.over && (s.err == nil || s.err == io.EOF)
+	if s.over || s.err != nil && s.err != io.EOF {
+		return false
+	}
+	s.latest = nil
+	return true
 }
 
 // attempt returns the body from its beginning, for one try. Those before get no more.
