@@ -19,6 +19,7 @@ import (
 
 // TestTimeouts: a route's times are kept, before the response and within it.
 func TestTimeouts(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, w *world, c *http.Client) {
 		w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
@@ -80,6 +81,7 @@ func TestTimeoutBeginsWithTheEndOfTheRequest(t *testing.T) {
 
 // TestRetries: a status that the route names is tried elsewhere, with the body; one that it does not is passed on.
 func TestRetries(t *testing.T) {
+	t.Parallel()
 	for _, body := range []string{"", "hello", strings.Repeat("y", maxKept-1), strings.Repeat("z", maxKept+100_000)} {
 		t.Run(fmt.Sprint(len(body)), func(t *testing.T) {
 			each(t, func(t *testing.T, w *world, c *http.Client) {
@@ -280,6 +282,7 @@ func TestMirror(t *testing.T) {
 
 // TestIdleStream: a request in which nothing comes or goes is ended.
 func TestIdleStream(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, w *world, c *http.Client) {
 		w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/begun" {
@@ -358,6 +361,7 @@ func TestRetryBudget(t *testing.T) {
 
 // TestOutlierEjection: an endpoint whose answers are bad is left alone for a time, and then asked again.
 func TestOutlierEjection(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	var bad atomic.Bool
 	bad.Store(true)
