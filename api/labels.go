@@ -43,6 +43,9 @@ const (
 	WaypointForWorkload = "workload"
 	WaypointForAll      = "all"
 	WaypointForNone     = "none"
+	// AnnotationWaypointRequired, on a Service or Namespace, with the value "true": traffic of the service takes its waypoint or is
+	// refused, and its pods let nobody in but that waypoint. The Service's annotation wins over its namespace's.
+	AnnotationWaypointRequired = "ambit.io/waypoint-required"
 	// ConditionWaypointBound is the condition on Services, ServiceEntries and WorkloadEntries that says whether their traffic
 	// takes the waypoint that they name.
 	ConditionWaypointBound = "istio.io/WaypointBound"

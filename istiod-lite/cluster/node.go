@@ -74,6 +74,8 @@ type Namespace struct {
 	Labels Labels
 	// Waypoint is what they say of the waypoint of objects that say nothing themselves.
 	Waypoint WaypointUse
+	// Required is api.AnnotationWaypointRequired, for services that have none.
+	Required string
 }
 
 // ObjectKind is KindNamespace.
@@ -84,7 +86,7 @@ func (n *Namespace) ObjectKey() Key { return Key{Name: n.Name} }
 
 // Equal reports whether both are the same in every field.
 func (n *Namespace) Equal(o *Namespace) bool {
-	return n.Name == o.Name && n.Terminating == o.Terminating && n.Distribution == o.Distribution && n.Network == o.Network && n.Waypoint == o.Waypoint && n.Labels.Equal(o.Labels)
+	return n.Name == o.Name && n.Terminating == o.Terminating && n.Distribution == o.Distribution && n.Network == o.Network && n.Waypoint == o.Waypoint && n.Required == o.Required && n.Labels.Equal(o.Labels)
 }
 
 // NamespaceOf reduces a Kubernetes namespace.
@@ -96,6 +98,7 @@ func NamespaceOf(in *corev1.Namespace) *Namespace {
 		Network:      in.Labels[api.LabelNetwork],
 		Labels:       LabelsOf(in.Labels),
 		Waypoint:     waypointUseOf(in.Labels),
+		Required:     in.Annotations[api.AnnotationWaypointRequired],
 	}
 }
 

@@ -37,6 +37,8 @@ type Service struct {
 	IPv4, IPv6 bool
 	// Waypoint is what the service's labels say of its waypoint.
 	Waypoint WaypointUse
+	// Required is api.AnnotationWaypointRequired.
+	Required string
 	// Gateway is the Gateway that the service was made for; "" for others. Such a service has no waypoint itself.
 	Gateway string
 	// Bound is the condition api.ConditionWaypointBound as the object has it.
@@ -67,7 +69,7 @@ func (s *Service) Equal(o *Service) bool {
 		slices.Equal(s.ClusterIPs, o.ClusterIPs) && slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) &&
 		slices.Equal(s.Ports, o.Ports) && s.Selector.Equal(o.Selector) && s.PublishNotReady == o.PublishNotReady &&
 		s.InternalLocal == o.InternalLocal && s.Affinity == o.Affinity && s.Distribution == o.Distribution &&
-		s.DistributionAnnotation == o.DistributionAnnotation && s.Waypoint == o.Waypoint && s.Gateway == o.Gateway && s.Bound == o.Bound && s.Generation == o.Generation && s.IPv4 == o.IPv4 && s.IPv6 == o.IPv6 &&
+		s.DistributionAnnotation == o.DistributionAnnotation && s.Waypoint == o.Waypoint && s.Required == o.Required && s.Gateway == o.Gateway && s.Bound == o.Bound && s.Generation == o.Generation && s.IPv4 == o.IPv4 && s.IPv6 == o.IPv6 &&
 		slices.Equal(s.Faults, o.Faults)
 }
 
@@ -82,6 +84,7 @@ func ServiceOf(in *corev1.Service) *Service {
 		InternalLocal:          in.Spec.InternalTrafficPolicy != nil && *in.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		DistributionAnnotation: in.Annotations[api.AnnotationTrafficDistribution],
 		Waypoint:               waypointUseOf(in.Labels),
+		Required:               in.Annotations[api.AnnotationWaypointRequired],
 		Generation:             in.Generation,
 	}
 	if in.Labels[api.LabelGatewayManaged] != "" {

@@ -336,7 +336,8 @@ func (s *State) setService(key cluster.Key, svc *cluster.Service) {
 
 // sameEndpoints reports whether the two states of a service are the same to a workload.
 func sameEndpoints(a, b *cluster.Service) bool {
-	return a != nil && b != nil && a.External == b.External && a.Selector.Equal(b.Selector) && slices.Equal(a.Ports, b.Ports)
+	return a != nil && b != nil && a.External == b.External && a.Selector.Equal(b.Selector) && slices.Equal(a.Ports, b.Ports) &&
+		a.Waypoint == b.Waypoint && a.Required == b.Required && a.Gateway == b.Gateway
 }
 
 func (s *State) touchSelected(group *namespace, services ...*cluster.Service) {

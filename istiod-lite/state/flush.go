@@ -31,12 +31,13 @@ func (c *collector) pod(k cluster.Key) {
 		c.one(object{cluster.KindPod, k}, name, nil, nil)
 		return
 	}
+	attached := s.attachments(p)
 	w, problems := translate.Pod(s.mesh, translate.PodInput{
 		Pod:      p,
 		Node:     s.nodes[p.Node],
-		Services: s.attachments(p),
+		Services: attached,
 		Entries:  c.chosen(p.Namespace, p.Labels, p),
-		Policies: s.policiesOf(p.Namespace, p.Labels),
+		Policies: append(s.policiesOf(p.Namespace, p.Labels), translate.RequiredPolicies(p, attached, s.bindingOf)...),
 		Others:   s.others(p),
 		Waypoint: s.bind(translate.PodBind(p, s.namespaceOf(p.Namespace))),
 	})
@@ -45,6 +46,14 @@ func (c *collector) pod(k cluster.Key) {
 		return
 	}
 	c.one(object{cluster.KindPod, k}, name, address(w), problems)
+}
+
+// bindingOf is the decision on the waypoint of a service.
+func (s *State) bindingOf(svc *cluster.Service) translate.Binding {
+	if svc.External {
+		return translate.Binding{}
+	}
+	return s.bind(translate.ServiceBind(svc, s.namespaceOf(svc.Namespace)))
 }
 
 // others lists pods that have an address of p too; p may be among them.
@@ -133,6 +142,7 @@ func (c *collector) service(k cluster.Key) {
 			s.tellBound(translate.ServiceStatus(svc, translate.Binding{}))
 			_, problems = translate.Service(s.mesh, translate.ServiceInput{Service: svc})
 		}
+		c.remove(resource.Name{Type: resource.Authorization, Name: translate.RequiredName(k)})
 		if s.ownerOf(k.Namespace, translate.Hostname(s.mesh, k)) != nil {
 			c.report(object{cluster.KindService, k}, problems) // what is of that name now is host's to say
 			return
@@ -143,6 +153,10 @@ func (c *collector) service(k cluster.Key) {
 	in := c.serviceInput(svc)
 	s.tellBound(translate.ServiceStatus(svc, in.Waypoint))
 	out, problems := translate.Service(s.mesh, in)
+	required := resource.Name{Type: resource.Authorization, Name: translate.RequiredName(k)}
+	if a := translate.RequiredPolicy(s.mesh, svc, in.Waypoint); a == nil || !c.put(required, a, object{cluster.KindService, k}, &problems) {
+		c.remove(required)
+	}
 	c.one(object{cluster.KindService, k}, name, &workload.Address{Type: &workload.Address_Service{Service: out}}, problems)
 }
 

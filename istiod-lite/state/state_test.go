@@ -272,7 +272,7 @@ func (w world) object() cluster.Object {
 	case 12, 13:
 		return w.authorizationPolicy()
 	case 0:
-		return &cluster.Namespace{Name: pick(w, "a", "b", "istio-system"), Distribution: pick(w, "", "PreferClose", "wrong"), Labels: w.labels(), Waypoint: w.use()}
+		return &cluster.Namespace{Name: pick(w, "a", "b", "istio-system"), Distribution: pick(w, "", "PreferClose", "wrong"), Labels: w.labels(), Waypoint: w.use(), Required: pick(w, "", "", "true")}
 	case 1:
 		return &cluster.Node{Name: pick(w, "n1", "n2"), Locality: cluster.Locality{Zone: pick(w, "", "z1", "z2")}, Addrs: []netip.Addr{w.addr("10.3.0")}}
 	case 2, 3:
@@ -289,7 +289,7 @@ func (w world) object() cluster.Object {
 			Key: w.key(), Created: w.created(), Selector: w.labels(), External: w.IntN(6) == 0,
 			ClusterIPs: []netip.Addr{w.addr("10.2.0")}, Ports: []cluster.ServicePort{{Name: "p", Port: 80, Target: uint16(80 + w.IntN(2))}, {Name: "q", Port: 81, TargetName: "named"}},
 		}
-		svc.Waypoint, svc.Bound = w.use(), w.bound()
+		svc.Waypoint, svc.Bound, svc.Required = w.use(), w.bound(), pick(w, "", "", "true", "false")
 		if w.IntN(3) == 0 {
 			svc.Gateway = svc.Name
 		}

@@ -196,11 +196,12 @@ func (s *State) use(o object, old, now cluster.WaypointUse) {
 func (s *State) useOfNamespace(name string, old, now *cluster.Namespace) {
 	var was, is cluster.WaypointUse
 	var before, after cluster.Labels
+	var required [2]string
 	if old != nil {
-		was, before = old.Waypoint, old.Labels
+		was, before, required[0] = old.Waypoint, old.Labels, old.Required
 	}
 	if now != nil {
-		is, after = now.Waypoint, now.Labels
+		is, after, required[1] = now.Waypoint, now.Labels, now.Required
 	}
 	if was != is {
 		if k, ok := was.Key(name); ok {
@@ -210,7 +211,7 @@ func (s *State) useOfNamespace(name string, old, now *cluster.Namespace) {
 			add(s.bindings.namespaces, k, name)
 		}
 	}
-	if was == is && (len(s.bindings.gateways) == 0 || before.Equal(after)) {
+	if was == is && required[0] == required[1] && (len(s.bindings.gateways) == 0 || before.Equal(after)) {
 		return
 	}
 	s.touchInheritors(name)
@@ -240,6 +241,9 @@ func (s *State) touchObject(o object) {
 	switch o.kind {
 	case cluster.KindService:
 		s.dirty.services[o.key] = struct{}{}
+		if svc := s.services[o.key]; svc != nil && translate.ServiceBind(svc, s.namespaceOf(o.key.Namespace)).Required {
+			s.touchEndpoints(cluster.ServiceRef(o.key)) // they obey it
+		}
 	case cluster.KindPod:
 		s.dirty.pods[o.key] = struct{}{}
 	case cluster.KindServiceEntry:

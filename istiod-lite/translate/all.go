@@ -75,6 +75,9 @@ func All(s Snapshot) Config {
 		if status := ServiceStatus(svc, in.Waypoint); !status.Gone {
 			out.Statuses = append(out.Statuses, status)
 		}
+		if a := RequiredPolicy(s.Mesh, svc, in.Waypoint); a != nil {
+			out.Authorizations[AuthorizationName(a)] = a
+		}
 		w, problems := Service(s.Mesh, in)
 		if w != nil {
 			out.Addresses[ServiceName(s.Mesh, svc.Key)] = &workload.Address{Type: &workload.Address_Service{Service: w}}
@@ -186,7 +189,9 @@ func (s Snapshot) podInput(p *cluster.Pod) PodInput {
 	}
 	SortAttachments(in.Services)
 	in.Entries = s.chosen(p.Namespace, p.Labels, p)
-	in.Policies = s.policies(p.Namespace, p.Labels)
+	in.Policies = append(s.policies(p.Namespace, p.Labels), RequiredPolicies(p, in.Services, func(svc *cluster.Service) Binding {
+		return Bind(s.Mesh, ServiceBind(svc, s.namespace(svc.Namespace)), s.Waypoint)
+	})...)
 	return in
 }
 

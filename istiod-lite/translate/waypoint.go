@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
@@ -155,6 +156,8 @@ type BindInput struct {
 	NamespaceObject *cluster.Namespace
 	// Traffic is api.WaypointForService or api.WaypointForWorkload.
 	Traffic string
+	// Required says that traffic takes the waypoint or is refused.
+	Required bool
 }
 
 // Meant names the Gateway that the traffic is to take, and whether the object itself says so; the zero Key is none.
@@ -175,6 +178,9 @@ type Binding struct {
 	Waypoint *Waypoint
 	// Address is where the traffic is sent, nil if it takes no waypoint.
 	Address *workload.GatewayAddress
+	// Required says that the traffic is refused while Waypoint is not there to take it. Gateway is who it is meant for then.
+	Required bool
+	Gateway  cluster.Key
 	// Reason and Message say what became of what the object or its namespace asked for; "" if they ask for nothing.
 	Reason, Message string
 }
@@ -186,15 +192,33 @@ func Bind(m Mesh, in BindInput, find func(cluster.Key) *Waypoint) Binding {
 		return Binding{}
 	}
 	w := find(key)
+	b := bind(m, in, key, own, w)
+	if b.Reason == "" || b.Reason == reasonBound && !in.Required {
+		return b
+	}
+	switch {
+	case !in.Required:
+		b.Message += "; traffic goes straight to the backends"
+	case b.Address == nil:
+		// Node proxies look for a waypoint that is not there, or does not take the traffic, and refuse.
+		b.Address = (&Waypoint{Key: key, Host: Hostname(m, key)}).Address(m)
+		b.Message += "; traffic is refused (annotation " + api.AnnotationWaypointRequired + ")"
+	}
+	b.Required, b.Gateway = in.Required, key
+	return b
+}
+
+// bind decides without regard to what is done where there is no waypoint.
+func bind(m Mesh, in BindInput, key cluster.Key, own bool, w *Waypoint) Binding {
 	if w == nil {
-		return Binding{Reason: reasonUnready, Message: fmt.Sprintf("there is no waypoint %s: no such Gateway, or not of a class of waypoints; traffic goes straight to the backends", key)}
+		return Binding{Reason: reasonUnready, Message: fmt.Sprintf("there is no waypoint %s: no such Gateway, or not of a class of waypoints", key)}
 	}
 	if in.Traffic == api.WaypointForWorkload {
 		// A waypoint knows services. What it was sent for a pod's own address it would refuse.
 		if !own {
 			return Binding{}
 		}
-		return Binding{Reason: reasonUnsupported, Message: fmt.Sprintf("waypoint %s: in this release waypoints take the traffic of services, and none of workloads' own addresses; that goes straight to the workload", key)}
+		return Binding{Reason: reasonUnsupported, Message: fmt.Sprintf("waypoint %s: in this release waypoints take the traffic of services, and none of workloads' own addresses", key)}
 	}
 	if w.For != in.Traffic && w.For != api.WaypointForAll {
 		if !own {
@@ -213,7 +237,7 @@ func Bind(m Mesh, in BindInput, find func(cluster.Key) *Waypoint) Binding {
 		}
 	}
 	if w.Unready != "" {
-		return Binding{Waypoint: w, Reason: reasonUnready, Message: fmt.Sprintf("waypoint %s: %s; traffic goes straight to the backends until it is ready", key, w.Unready)}
+		return Binding{Waypoint: w, Reason: reasonUnready, Message: fmt.Sprintf("waypoint %s: %s", key, w.Unready)}
 	}
 	return Binding{Waypoint: w, Address: w.Address(m), Reason: reasonBound, Message: fmt.Sprintf("traffic takes waypoint %s", key)}
 }
@@ -253,7 +277,47 @@ func ServiceBind(s *cluster.Service, ns *cluster.Namespace) BindInput {
 	if s.Gateway != "" {
 		use.Name = api.UseWaypointNone // a waypoint takes none itself
 	}
-	return BindInput{use, s.Namespace, ns, api.WaypointForService}
+	required := s.Required
+	if required == "" && ns != nil {
+		required = ns.Required
+	}
+	return BindInput{use, s.Namespace, ns, api.WaypointForService, required == "true"}
+}
+
+// requiredPrefix begins the names of authorisations of services that require their waypoint. No object of Kubernetes has such a name.
+const requiredPrefix = "ambit_waypoint_required_"
+
+// RequiredName is the key of the authorisation by which the pods of a service let nobody in but its waypoint.
+func RequiredName(s cluster.Key) string { return s.Namespace + "/" + requiredPrefix + s.Name }
+
+// RequiredPolicy is that authorisation; nil if the service does not require its waypoint. The waypoint is known by the service
+// account of its Gateway's name.
+func RequiredPolicy(m Mesh, s *cluster.Service, b Binding) *security.Authorization {
+	if !b.Required {
+		return nil
+	}
+	match := &security.Match{}
+	for _, domain := range m.trustDomains() {
+		match.NotPrincipals = append(match.NotPrincipals, &security.StringMatch{MatchType: &security.StringMatch_Exact{
+			Exact: domain + "/ns/" + b.Gateway.Namespace + "/sa/" + b.Gateway.Name}})
+	}
+	return &security.Authorization{
+		Name: requiredPrefix + s.Name, Namespace: s.Namespace, Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY,
+		Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{match}}}}},
+	}
+}
+
+// RequiredPolicies names those that a pod which is an endpoint of services has to obey: those of services of its own namespace. Others
+// may have it as an endpoint, and have no say in who reaches it.
+func RequiredPolicies(p *cluster.Pod, attached []Attachment, bind func(*cluster.Service) Binding) []string {
+	var out []string
+	for _, at := range attached {
+		if name := RequiredName(at.Service.Key); at.Service.Namespace == p.Namespace && !slices.Contains(out, name) && bind(at.Service).Required {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // PodBind is how a pod is bound.
@@ -262,15 +326,15 @@ func PodBind(p *cluster.Pod, ns *cluster.Namespace) BindInput {
 	if p.Labels.Has(api.LabelGatewayManaged) {
 		use.Name = api.UseWaypointNone
 	}
-	return BindInput{use, p.Namespace, ns, api.WaypointForWorkload}
+	return BindInput{use, p.Namespace, ns, api.WaypointForWorkload, false}
 }
 
 // EntryBind is how a ServiceEntry is bound.
 func EntryBind(e *cluster.ServiceEntry, ns *cluster.Namespace) BindInput {
-	return BindInput{cluster.UseOf(e.Labels), e.Namespace, ns, api.WaypointForService}
+	return BindInput{cluster.UseOf(e.Labels), e.Namespace, ns, api.WaypointForService, false}
 }
 
 // WorkloadEntryBind is how a WorkloadEntry is bound.
 func WorkloadEntryBind(e *cluster.WorkloadEntry, ns *cluster.Namespace) BindInput {
-	return BindInput{cluster.UseOf(e.Labels), e.Namespace, ns, api.WaypointForWorkload}
+	return BindInput{cluster.UseOf(e.Labels), e.Namespace, ns, api.WaypointForWorkload, false}
 }

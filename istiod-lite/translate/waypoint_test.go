@@ -2,6 +2,7 @@ package translate_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,6 +37,87 @@ func TestWaypointBound(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("conditions (-want +got):\n%s", diff)
+	}
+}
+
+// TestWaypointRequired: traffic of a service that requires its waypoint goes there whatever it is, and its pods admit that waypoint
+// only, by each name that the mesh has.
+func TestWaypointRequired(t *testing.T) {
+	objects, err := clustertest.Parse([]byte(`
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: missing}, annotations: {ambit.io/waypoint-required: "true"}}
+---
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]}
+---
+kind: Service
+metadata: {name: lax, namespace: shop, annotations: {ambit.io/waypoint-required: "false"}}
+spec: {clusterIP: 10.96.0.2, selector: {app: lax}, ports: [{port: 80}]}
+---
+kind: Service
+metadata: {name: free, namespace: shop, labels: {istio.io/use-waypoint: none}}
+spec: {clusterIP: 10.96.0.3, selector: {app: free}, ports: [{port: 80}]}
+---
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+status: {podIP: 10.1.0.1}
+---
+kind: Pod
+metadata: {name: lax, namespace: shop, labels: {app: lax}}
+status: {podIP: 10.1.0.2}
+---
+kind: Pod
+metadata: {name: free, namespace: shop, labels: {app: free}}
+status: {podIP: 10.1.0.3}
+---
+kind: Service
+metadata: {name: thief, namespace: other, labels: {istio.io/use-waypoint: w}, annotations: {ambit.io/waypoint-required: "true"}}
+spec: {clusterIP: 10.96.0.4, ports: [{port: 80}]}
+---
+kind: EndpointSlice
+metadata: {name: thief, namespace: other, labels: {kubernetes.io/service-name: thief}}
+addressType: IPv4
+ports: [{port: 80}]
+endpoints: [{addresses: [10.1.0.2]}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mesh
+	m.TrustDomainAliases = []string{"old.example"}
+	out := translate.All(clustertest.Snapshot(m, objects))
+	for name, bound := range map[string]bool{"web": true, "lax": false, "free": false} {
+		svc := out.Addresses["shop/"+name+".shop.svc.cluster.local"].GetService()
+		if got := svc.GetWaypoint().GetHostname().GetHostname() == "missing.shop.svc.cluster.local"; got != bound {
+			t.Errorf("%s has waypoint %v", name, svc.GetWaypoint())
+		}
+		w := out.Addresses["Kubernetes//Pod/shop/"+name].GetWorkload()
+		if got := slices.Contains(w.GetAuthorizationPolicies(), translate.RequiredName(cluster.Key{Namespace: "shop", Name: name})); got != bound {
+			t.Errorf("pod %s obeys %q", name, w.GetAuthorizationPolicies())
+		}
+	}
+	compiled := out.Authorizations[translate.RequiredName(cluster.Key{Namespace: "shop", Name: "web"})]
+	if w := out.Addresses["Kubernetes//Pod/shop/lax"].GetWorkload(); len(w.GetServices()) != 2 || len(w.GetAuthorizationPolicies()) > 0 {
+		t.Errorf("a service of another namespace decides who reaches a pod: %v", w)
+	}
+	if compiled == nil || len(out.Authorizations) != 3 { // the static one and the thief's
+		t.Fatalf("authorisations %v", out.Authorizations)
+	}
+	if fault := peerRefuses(compiled); fault != "" {
+		t.Errorf("Istio's node proxy refuses it: %s", fault)
+	}
+	var admitted []string
+	for _, p := range compiled.Rules[0].Clauses[0].Matches[0].NotPrincipals {
+		admitted = append(admitted, p.GetExact())
+	}
+	if diff := cmp.Diff([]string{"cluster.local/ns/shop/sa/missing", "old.example/ns/shop/sa/missing"}, admitted); diff != "" {
+		t.Errorf("admitted (-want +got):\n%s", diff)
+	}
+	for _, s := range out.Statuses {
+		if s.Key.Name == "web" && (s.Want.Reason != "WaypointIsNotReady" || !strings.Contains(s.Want.Message, "traffic is refused")) {
+			t.Errorf("web says %+v", s.Want)
+		}
 	}
 }
 
