@@ -94,7 +94,7 @@ var resolutions = map[cluster.Resolution]string{
 
 // fill takes over what node proxies are told of the service.
 func (h *Host) fill(w *workload.Service, b translate.Binding) {
-	h.Bound, h.Waypoint, h.Told = b.Address != nil, b.Reason, b.Message
+	h.Bound, h.Waypoint, h.Told = b.Waypoint != nil && b.Waypoint.Unready == "", b.Reason, b.Message
 	for _, a := range w.Addresses {
 		addr, ok := netip.AddrFromSlice(a.Address)
 		if !ok {

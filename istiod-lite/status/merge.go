@@ -158,8 +158,8 @@ func mergeFeatures(there []any, names []string) []any {
 	return out
 }
 
-// droppedFromRoutes are conditions of routes that are there only when they are true.
-var droppedFromRoutes = []string{"PartiallyInvalid"}
+// droppedFromRoutes are conditions that routes do not always have: the one only when it is true, the other for parents that are there.
+var droppedFromRoutes = []string{"PartiallyInvalid", "ResolvedWaypoints"}
 
 // mergeParents puts the entries of the mesh's controller into their places. Those of other controllers are left as they are.
 func (b body) mergeParents(there []any, now string) []any {

@@ -285,7 +285,7 @@ func ServiceBind(s *cluster.Service, ns *cluster.Namespace) BindInput {
 }
 
 // requiredPrefix begins the names of authorisations of services that require their waypoint. No object of Kubernetes has such a name.
-const requiredPrefix = "ambit_waypoint_required_"
+const requiredPrefix = "waypoint_required_"
 
 // RequiredName is the key of the authorisation by which the pods of a service let nobody in but its waypoint.
 func RequiredName(s cluster.Key) string { return s.Namespace + "/" + requiredPrefix + s.Name }
