@@ -154,10 +154,17 @@ func NewRequests(reporter string, reg prometheus.Registerer) *Requests {
 	return r
 }
 
+// maxRequestSeries bounds the series that sources can make, each of which takes about 2 KiB: most of a source's labels are what it says
+// of itself. Beyond that its requests are counted as those of an unknown source, until series are forgotten.
+const maxRequestSeries = 20_000
+
 // Done counts a request that has ended, and how long it took.
 func (r *Requests) Done(l RequestLabels, took time.Duration) {
 	s, ok := r.series.Load(l)
 	if !ok {
+		if r.series.Size() >= maxRequestSeries {
+			l.Source = unique.Make(Party{})
+		}
 		s, _ = r.series.LoadOrCompute(l, func() (*requestSeries, bool) { return &requestSeries{pairs: r.pairsOf(&l)}, false })
 	}
 	i := 0

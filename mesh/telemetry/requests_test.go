@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -59,6 +60,24 @@ istio_requests_total{connection_security_policy="mutual_tls",` + common + `grpc_
 
 	if n := testing.AllocsPerRun(100, func() { r.Done(l, time.Millisecond) }); n > 0 {
 		t.Errorf("counting allocates %v times", n)
+	}
+}
+
+// TestRequestsAreBounded: sources that call themselves ever something else do not make series without end.
+func TestRequestsAreBounded(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	r := NewRequests("waypoint", reg)
+	const more = 100
+	nobody, service := unique.Make(Party{}), unique.Make(ServiceName{})
+	for i := range maxRequestSeries + more {
+		r.Done(RequestLabels{Source: unique.Make(Party{Workload: strconv.Itoa(i)}), Destination: nobody, Service: service}, 0)
+	}
+	if got := r.series.Size(); got != maxRequestSeries+1 {
+		t.Errorf("%d series, want %d", got, maxRequestSeries+1)
+	}
+	rest, ok := r.series.Load(RequestLabels{Source: nobody, Destination: nobody, Service: service})
+	if !ok || rest.buckets[0].Load() != more {
+		t.Errorf("the rest is not counted as that of an unknown source")
 	}
 }
 

@@ -23,6 +23,7 @@ func sourceOf(in *hbone.Incoming) telemetry.Party {
 			}
 			value = decoded
 		}
+		value = label(value)
 		switch key {
 		case "k8s.cluster.name":
 			p.Cluster = value
@@ -35,6 +36,18 @@ func sourceOf(in *hbone.Incoming) telemetry.Party {
 		}
 	}
 	return p
+}
+
+// maxLabel bounds what a client says of itself, in bytes: the longest name that Kubernetes allows.
+const maxLabel = 253
+
+// label makes a value that a client chose one that metrics can have: whoever has a certificate of the mesh may send anything, and
+// one value that is no UTF-8 would fail every scrape.
+func label(s string) string {
+	if len(s) > maxLabel {
+		s = s[:maxLabel]
+	}
+	return strings.ToValidUTF8(s, "")
 }
 
 // clientAddr is the client's address as its proxy says in forwarded (RFC 7239); that of the proxy if it does not.

@@ -1,0 +1,63 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
+)
+
+// TestHostileBaggage: what a client says of itself does not keep anybody's metrics from being scraped.
+func TestHostileBaggage(t *testing.T) {
+	w := newWorld(t)
+	w.httpPod("c", 1, name("one"))
+	w.apply(all)
+	c := w.client("HTTP/1.1")
+	c.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return w.clients.Open(ctx, hbone.Target{Addr: netip.MustParseAddrPort("192.0.2.1:15008"), Source: clientID, Expect: []identity.Identity{waypointID}},
+			hbone.Request{Authority: fmt.Sprintf("%s:%d", configtest.Address, webPort),
+				Baggage: "k8s.deployment.name=curl%FF,service.name=" + strings.Repeat("a", 300)})
+	}
+	do(t, c, "GET", "/", "")
+	await(t, "the request is counted", func() bool {
+		n, err := testutil.GatherAndCount(w.registry, "istio_requests_total")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n == 1
+	})
+	families, err := w.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			if l.GetName() == "source_workload" && l.GetValue() != "curl" || len(l.GetValue()) > maxLabel {
+				t.Errorf("%s is %q", l.GetName(), l.GetValue())
+			}
+		}
+	}
+}
+
+// TestClaimedCertificate: a backend sees no client certificate that the client itself has made up.
+func TestClaimedCertificate(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(rw, "%q %q", r.Header.Values("x-forwarded-client-cert"), r.Header.Values("x-other"))
+		}))
+		w.apply(all)
+		claim := "x-forwarded-client-cert: URI=spiffe://cluster.local/ns/bank/sa/teller"
+		if a := do(t, c, "GET", "/", "", claim, claim, "x-other: stays"); a.body != `[] ["stays"]` {
+			t.Errorf("the backend got %s", a.body)
+		}
+	})
+}
