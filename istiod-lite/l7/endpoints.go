@@ -104,7 +104,7 @@ func endpointOf(m translate.Mesh, h *Host, port cluster.ServicePort, w *workload
 		}
 	}
 	addr, ok := addressOf(w, h.Families)
-	if target == 0 || target > 65535 || !ok {
+	if target == 0 || target > 65535 || !ok || special(addr) {
 		return endpoint{}, false
 	}
 	e := endpoint{addr: netip.AddrPortFrom(addr, uint16(target)), weight: 1}
@@ -137,6 +137,14 @@ func addressOf(w *workload.Workload, families workload.IPFamilies) (netip.Addr, 
 		return addr, true
 	}
 	return netip.Addr{}, false
+}
+
+// special reports whether an address means somebody else to each who connects to it. To a waypoint it would mean the waypoint itself,
+// with its admin port, or its node: nothing that who writes a ServiceEntry may let others reach. Kubernetes refuses the same ones as
+// endpoints.
+func special(addr netip.Addr) bool {
+	addr = addr.Unmap()
+	return addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast()
 }
 
 // rankOf says how far an endpoint is from a place in the words of the service, 0 for the nearest, and whether it may be used from

@@ -41,6 +41,16 @@ func TestEndpoints(t *testing.T) {
 		{"without the port", func(w *workload.Workload, h *l7.Host) { w.Services[serviceA].Ports[0].ServicePort = 81 }, "", "", 0},
 		{"whose port has no target", func(w *workload.Workload, h *l7.Host) { w.Services[serviceA].Ports[0].TargetPort = 0 }, "", "", 0},
 		{"without an address", func(w *workload.Workload, h *l7.Host) { w.Addresses = nil }, "", "", 0},
+		{"on loopback", func(w *workload.Workload, h *l7.Host) { w.Addresses = [][]byte{{127, 0, 0, 1}} }, "", "", 0},
+		{"on loopback, mapped", func(w *workload.Workload, h *l7.Host) {
+			w.Addresses = [][]byte{netip.MustParseAddr("::ffff:127.0.0.1").AsSlice()}
+		}, "", "", 0},
+		{"on loopback of IPv6", func(w *workload.Workload, h *l7.Host) { w.Addresses = [][]byte{netip.IPv6Loopback().AsSlice()} }, "", "", 0},
+		{"nowhere in particular", func(w *workload.Workload, h *l7.Host) { w.Addresses = [][]byte{{0, 0, 0, 0}} }, "", "", 0},
+		{"link-local", func(w *workload.Workload, h *l7.Host) { w.Addresses = [][]byte{{169, 254, 169, 254}} }, "", "", 0},
+		{"in a tunnel to loopback", func(w *workload.Workload, h *l7.Host) {
+			w.Addresses, w.TunnelProtocol = [][]byte{{127, 0, 0, 1}}, workload.TunnelProtocol_HBONE
+		}, "", "", 0},
 		{"by the service's family", func(w *workload.Workload, h *l7.Host) {
 			w.Addresses, h.Families = [][]byte{v4, v6}, workload.IPFamilies_IPV6_ONLY
 		}, "[fd00::1]:8080", "", 1},
