@@ -163,8 +163,8 @@ var ErrNoKinds = errors.New("the cluster does not know the kinds of the Gateway 
 	"ambit install brings them, unless it is given --skip-crds")
 
 var (
-	gateways       = gatewayv1.SchemeGroupVersion.WithResource("gateways")
-	gatewayClasses = gatewayv1.SchemeGroupVersion.WithResource("gatewayclasses")
+	gateways       = resource(gatewayv1.GroupName, "v1", "gateways")
+	gatewayClasses = resource(gatewayv1.GroupName, "v1", "gatewayclasses")
 )
 
 // listPage is how many objects one request asks for.

@@ -260,7 +260,7 @@ func programmed(gateway *unstructured.Unstructured) error {
 		return errors.New("it has no condition Programmed")
 	}
 	if condition.Status != metav1.ConditionTrue {
-		return fmt.Errorf("Programmed is %s: %s: %s", condition.Status, condition.Reason, condition.Message)
+		return fmt.Errorf("condition Programmed is %s: %s: %s", condition.Status, condition.Reason, condition.Message)
 	}
 	return nil
 }
