@@ -373,9 +373,8 @@ func (w world) route() cluster.Object {
 	return r
 }
 
-// checkRoutes is checkStatuses for routes.
-func checkRoutes(t *testing.T, told []RouteStatus, known map[object][]cluster.ParentStatus, snapshot translate.Snapshot) {
-	t.Helper()
+// followRoutes lets known follow what is to be reported of routes.
+func followRoutes(known map[object][]cluster.ParentStatus, told []RouteStatus) {
 	for _, status := range told {
 		if o := (object{status.Kind, status.Key}); status.Gone {
 			delete(known, o)
@@ -383,6 +382,11 @@ func checkRoutes(t *testing.T, told []RouteStatus, known map[object][]cluster.Pa
 			known[o] = status.Want
 		}
 	}
+}
+
+// checkRoutes compares with what l7 says of all routes.
+func checkRoutes(t *testing.T, known map[object][]cluster.ParentStatus, snapshot translate.Snapshot) {
+	t.Helper()
 	wanted := map[object][]cluster.ParentStatus{}
 	for _, status := range l7.All(snapshot, l7.Place{}).Statuses {
 		wanted[object{status.Kind, status.Key}] = status.Parents
@@ -544,10 +548,13 @@ func TestIncrementalIsAll(t *testing.T) {
 					m.apply(t, change)
 					views.apply(t, change.Views)
 					check(t, s, m, slices.Collect(maps.Values(objects)))
-					whole := snapshot(s, slices.Collect(maps.Values(objects)))
-					checkViews(t, views, whole)
 					report := s.TakeReport()
-					checkRoutes(t, report.Routes, routes, whole)
+					followRoutes(routes, report.Routes)
+					if w.IntN(4) == 0 { // each waypoint is a whole cluster to l7, so not at every step: what was missed is missing later too
+						whole := snapshot(s, slices.Collect(maps.Values(objects)))
+						checkViews(t, views, whole)
+						checkRoutes(t, routes, whole)
+					}
 					checkStatuses(t, s, report.Statuses, statuses, slices.Collect(maps.Values(objects)))
 				}
 			}
