@@ -346,14 +346,16 @@ func (c *collector) dropBack(gateway cluster.Key, ref cluster.ObjectRef) {
 		c.dropFromView(gateway, ref, n)
 	}
 	if delete(b.views, gateway); len(b.views) == 0 {
-		s.forgetMembers(b.keys)
+		s.forgetMembers(ref, b.keys)
 		delete(s.views.backs, ref)
 	}
 }
 
-// followBacks looks for the workloads of services that are backs now, so that they are translated again and become members.
+// followBacks looks for the workloads of services that are backs now, so that they are translated again and become members. A name
+// may go from a service to a ServiceEntry or back: it is given up before it is taken.
 func (c *collector) followBacks() {
 	s := c.state
+	changed := map[cluster.ObjectRef][]string{}
 	for ref := range s.dirtyViews.backs {
 		b := s.views.backs[ref]
 		if b == nil {
@@ -373,8 +375,11 @@ func (c *collector) followBacks() {
 		if slices.Equal(keys, b.keys) {
 			continue
 		}
-		s.forgetMembers(b.keys)
-		b.keys = keys
+		s.forgetMembers(ref, b.keys)
+		changed[ref] = keys
+	}
+	for ref, keys := range changed {
+		s.views.backs[ref].keys = keys
 		for _, key := range keys {
 			s.views.members[key], s.views.refOf[key] = map[string]*workload.Workload{}, ref
 		}
@@ -397,8 +402,12 @@ func (s *State) touchEndpoints(ref cluster.ObjectRef) {
 	}
 }
 
-func (s *State) forgetMembers(keys []string) {
+// forgetMembers gives names up, those that are of the object still.
+func (s *State) forgetMembers(ref cluster.ObjectRef, keys []string) {
 	for _, key := range keys {
+		if s.views.refOf[key] != ref {
+			continue
+		}
 		for uid := range s.views.members[key] {
 			rest := slices.DeleteFunc(s.views.memberOf[uid], func(k string) bool { return k == key })
 			if len(rest) == 0 {

@@ -142,6 +142,41 @@ spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, p
 	expect("the waypoint is gone", false, false, false)
 }
 
+// TestNameChangesHands: a host that goes from a service to a ServiceEntry, and back, keeps its endpoints in whatever order the two
+// are looked at.
+func TestNameChangesHands(t *testing.T) {
+	objects, err := clustertest.Parse([]byte(shop + `
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: w}}
+spec: {hosts: [web.shop.svc.cluster.local], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, location: MESH_INTERNAL, workloadSelector: {labels: {app: web}}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(objects, func(o cluster.Object) bool {
+		return o.ObjectKey().Name == "web" && o.ObjectKind() == cluster.KindService
+	})
+	for range 20 {
+		s, m := New(mesh), viewModel{}
+		all := slices.Clone(objects)
+		for _, o := range all {
+			s.Upsert(o)
+		}
+		m.apply(t, s.Flush().Views)
+		checkViews(t, m, snapshot(s, all))
+		for _, external := range []bool{true, false} {
+			web := *objects[i].(*cluster.Service)
+			web.External = external
+			all[i] = &web
+			s.Upsert(&web)
+			m.apply(t, s.Flush().Views)
+			checkViews(t, m, snapshot(s, all))
+		}
+	}
+}
+
 // TestViewSteps: a waypoint is told what hangs on a change and nothing else.
 func TestViewSteps(t *testing.T) {
 	parse := func(text string) cluster.Object {
