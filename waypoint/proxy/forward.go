@@ -317,7 +317,7 @@ func connectFailure(ctx context.Context, err error) *failure {
 	case errors.Is(err, upstream.ErrOverflow):
 		return &failure{err: err}
 	}
-	return &failure{err: err, happened: route.OnConnectFailure}
+	return &failure{err: err, happened: route.OnConnectFailure, free: errors.Is(err, upstream.ErrRetired)}
 }
 
 // failure says what to make of a request that failed on a connection.

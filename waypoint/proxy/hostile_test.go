@@ -61,3 +61,31 @@ func TestClaimedCertificate(t *testing.T) {
 		}
 	})
 }
+
+// TestEndpointLeaves: a request that waits for a connection to an endpoint which is taken away goes to another, even where the route
+// asks for no retries: nothing was sent.
+func TestEndpointLeaves(t *testing.T) {
+	each(t, func(t *testing.T, w *world, c *http.Client) {
+		deaf := w.listen() // never shakes hands
+		defer deaf.Close()
+		ip := netip.MustParseAddr("10.0.0.9")
+		w.mu.Lock()
+		w.behind[netip.AddrPortFrom(ip, 15008)] = deaf.Addr().String()
+		w.mu.Unlock()
+		w.endpoints["c"] = []string{configtest.HBONE(netip.AddrPortFrom(ip, 8080), backendID, "pod-9;shop;stock;v9;Kubernetes")}
+		const once = `- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s}}`
+		w.apply(once)
+		got := make(chan string, 1)
+		go func() {
+			a, err := try(c, "POST", "/", "body")
+			got <- fmt.Sprintf("%d %v %s", statusOf(a), err, a.body)
+		}()
+		await(t, "the request waits", func() bool { return w.clusters.Lookup("c").Waiting() == 1 })
+		w.endpoints["c"] = nil
+		w.httpPod("c", 1, name("one"))
+		w.apply(once)
+		if a := <-got; a != "200 <nil> one POST stock.shop / body" {
+			t.Error(a)
+		}
+	})
+}

@@ -15,8 +15,8 @@ import (
 // ErrClosed is why nothing is opened any more: Clusters.Close was called.
 var ErrClosed = errors.New("the proxy ends")
 
-// errRetired is why nothing is opened to an endpoint that is none any more.
-var errRetired = errors.New("the endpoint is gone")
+// ErrRetired is why nothing is opened to an endpoint that is none any more. Nothing was sent there: another may be chosen.
+var ErrRetired = errors.New("the endpoint is gone")
 
 // pool keeps the connections to one endpoint that speak one version of HTTP.
 type pool struct {
@@ -75,7 +75,7 @@ func (p *pool) acquire(ctx context.Context) (codec.Client, error) {
 	p.mu.Lock()
 	if p.closed {
 		p.unlock()
-		return nil, &ConnectError{p.endpoint, errRetired}
+		return nil, &ConnectError{p.endpoint, ErrRetired}
 	}
 	if len(p.waiters) == 0 {
 		if c := p.takeLocked(); c != nil {
@@ -332,7 +332,7 @@ func (p *pool) shutdown() {
 	p.mu.Lock()
 	p.closed = true
 	for len(p.waiters) > 0 {
-		p.grantLocked(grant{err: &ConnectError{p.endpoint, errRetired}})
+		p.grantLocked(grant{err: &ConnectError{p.endpoint, ErrRetired}})
 	}
 	if p.sweeper != nil {
 		p.sweeper.Stop()
