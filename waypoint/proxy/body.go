@@ -38,15 +38,17 @@ func newSource(body message.Body) *source {
 	return s
 }
 
-// again tells whether the whole body can be sent once more. If so the try that had it gets no more: what it still pulls, since its
-// sender may live on for a while, is kept for the next one.
-func (s *source) again() bool {
+// again tells whether the whole body can be sent once more. now: if so the try that had it gets no more. What it still pulls, since
+// its sender may live on for a while, is kept for the next one.
+func (s *source) again(now bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over || s.err != nil && s.err != io.EOF {
 		return false
 	}
-	s.latest = nil
+	if now {
+		s.latest = nil
+	}
 	return true
 }
 

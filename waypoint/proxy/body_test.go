@@ -39,8 +39,8 @@ func TestBodyBetweenTries(t *testing.T) {
 					sender <- err
 				}()
 				synctest.Wait() // it is pulling
-				if !s.again() {
-					t.Fatal("again() = false, though nothing was pulled")
+				if !s.again(true) {
+					t.Fatal("again(true) = false, though nothing was pulled")
 				}
 				body.next <- make([]byte, maxKept+1)
 				if err := <-sender; err != errSuperseded {

@@ -48,7 +48,7 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 		resp, failed := r.try(f, tried)
 		if failed == nil {
 			bad := f.Retry != nil && r.worthRetry(f.Retry, resp)
-			if !bad || retries >= f.Retry.Number || !r.repeatable() {
+			if !bad || retries >= f.Retry.Number || !r.repeatable(false) {
 				if bad && retries > 0 {
 					r.flag = telemetry.RequestRetriesExhausted
 				}
@@ -58,10 +58,13 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 				r.flag = telemetry.RequestOverflow
 				return r.edited(target, resp), nil
 			}
+			if !r.repeatable(true) { // not any more
+				return r.edited(target, resp), nil
+			}
 			discard(resp)
 		} else {
 			switch {
-			case r.ctx.Err() != nil || !r.repeatable():
+			case r.ctx.Err() != nil || !r.repeatable(true):
 				return nil, r.refuse(failed)
 			case failed.free && free < freeTries:
 				free++
@@ -185,13 +188,14 @@ func grpcTimeout(s string) (time.Duration, bool) {
 	return time.Duration(n) * unit, true
 }
 
-// repeatable tells whether the request can be sent once more.
-func (r *request) repeatable() bool {
+// repeatable tells whether the request can be sent once more. now: if so it will be, and the last try gets no more of it; its response
+// must not be used then, since it may break off.
+func (r *request) repeatable(now bool) bool {
 	switch {
 	case r.x.Request.Body == nil:
 		return true
 	case r.body != nil:
-		return r.body.again()
+		return r.body.again(now)
 	}
 	return !r.taken
 }
