@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -88,4 +89,34 @@ func TestEndpointLeaves(t *testing.T) {
 			t.Error(a)
 		}
 	})
+}
+
+// TestMirrorsThatHang: copies that nobody answers leave places for copies to others.
+func TestMirrorsThatHang(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.MaxMirrors = 8 })
+	var hanging, good atomic.Int64
+	quit := make(chan struct{})
+	defer close(quit)
+	w.httpPod("c", 1, name("one"))
+	w.httpPod("hang", 2, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		hanging.Add(1)
+		select {
+		case <-quit:
+		case <-r.Context().Done():
+		}
+	}))
+	w.httpPod("good", 3, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { good.Add(1) }))
+	w.apply(`
+- {name: a, match: {path: /a}, route: {cluster: c, timeout: 0s, request_mirror_policies: [{cluster: hang}]}}
+- {name: b, match: {path: /b}, route: {cluster: c, timeout: 0s, request_mirror_policies: [{cluster: good}]}}`)
+	c := w.client("HTTP/1.1")
+	for range 8 {
+		do(t, c, "GET", "/a", "")
+	}
+	await(t, "a copy hangs", func() bool { return hanging.Load() == 1 })
+	do(t, c, "GET", "/b", "")
+	await(t, "the other backend has its copy", func() bool { return good.Load() == 1 })
+	if n := w.proxy.Counts().MirrorsDropped.Load(); n != 7 {
+		t.Errorf("%d copies were dropped, want 7", n)
+	}
 }

@@ -35,15 +35,31 @@ func (m *mirrors) close() {
 	m.ended.Wait()
 }
 
+// mirrorShare is which part of MaxMirrors, 1/mirrorShare, one cluster may have: backends that hang leave places for copies to others.
+const mirrorShare = 8
+
+// begin counts a copy, unless there are as many as may be.
+func (m *mirrors) begin(to *upstream.Cluster) bool {
+	most := m.proxy.cfg.MaxMirrors
+	if m.count.Add(1) <= int64(most) && to.BeginCopy(max(1, most/mirrorShare)) {
+		return true
+	}
+	m.count.Add(-1)
+	return false
+}
+
+// end is the counterpart of begin.
+func (m *mirrors) end(to *upstream.Cluster) {
+	to.EndCopy()
+	m.count.Add(-1)
+}
+
 // mirror sends a copy of the request, as it goes to its backend, to another, and does not wait.
 func (r *request) mirror(to *route.Mirror) {
 	p := r.c.proxy
 	m := &p.mirrors
 	cluster := p.cfg.Clusters.Lookup(to.Cluster)
-	if cluster == nil || m.count.Add(1) > int64(p.cfg.MaxMirrors) {
-		if cluster != nil {
-			m.count.Add(-1)
-		}
+	if cluster == nil || !m.begin(cluster) {
 		p.counts.MirrorsDropped.Add(1)
 		return
 	}
@@ -60,7 +76,7 @@ func (r *request) mirror(to *route.Mirror) {
 		limit = f.Timeout
 	}
 	m.ended.Go(func() {
-		defer m.count.Add(-1)
+		defer m.end(cluster)
 		ctx, cancel := context.WithTimeout(m.ctx, limit)
 		defer cancel()
 		if err := copyTo(ctx, cluster, req); err != nil {

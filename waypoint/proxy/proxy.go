@@ -57,7 +57,8 @@ type Config struct {
 	// Wait is how long a connection to a destination that is not served, and a request whose routes have not come, wait for the
 	// control plane, which may have told clients first. Zero means DefaultWait, less than zero: not at all.
 	Wait time.Duration
-	// MaxMirrors bounds the copies of requests under way; what is beyond is not copied. Zero means DefaultMaxMirrors.
+	// MaxMirrors bounds the copies of requests under way, of which those to one cluster may be an eighth, at least one; what is beyond
+	// is not copied. Zero means DefaultMaxMirrors.
 	MaxMirrors int
 	// Logger takes what concerns the proxy itself.
 	Logger *slog.Logger

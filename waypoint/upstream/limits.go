@@ -14,7 +14,7 @@ import (
 var ErrOverflow = errors.New("a circuit breaker is open")
 
 // usage is what a cluster has at a time, over all endpoints.
-type usage struct{ requests, connections, pending, retries atomic.Int64 }
+type usage struct{ requests, connections, pending, retries, copies atomic.Int64 }
 
 // take counts one more unless that is over the limit.
 func take(n *atomic.Int64, limit uint32, of string) error {
@@ -50,6 +50,19 @@ func (c *Cluster) BeginRetry() error {
 
 // EndRetry is the counterpart of BeginRetry.
 func (c *Cluster) EndRetry() { c.usage.retries.Add(-1) }
+
+// BeginCopy counts a copy of a request, for which nobody waits, EndCopy its end. It returns false, and counts nothing, if there are as
+// many under way as limit says.
+func (c *Cluster) BeginCopy(limit int) bool {
+	if c.usage.copies.Add(1) > int64(limit) {
+		c.usage.copies.Add(-1)
+		return false
+	}
+	return true
+}
+
+// EndCopy is the counterpart of BeginCopy.
+func (c *Cluster) EndCopy() { c.usage.copies.Add(-1) }
 
 // health is what responses tell of an endpoint.
 type health struct {
