@@ -177,6 +177,7 @@ func (c *compiler) edits(add []*corev3.HeaderValueOption, del []string, at *stri
 		}
 		e := edit{name: name, value: value}
 		switch action := o.GetAppendAction(); {
+		//lint:ignore SA1019 control planes may still say it in this older form
 		case o.GetAppend() != nil && !o.GetAppend().GetValue(), action == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD:
 			e.do = overwrite
 		case action == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS:

@@ -99,14 +99,19 @@ func (c *compiler) header(h *routev3.HeaderMatcher, at *strict.Path) headerMatch
 	case *routev3.HeaderMatcher_StringMatch:
 		out.value = c.stringMatch(m.StringMatch, at.Field("string_match"))
 	case *routev3.HeaderMatcher_ExactMatch:
+		//lint:ignore SA1019 control planes may still say it in this older form
 		plain(stringExact, "exact_match", m.ExactMatch)
 	case *routev3.HeaderMatcher_PrefixMatch:
+		//lint:ignore SA1019 control planes may still say it in this older form
 		plain(stringPrefix, "prefix_match", m.PrefixMatch)
 	case *routev3.HeaderMatcher_SuffixMatch:
+		//lint:ignore SA1019 control planes may still say it in this older form
 		plain(stringSuffix, "suffix_match", m.SuffixMatch)
 	case *routev3.HeaderMatcher_ContainsMatch:
+		//lint:ignore SA1019 control planes may still say it in this older form
 		plain(stringContains, "contains_match", m.ContainsMatch)
 	case *routev3.HeaderMatcher_SafeRegexMatch:
+		//lint:ignore SA1019 control planes may still say it in this older form
 		out.value = stringMatch{kind: stringRegex, regex: c.regex(m.SafeRegexMatch, at.Field("safe_regex_match"))}
 	}
 	return out
