@@ -1,7 +1,9 @@
 package route
 
 import (
+	"errors"
 	"regexp"
+	"regexp/syntax"
 	"strings"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -180,13 +182,19 @@ func (c *compiler) expression(written, form string, at *strict.Path) *regexp.Reg
 		c.report.Add(at, "required")
 		return nil
 	}
-	if _, err := regexp.Compile(written); err != nil {
-		c.report.Add(at, "%q: %v", written, err)
-		return nil
+	re, err := regexp.Compile(written)
+	if err == nil {
+		re, err = regexp.Compile(form)
 	}
-	re, err := regexp.Compile(form)
-	if err != nil {
-		c.report.Add(at, "%q: %v", written, err)
+	if err == nil {
+		return re
 	}
-	return re
+	// The package's own text repeats the expression, whatever is in it.
+	var syntaxErr *syntax.Error
+	if errors.As(err, &syntaxErr) {
+		c.report.Add(at, "%q: %s: %q", written, syntaxErr.Code, syntaxErr.Expr)
+	} else {
+		c.report.Add(at, "%q is no regular expression", written)
+	}
+	return nil
 }

@@ -91,12 +91,15 @@ func (p Paths) suspicious(path string) bool {
 // decode appends path to out with what is to be decoded decoded. It reports whether a slash was, and false for ok if the path
 // is refused.
 func (p Paths) decode(out []byte, path string) (_ []byte, slash, ok bool) {
+	stray := -3 // where in out the last percent sign is that encodes nothing
 	for i := 0; i < len(path); i++ {
 		b := path[i]
 		switch {
 		case b == '\\' && p.Normalize:
 			b = '/'
-		case b == '%' && i+2 < len(path) && hex(path[i+1]) >= 0 && hex(path[i+2]) >= 0:
+		case b == '%' && (i+2 >= len(path) || hex(path[i+1]) < 0 || hex(path[i+2]) < 0):
+			stray = len(out)
+		case b == '%':
 			v := byte(hex(path[i+1])<<4 | hex(path[i+2]))
 			switch {
 			case v == '/' || v == '\\':
@@ -110,6 +113,7 @@ func (p Paths) decode(out []byte, path string) (_ []byte, slash, ok bool) {
 				}
 			case v == 0 && p.Normalize:
 				return nil, false, false
+			case hex(v) >= 0 && len(out)-stray <= 2: // decoded, it would be an escape with that sign
 			case p.Normalize && unreserved(v):
 				out = append(out, v)
 				i += 2

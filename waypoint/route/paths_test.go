@@ -32,6 +32,7 @@ func TestPaths(t *testing.T) {
 		{"back-slashes", normal, `/a\..\b`, "/b", route.PathTaken},
 		{"zero", normal, "/a%00", "/a%00", route.PathRefused},
 		{"no escape", normal, "/a%zz%2", "/a%zz%2", route.PathTaken},
+		{"no escape comes about", normal, "/a%%33%33/%3%32e", "/a%%333/%3%32e", route.PathTaken},
 		{"slashes stay", normal, "//a//b", "//a//b", route.PathTaken},
 		{"dots between slashes", normal, "/a//../b", "/a/b", route.PathTaken},
 		{"star", normal, "*", "*", route.PathTaken},
