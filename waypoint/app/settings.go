@@ -66,11 +66,25 @@ type env struct {
 
 // parseSettings reads an environment of the form of os.Environ. Its error joins all that is wrong; notes are remarks for the log.
 func parseSettings(environ []string) (_ *settings, notes []string, _ error) {
+	e := newEnv(environ)
+	s := e.parse()
+	if len(e.errs) > 0 {
+		return nil, nil, fmt.Errorf("settings: %w", errors.Join(e.errs...))
+	}
+	return s, e.unknown(), nil
+}
+
+func newEnv(environ []string) *env {
 	e := &env{vars: map[string]string{}, asked: map[string]bool{}}
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
 		e.vars[name] = value
 	}
+	return e
+}
+
+// parse reads all settings. They are of use only if nothing was found to be wrong.
+func (e *env) parse() *settings {
 	s := &settings{
 		PodName: e.required("POD_NAME"), PodNamespace: e.required("POD_NAMESPACE"), ServiceAccount: e.required("SERVICE_ACCOUNT"),
 		InstanceIP: e.text("INSTANCE_IP", ""), NodeName: e.text("NODE_NAME", ""),
@@ -96,10 +110,7 @@ func parseSettings(environ []string) (_ *settings, notes []string, _ error) {
 	if err := s.identity().Validate(); err != nil && len(e.errs) == 0 {
 		e.errs = append(e.errs, fmt.Errorf("TRUST_DOMAIN, POD_NAMESPACE, SERVICE_ACCOUNT: %w", err))
 	}
-	if len(e.errs) > 0 {
-		return nil, nil, fmt.Errorf("settings: %w", errors.Join(e.errs...))
-	}
-	return s, e.unknown(), nil
+	return s
 }
 
 // channel reads the settings of the channel to the control plane, or to the CA.
