@@ -19,10 +19,11 @@ import (
 func TestChaos(t *testing.T) {
 	const workers, rounds = 16, 25
 	relayer := Relayer{Parker: newParker(t), ParkAfter: time.Millisecond}
-	var relays sync.WaitGroup
+	// It is no WaitGroup: a server's handler may come to its relay when those before have ended, and the wait for them has begun.
+	var relays atomic.Int64
 	start := func(ctx context.Context, nc *net.TCPConn, s *Stream) {
 		relays.Add(1)
-		relayer.Start(ctx, nc, s, nil, func(error) { relays.Done() })
+		relayer.Start(ctx, nc, s, nil, func(error) { relays.Add(-1) })
 	}
 	app := appServer(t)
 	w := newWorld(t, func(ctx context.Context, in *Incoming) {
@@ -68,9 +69,11 @@ func TestChaos(t *testing.T) {
 	if n := clean.Load(); n < workers*rounds/3 {
 		t.Errorf("%d of %d connections ended cleanly", n, workers*rounds)
 	}
-	relays.Wait()
+	ended := func() bool { return relays.Load() == 0 }
+	await(t, "all relays end by themselves", ended)
 	_ = p.Close()
 	_ = w.server.Close()
+	await(t, "those end that handlers were about to start", ended)
 	noBuffers(t)
 }
 
