@@ -47,6 +47,8 @@ type Policy struct {
 	DryRun   bool
 	// Problems say what of the policy does not mean at layer 4 what it says, in the order of the text.
 	Problems []Problem
+	// Requests is what it means at waypoints; zero if it has no targetRefs.
+	Requests Requests
 
 	rules []*security.Rule
 	text  []byte // what it was read from, to tell two states apart
@@ -60,21 +62,26 @@ const (
 	Layer7 ProblemKind = iota
 	// Invalid is malformed.
 	Invalid
+	// Unsupported is something that waypoints do not do.
+	Unsupported
 )
 
-// Problem is one part of a policy that layer 4 cannot decide on.
+// Problem is one part of a policy that cannot be decided on where it is to be.
 type Problem struct {
 	Kind ProblemKind
 	// Where is a path such as "rules[0].to[1].operation.methods".
 	Where string
-	// What is wrong with an Invalid part; empty for Layer7.
+	// What is wrong with an Invalid part, or one that is not supported; empty for Layer7.
 	What string
 }
 
 // String is a clause of a sentence.
 func (p Problem) String() string {
-	if p.Kind == Layer7 {
+	switch p.Kind {
+	case Layer7:
 		return p.Where + " is of layer 7"
+	case Unsupported:
+		return p.Where + " " + p.What
 	}
 	return p.Where + ": " + p.What
 }
@@ -103,10 +110,18 @@ func Read(namespace, name string, annotations map[string]string, spec any) *Poli
 	}
 	p.readAction(fields["action"])
 	p.readSelector(fields["selector"])
-	unreadable := len(p.Problems) > 0
+	unreadable := slices.Clone(p.Problems)
 	p.readRules(fields["rules"])
-	if unreadable {
+	if len(unreadable) > 0 {
 		p.denyAll()
+	}
+	if p.Attached {
+		p.Requests.problem(unreadable...)
+		p.readTargets(fields)
+		p.readRequests(fields["rules"])
+		if len(unreadable) > 0 {
+			p.Requests.denyAll(p.denies())
+		}
 	}
 	return p
 }
@@ -140,7 +155,11 @@ func (p *Policy) readDryRun(value string) {
 	var err error
 	if p.DryRun, err = strconv.ParseBool(value); err != nil {
 		p.DryRun = false
-		p.Problems = append(p.Problems, Problem{Invalid, whereDryRun, strconv.Quote(value) + " is neither true nor false, so the policy is in force"})
+		fault := Problem{Invalid, whereDryRun, strconv.Quote(value) + " is neither true nor false, so the policy is in force"}
+		p.Problems = append(p.Problems, fault)
+		if p.Attached {
+			p.Requests.problem(fault)
+		}
 	}
 }
 

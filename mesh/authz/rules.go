@@ -38,6 +38,8 @@ type reader struct {
 	namespace string // the policy's
 	where     string
 	problems  []Problem
+	// requests: what connections do not have is somebody else's to read.
+	requests bool
 }
 
 func (r *reader) invalid(where string, err error) {
@@ -45,20 +47,29 @@ func (r *reader) invalid(where string, err error) {
 }
 
 func (r *reader) layer7(where string, values ...[]string) {
-	if slices.ContainsFunc(values, func(v []string) bool { return len(v) > 0 }) {
+	if !r.requests && slices.ContainsFunc(values, func(v []string) bool { return len(v) > 0 }) {
 		r.problems = append(r.problems, Problem{Kind: Layer7, Where: r.where + where})
 	}
 }
 
-func (r *reader) read(value any) []*security.Rule {
-	var spec securityv1.Rule
+// decode reads a rule's text, nil if it cannot be read.
+func (r *reader) decode(value any) *securityv1.Rule {
+	spec := new(securityv1.Rule)
 	text, err := json.Marshal(value)
 	if err == nil {
-		err = protojson.Unmarshal(text, &spec) // what it does not know is an error, or a rule could mean less than it says
+		err = protojson.Unmarshal(text, spec) // what it does not know is an error, or a rule could mean less than it says
 	}
 	if err != nil {
 		// protojson varies its spaces, so that nobody relies on its words; problems are compared all the same.
 		r.invalid("", errors.New(strings.ReplaceAll(err.Error(), "\u00a0", " ")))
+		return nil
+	}
+	return spec
+}
+
+func (r *reader) read(value any) []*security.Rule {
+	spec := r.decode(value)
+	if spec == nil {
 		return []*security.Rule{{}}
 	}
 	var sources [][]*security.Match // alternatives, of which all parts must hold
@@ -141,7 +152,7 @@ func (r *reader) source(where string, s *securityv1.Source) []*security.Match {
 		return []*security.Match{m, {Principals: domains}} // both, where one list would be either
 	}
 	m.Principals = append(m.Principals, domains...)
-	if isEmpty(m) && len(r.problems) == before {
+	if !r.requests && isEmpty(m) && len(r.problems) == before {
 		r.invalid(where, errNothing)
 	}
 	return []*security.Match{m}
@@ -158,7 +169,7 @@ func (r *reader) operation(where string, o *securityv1.Operation) *security.Matc
 	r.layer7(where+".notMethods", o.GetNotMethods())
 	r.layer7(where+".paths", o.GetPaths())
 	r.layer7(where+".notPaths", o.GetNotPaths())
-	if isEmpty(m) && len(r.problems) == before {
+	if !r.requests && isEmpty(m) && len(r.problems) == before {
 		r.invalid(where, errNothing)
 	}
 	return m
