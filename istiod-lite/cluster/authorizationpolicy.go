@@ -17,8 +17,9 @@ type AuthorizationPolicy struct {
 	Policy *authz.Policy
 	// Selector is the policy's.
 	Selector Labels
-	// Seen is the condition that the object has of the type that the control plane writes.
-	Seen Condition
+	// Seen and SeenWaypoint are the conditions that the object has of the types that the control plane writes: for node proxies, and
+	// for waypoints.
+	Seen, SeenWaypoint Condition
 }
 
 // Condition is a status condition as an object has it. The zero Condition is one that is not there.
@@ -36,7 +37,7 @@ func (p *AuthorizationPolicy) ObjectKey() Key { return p.Key }
 
 // Equal reports whether both are the same in every field.
 func (p *AuthorizationPolicy) Equal(o *AuthorizationPolicy) bool {
-	return p.Key == o.Key && p.Generation == o.Generation && p.Seen == o.Seen && p.Policy.Equal(o.Policy)
+	return p.Key == o.Key && p.Generation == o.Generation && p.Seen == o.Seen && p.SeenWaypoint == o.SeenWaypoint && p.Policy.Equal(o.Policy)
 }
 
 // AuthorizationPolicyOf reduces an AuthorizationPolicy.
@@ -47,7 +48,7 @@ func AuthorizationPolicyOf(in *unstructured.Unstructured) *AuthorizationPolicy {
 		Policy:     authz.Read(in.GetNamespace(), in.GetName(), in.GetAnnotations(), in.Object["spec"]),
 	}
 	p.Selector = LabelsOf(p.Policy.Selector)
-	p.Seen = seenBy(in, authz.ConditionType)
+	p.Seen, p.SeenWaypoint = seenBy(in, authz.ConditionType), seenBy(in, authz.WaypointConditionType)
 	return p
 }
 

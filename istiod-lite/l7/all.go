@@ -21,6 +21,7 @@ type Config struct {
 	Clusters        []*clusterv3.Cluster
 	LoadAssignments []*endpointv3.ClusterLoadAssignment
 	Statuses        []RouteStatus
+	Policies        []translate.Status
 }
 
 // RouteStatus is what a route should say of itself.
@@ -34,7 +35,7 @@ type RouteStatus struct {
 // the cluster's size: it is for checks and small inputs.
 func All(s translate.Snapshot, from Place) Config {
 	every := func(*Host) bool { return true }
-	return all(s, newIndex(s), from, every, every)
+	return all(s, newIndex(s), cluster.Key{}, from, every, every)
 }
 
 // For is All for one waypoint: of the services that are bound to it it has the routes, and of those, and of what the routes refer
@@ -59,11 +60,11 @@ func For(s translate.Snapshot, gateway cluster.Key, from Place) Config {
 	for _, e := range s.ServiceEntries {
 		bind(cluster.EntryRef(e.Key), s.EntryInput(e).Waypoint)
 	}
-	return all(s, ix, from, func(h *Host) bool { return bound[h.Ref] }, func(h *Host) bool { return sent[h.Ref] })
+	return all(s, ix, gateway, from, func(h *Host) bool { return bound[h.Ref] }, func(h *Host) bool { return sent[h.Ref] })
 }
 
 // all translates the routes of hosts that are fronts, and the endpoints of those that are backs.
-func all(s translate.Snapshot, ix index, from Place, front, back func(*Host) bool) Config {
+func all(s translate.Snapshot, ix index, gateway cluster.Key, from Place, front, back func(*Host) bool) Config {
 	addresses := translate.All(s)
 	var workloads []*workload.Workload
 	for _, a := range addresses.Addresses {
@@ -75,7 +76,13 @@ func all(s translate.Snapshot, ix index, from Place, front, back func(*Host) boo
 	out.Listeners, out.Clusters = Static(s.Mesh)
 	var parts []*Part
 	for _, h := range ix.hosts {
-		if p := HostPart(h, ix); p != nil && front(h) {
+		policies := Policies{Mesh: s.Mesh}
+		for _, p := range s.AuthorizationPolicies {
+			if Applies(s.Mesh, p, h.Ref, gateway) {
+				policies.All = append(policies.All, p)
+			}
+		}
+		if p := HostPart(h, ix, policies); p != nil && front(h) {
 			parts = append(parts, p)
 		}
 		for _, port := range h.Ports {
@@ -89,6 +96,15 @@ func all(s translate.Snapshot, ix index, from Place, front, back func(*Host) boo
 		}
 	}
 	out.Listeners = slices.Insert(out.Listeners, 1, MainInternal(parts))
+	for _, p := range s.AuthorizationPolicies {
+		if p.Policy.Attached {
+			out.Policies = append(out.Policies, PolicyStatus(s.Mesh, p, ix, func(k cluster.Key) (there, waypoint bool) {
+				w := s.Waypoint(k)
+				return slices.ContainsFunc(s.Gateways, func(g *cluster.Gateway) bool { return g.Key == k }), w != nil && w.Unready == ""
+			}))
+		}
+	}
+	slices.SortFunc(out.Policies, func(a, b translate.Status) int { return a.Key.Compare(b.Key) })
 	for _, r := range s.Routes {
 		out.Statuses = append(out.Statuses, RouteStatus{r.Kind, r.Key, Status(r, ix)})
 	}

@@ -134,6 +134,9 @@ func render(t *testing.T, what string, c l7.Config) []byte {
 			text(t, &out, e)
 		}
 	case "status":
+		for _, s := range c.Policies {
+			fmt.Fprintf(&out, "%s %s\n  %s=%s %s (%d): %s\n", s.Kind, s.Key, s.Want.Type, s.Want.Status, s.Want.Reason, s.Want.Generation, s.Want.Message)
+		}
 		for _, s := range c.Statuses {
 			fmt.Fprintf(&out, "%s %s\n", s.Kind, s.Key)
 			for _, p := range s.Parents {

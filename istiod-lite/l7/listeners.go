@@ -46,8 +46,8 @@ func (p *Part) Equal(o *Part) bool {
 }
 
 // HostPart translates one host's share of ListenerMain; nil if nobody can ask for the host by an address of it. It depends on the
-// routes that name the host as a parent and, for TCPRoutes, on the hosts that these refer to.
-func HostPart(h *Host, ix Index) *Part {
+// routes that name the host as a parent, for TCPRoutes on the hosts that these refer to, and on the policies that are for it.
+func HostPart(h *Host, ix Index, policies Policies) *Part {
 	if len(h.Addresses) == 0 || len(h.Ports) == 0 || h.Unfit != "" {
 		return nil
 	}
@@ -55,7 +55,7 @@ func HostPart(h *Host, ix Index) *Part {
 	p := &Part{host: h}
 	ports := map[string]*matcher.Matcher_OnMatch{}
 	for _, port := range h.Ports {
-		chain := chainOf(h, port, attach(h, port, routes), ix)
+		chain := chainOf(h, port, attach(h, port, routes), ix, policies)
 		p.chains = append(p.chains, chain)
 		ports[strconv.Itoa(int(port.Port))] = &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
 			Action: &xdscore.TypedExtensionConfig{Name: chain.Name, TypedConfig: config(wrapperspb.String(chain.Name))}}}
@@ -106,23 +106,30 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 }
 
 // chainOf is the filter chain of a port.
-func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index) *listenerv3.FilterChain {
+func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policies Policies) *listenerv3.FilterChain {
 	name := ChainName(h, port.Port, at.http)
-	if !at.http && len(at.producers) > 0 {
-		return chain(name, filterTCP, splitTCP(name, at.producers[0], ix))
-	}
 	if !at.http {
-		return tcpChain(name, ClusterName(h, port.Port))
+		c := tcpChain(name, ClusterName(h, port.Port))
+		if len(at.producers) > 0 {
+			c = chain(name, filterTCP, splitTCP(name, at.producers[0], ix))
+		}
+		for i, f := range policies.filters(false) {
+			c.Filters = slices.Insert(c.Filters, i, networkFilter(filterNetworkRBAC, f.network(name)))
+		}
+		return c
+	}
+	var filters []*hcmv3.HttpFilter
+	for _, f := range policies.filters(true) {
+		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))
 	}
 	return chain(name, filterHCM, &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			ConfigSource: ads(), RouteConfigName: name,
 		}},
-		HttpFilters: []*hcmv3.HttpFilter{
+		HttpFilters: append(filters,
 			httpFilter(filterCORS, &corsv3.Cors{}),
-			httpFilter(filterRouter, &routerv3.Router{SuppressEnvoyHeaders: true}),
-		},
+			httpFilter(filterRouter, &routerv3.Router{SuppressEnvoyHeaders: true})),
 		UpgradeConfigs:            []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		UseRemoteAddress:          wrapperspb.Bool(false),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(idleTime)},
@@ -135,9 +142,11 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index) *listen
 }
 
 func chain(name, filter string, settings proto.Message) *listenerv3.FilterChain {
-	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{{
-		Name: filter, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: config(settings)},
-	}}}
+	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{networkFilter(filter, settings)}}
+}
+
+func networkFilter(name string, settings proto.Message) *listenerv3.Filter {
+	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: config(settings)}}
 }
 
 func tcpChain(name, to string) *listenerv3.FilterChain {

@@ -17,6 +17,7 @@ func (s *State) setAuthorization(key cluster.Key, p *cluster.AuthorizationPolicy
 		return
 	}
 	s.dirty.authorizations[key] = struct{}{}
+	s.attachPolicy(key, old, p)
 	group := s.group(key.Namespace)
 	if p == nil {
 		delete(s.authorizations, key)

@@ -24,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 var mesh = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
@@ -384,11 +385,20 @@ func followRoutes(known map[object][]cluster.ParentStatus, told []RouteStatus) {
 	}
 }
 
-// checkRoutes compares with what l7 says of all routes.
-func checkRoutes(t *testing.T, known map[object][]cluster.ParentStatus, snapshot translate.Snapshot) {
+// checkRoutes compares with what l7 says of all routes and policies.
+func checkRoutes(t *testing.T, known map[object][]cluster.ParentStatus, statuses map[said]translate.Status, snapshot translate.Snapshot) {
 	t.Helper()
 	wanted := map[object][]cluster.ParentStatus{}
-	for _, status := range l7.All(snapshot, l7.Place{}).Statuses {
+	all := l7.All(snapshot, l7.Place{})
+	policies, knownPolicies := map[said]translate.Status{}, maps.Clone(statuses)
+	for _, status := range all.Policies {
+		policies[said{object{status.Kind, status.Key}, status.Type}] = status
+	}
+	maps.DeleteFunc(knownPolicies, func(o said, _ translate.Status) bool { return o.typ != authz.WaypointConditionType })
+	if diff := cmp.Diff(policies, knownPolicies, cmp.AllowUnexported(said{}, object{})); diff != "" {
+		t.Fatalf("statuses of policies at waypoints (-want +got):\n%s", diff)
+	}
+	for _, status := range all.Statuses {
 		wanted[object{status.Kind, status.Key}] = status.Parents
 	}
 	if diff := cmp.Diff(wanted, known, cmp.AllowUnexported(object{})); diff != "" {
@@ -456,8 +466,14 @@ func (w world) authorizationPolicy() cluster.Object {
 	if w.IntN(3) > 0 {
 		spec["selector"] = map[string]any{"matchLabels": pick(w, map[string]any{"app": "1"}, map[string]any{"app": "2", "tier": "1"})}
 	}
-	if w.IntN(4) == 0 {
-		spec["targetRefs"] = []any{map[string]any{"kind": "Service", "name": "x"}}
+	if w.IntN(2) == 0 {
+		delete(spec, "selector")
+		spec["targetRefs"] = []any{
+			map[string]any{"group": "", "kind": "Service", "name": w.key().Name},
+			pick(w, map[string]any{"group": "networking.istio.io", "kind": "ServiceEntry", "name": w.key().Name},
+				map[string]any{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": w.key().Name},
+				map[string]any{"group": "gateway.networking.k8s.io", "kind": "GatewayClass", "name": "istio-waypoint"}),
+		}
 	}
 	return cluster.AuthorizationPolicyOf(&unstructured.Unstructured{Object: map[string]any{
 		"metadata": map[string]any{"namespace": key.Namespace, "name": key.Name, "generation": int64(w.IntN(3))}, "spec": spec,
@@ -473,19 +489,25 @@ type said struct {
 // checkStatuses lets known follow what is to be reported, and compares it with what All says.
 func checkStatuses(t *testing.T, s *State, told []translate.Status, known map[said]translate.Status, objects []cluster.Object) {
 	t.Helper()
-	for _, status := range told {
-		if o := (said{object{status.Kind, status.Key}, status.Type}); status.Gone {
-			delete(known, o)
-		} else {
-			known[o] = status
-		}
-	}
+	followStatuses(known, told)
+	known = maps.Clone(known)
+	maps.DeleteFunc(known, func(o said, _ translate.Status) bool { return o.typ == authz.WaypointConditionType }) // l7's to say
 	wanted := map[said]translate.Status{}
 	for _, status := range translate.All(snapshot(s, objects)).Statuses {
 		wanted[said{object{status.Kind, status.Key}, status.Type}] = status
 	}
 	if diff := cmp.Diff(wanted, known, cmp.AllowUnexported(said{}, object{})); diff != "" {
 		t.Fatalf("statuses (-want +got):\n%s", diff)
+	}
+}
+
+func followStatuses(known map[said]translate.Status, told []translate.Status) {
+	for _, status := range told {
+		if o := (said{object{status.Kind, status.Key}, status.Type}); status.Gone {
+			delete(known, o)
+		} else {
+			known[o] = status
+		}
 	}
 }
 
@@ -553,7 +575,8 @@ func TestIncrementalIsAll(t *testing.T) {
 					if w.IntN(4) == 0 { // each waypoint is a whole cluster to l7, so not at every step: what was missed is missing later too
 						whole := snapshot(s, slices.Collect(maps.Values(objects)))
 						checkViews(t, views, whole)
-						checkRoutes(t, routes, whole)
+						followStatuses(statuses, report.Statuses)
+						checkRoutes(t, routes, statuses, whole)
 					}
 					checkStatuses(t, s, report.Statuses, statuses, slices.Collect(maps.Values(objects)))
 				}

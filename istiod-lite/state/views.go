@@ -12,6 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 // views is what waypoints are told. A service that is bound to a waypoint is a front: the waypoint has its address and its routes.
@@ -21,6 +22,9 @@ type views struct {
 	routes map[object]*cluster.Route
 	// attached are the routes that name an object as a parent, referring those that name it as a backend.
 	attached, referring map[cluster.ObjectRef]set[object]
+
+	// policies are AuthorizationPolicies by what they are attached to.
+	policies map[policyTarget]set[cluster.Key]
 
 	of     map[cluster.Key]*view // by Gateway
 	gone   []cluster.Key         // views that waypoints are still to be told of
@@ -81,7 +85,7 @@ type back struct {
 func newViews() views {
 	return views{
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
-		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
+		policies: map[policyTarget]set[cluster.Key]{}, of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
 		leaving: set[membership]{}, last: set[membership]{},
 	}
@@ -92,6 +96,8 @@ type dirtyViews struct {
 	// fronts and backs are to be translated anew; ends are backs of which only endpoints are.
 	fronts, backs, ends set[cluster.ObjectRef]
 	routes              set[object]
+	// policies are those of which it may be another thing what waypoints make of them.
+	policies set[cluster.Key]
 	// listeners are those of views, static what all of them have.
 	listeners set[cluster.Key]
 	// swept have lingered long enough.
@@ -102,7 +108,8 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		swept: set[membership]{},
+		policies: set[cluster.Key]{},
+		swept:    set[membership]{},
 	}
 }
 
@@ -182,6 +189,9 @@ func (s *State) touchViews() {
 	for o := range s.views.routes {
 		s.dirtyViews.routes[o] = struct{}{}
 	}
+	for k := range s.authorizations {
+		s.dirtyViews.policies[k] = struct{}{}
+	}
 }
 
 // bindFronts looks to which waypoints services are bound that may be bound to another one than before. It comes before workloads are
@@ -190,6 +200,7 @@ func (c *collector) bindFronts() {
 	s := c.state
 	bind := func(ref cluster.ObjectRef, b translate.Binding) {
 		s.touchHost(ref)
+		s.touchPolicies(authz.TargetKind(ref.Kind), ref.Key)
 		if b.Waypoint == nil {
 			delete(s.views.bound, ref)
 		} else {
@@ -520,6 +531,9 @@ func (c *collector) flushViews() {
 	for o := range s.dirtyViews.routes {
 		c.routeStatus(o)
 	}
+	for k := range s.dirtyViews.policies {
+		c.policyStatus(k)
+	}
 	c.takeViews()
 	s.dirtyViews = newDirtyViews()
 }
@@ -527,11 +541,7 @@ func (c *collector) flushViews() {
 // front translates what is a service's own in the views that it is in: its share of the listener, and its routes.
 func (c *collector) front(ref cluster.ObjectRef) {
 	made := map[resource.Name]*resource.Resource{}
-	var parts []*l7.Part
 	for _, h := range c.hostsOf(ref) {
-		if p := l7.HostPart(h, c); p != nil {
-			parts = append(parts, p)
-		}
 		for _, port := range h.Ports {
 			if table := l7.RouteTable(h, port, c); table != nil {
 				c.encode(made, resource.Routes, table.Name, table)
@@ -539,6 +549,13 @@ func (c *collector) front(ref cluster.ObjectRef) {
 		}
 	}
 	for k, f := range c.state.views.fronts[ref] {
+		var parts []*l7.Part
+		policies := c.state.requestPolicies(ref, k)
+		for _, h := range c.hostsOf(ref) {
+			if p := l7.HostPart(h, c, policies); p != nil {
+				parts = append(parts, p)
+			}
+		}
 		if !slices.EqualFunc(f.parts, parts, (*l7.Part).Equal) {
 			f.parts = parts
 			c.state.dirtyViews.listeners[k] = struct{}{}

@@ -4,6 +4,7 @@ import (
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 // bindings is what is known of waypoints, and who means which of them.
@@ -19,7 +20,7 @@ type bindings struct {
 	namespaces map[cluster.Key]set[string]
 	// faults are what keeps Gateways from being deployed.
 	faults map[cluster.Key]DeployFault
-	// told are the objects that say, or should say, what became of their waypoint.
+	// told are the objects that say, or should say, what became of their waypoint, or what waypoints make of them.
 	told set[object]
 	// waypoints are as of the last Flush.
 	waypoints map[cluster.Key]*translate.Waypoint
@@ -154,6 +155,7 @@ func (s *State) waypoint(k cluster.Key) *translate.Waypoint { return s.bindings.
 // settleWaypoints works out which waypoints are others than before, and marks what is bound to them.
 func (s *State) settleWaypoints() {
 	for k := range s.dirty.gateways {
+		s.touchPolicies(authz.TargetGateway, k)
 		in := translate.WaypointInput{Gateway: s.bindings.gateways[k], Service: s.services[k], Deployment: s.bindings.deployments[k]}
 		if in.Gateway != nil {
 			in.Class = s.bindings.classes[in.Gateway.Class]
@@ -253,7 +255,7 @@ func (s *State) touchObject(o object) {
 	}
 }
 
-// tellBound takes note of what an object should say of its waypoint; most say nothing, and nothing is noted.
+// tellBound takes note of what an object should say of its waypoint, or a policy of waypoints; most say nothing, and nothing is noted.
 func (s *State) tellBound(status translate.Status) {
 	o := object{status.Kind, status.Key}
 	if _, before := s.bindings.told[o]; !before && status.Gone {

@@ -14,7 +14,12 @@ func AuthorizationPolicy(m Mesh, p *cluster.AuthorizationPolicy) (*security.Auth
 	if c := p.Policy.Condition(); !c.Accepted && c.Reason != authz.ReasonAttached {
 		problems = append(problems, Problem{p.ObjectKind(), p.Key, c.Message})
 	}
-	return p.Policy.Authorization(authz.Mesh{RootNamespace: m.RootNamespace, TrustDomains: m.trustDomains()}), problems
+	return p.Policy.Authorization(m.Authorization()), problems
+}
+
+// Authorization is what the meaning of AuthorizationPolicies depends on.
+func (m Mesh) Authorization() authz.Mesh {
+	return authz.Mesh{RootNamespace: m.RootNamespace, TrustDomains: m.trustDomains()}
 }
 
 // trustDomains are the mesh's own and its aliases.

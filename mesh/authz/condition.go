@@ -8,6 +8,9 @@ import (
 // ConditionType is the status condition that says what node proxies make of a policy. Istio's.
 const ConditionType = "ZtunnelAccepted"
 
+// WaypointConditionType is the one that says what waypoints make of a policy with targetRefs. Istio's.
+const WaypointConditionType = "WaypointAccepted"
+
 // Reasons of the condition.
 const (
 	// ReasonAccepted: the policy means at layer 4 what it says.
@@ -54,7 +57,7 @@ func (p *Policy) Condition() Condition {
 			c.Reason, advice = ReasonInvalid, "mend it"
 		}
 	}
-	c.Message = p.problems()
+	c.Message = list(p.Problems)
 	if effect := p.Effect(); effect != "" {
 		c.Message += ". " + effect
 	}
@@ -62,12 +65,12 @@ func (p *Policy) Condition() Condition {
 	return c
 }
 
-// problems lists the first of many.
-func (p *Policy) problems() string {
+// list is the first of many.
+func list(problems []Problem) string {
 	var all []string
-	for i, problem := range p.Problems {
+	for i, problem := range problems {
 		if i == maxNamed {
-			all = append(all, fmt.Sprintf("and %d more", len(p.Problems)-maxNamed))
+			all = append(all, fmt.Sprintf("and %d more", len(problems)-maxNamed))
 			break
 		}
 		all = append(all, problem.String())

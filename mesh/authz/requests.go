@@ -83,12 +83,12 @@ func (p *Policy) RequestRules(m Mesh) []policy.RequestRule {
 	for _, r := range p.Requests.rules {
 		var rule struct{ source, operation policy.All }
 		alternatives := func(parts []part) {
-			var sources, operations policy.Any
+			var sources, operations policy.Any // of which one side asks for nothing
 			for _, one := range parts {
 				s, o := one.exprs(p.denies(), m.TrustDomains)
 				sources, operations = append(sources, s), append(operations, o)
 			}
-			rule.source, rule.operation = append(rule.source, sources), append(rule.operation, operations)
+			rule.source, rule.operation = oneOf(rule.source, sources), oneOf(rule.operation, operations)
 		}
 		if len(r.from) > 0 {
 			alternatives(r.from)
@@ -103,6 +103,16 @@ func (p *Policy) RequestRules(m Mesh) []policy.RequestRule {
 		out = append(out, policy.RequestRule{Source: rule.source, Operation: rule.operation})
 	}
 	return out
+}
+
+// oneOf adds that one of the alternatives holds, unless one of them holds always.
+func oneOf(to policy.All, alternatives policy.Any) policy.All {
+	for _, e := range alternatives {
+		if all, ok := e.(policy.All); ok && len(all) == 0 {
+			return to
+		}
+	}
+	return append(to, alternatives)
 }
 
 // RequestPolicy compiles the policy for waypoints; nil if it has no targetRefs.
@@ -356,4 +366,35 @@ func account(m *security.ServiceAccountMatch) policy.Expr {
 func uri(namespace, account string) policy.Expr {
 	t, _ := policy.NewRegexp(scheme + "[^/]+/ns/" + namespace + "/sa/" + account) // of quoted text
 	return policy.Principal{Text: t}
+}
+
+// Verdict says how much of a policy means at waypoints what it says.
+type Verdict struct {
+	// Whole: all of it does. Some: at least one rule does, where one does not.
+	Whole, Some bool
+	// Message says what does not, and what is in force instead; empty if Whole.
+	Message string
+}
+
+// AtWaypoints says what waypoints make of what the policy says, wherever it is attached.
+func (p *Policy) AtWaypoints() Verdict {
+	q := &p.Requests
+	if len(q.Problems) == 0 {
+		return Verdict{Whole: true}
+	}
+	v := Verdict{Some: p.Action != Custom && q.spoilt > 0 && len(q.rules) > 0 && (!p.denies() || len(q.rules) > q.spoilt)}
+	if q.spoilt == 0 && p.Action != Custom { // a target, or the annotation
+		v.Some = true
+	}
+	v.Message = list(q.Problems)
+	switch {
+	case q.spoilt == 0:
+	case p.denies():
+		v.Message += ". Without such parts the policy denies more than it says"
+	case p.Action == Audit:
+		v.Message += ". Rules with such parts match nothing"
+	default:
+		v.Message += ". Rules with such parts allow nothing"
+	}
+	return v
 }

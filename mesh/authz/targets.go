@@ -48,8 +48,8 @@ func (p *Policy) readTargets(fields map[string]any) {
 	}
 	for i, v := range list {
 		t, err := targetOf(v)
-		if err == nil && t.Kind == TargetGatewayClass && t.Name != waypointClass {
-			err = fmt.Errorf("there is GatewayClass %s, not %q", waypointClass, t.Name)
+		if err == nil && t.Kind == TargetGatewayClass && t.Name != WaypointClass {
+			err = fmt.Errorf("there is GatewayClass %s, not %q", WaypointClass, t.Name)
 		}
 		if err != nil {
 			p.Requests.problem(Problem{Invalid, fmt.Sprintf("targetRefs[%d]", i), err.Error()})
@@ -59,8 +59,8 @@ func (p *Policy) readTargets(fields map[string]any) {
 	}
 }
 
-// waypointClass is the class whose waypoints policies of the root namespace can be for, all of them.
-const waypointClass = "istio-waypoint"
+// WaypointClass is the class whose waypoints policies of the root namespace can be for, all of them.
+const WaypointClass = "istio-waypoint"
 
 func targetOf(v any) (Target, error) {
 	fields, ok := v.(map[string]any)
