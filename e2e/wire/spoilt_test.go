@@ -168,7 +168,7 @@ func takes(t *testing.T, ix index, reduce func(*unstructured.Unstructured) *clus
 			continue
 		}
 		sent := map[string][]*discoveryv3.Resource{}
-		send(t, sent, xds.TypeListener, l7.ListenerMain, l7.MainInternal([]*l7.Part{l7.HostPart(h, ix)}))
+		send(t, sent, xds.TypeListener, l7.ListenerMain, l7.MainInternal([]*l7.Part{l7.HostPart(h, ix, l7.Policies{})}))
 		for _, handler := range config.NewStore(nil).Handlers() {
 			for _, rejected := range handler.Apply(sent[handler.TypeURL], nil) {
 				t.Errorf("%s: %v", rejected.Name, rejected.Err)

@@ -17,6 +17,8 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -24,14 +26,15 @@ import (
 )
 
 // stories is the mesh in which stories happen.
-var stories = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local"}
+var stories = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
 
 // TestWaypointTakes: the waypoint rejects nothing of what the control plane makes of its own stories, in the order in which it is
 // sent, and routes their requests as the stories say. A line of requests is
 //
 //	METHOD service:port path header=value ... -> what becomes of it
 //
-// where the pseudo-header from is the namespace of the client. What becomes of it is a status, with the location of a redirect;
+// where the pseudo-header from is the namespace of the client, or its namespace/account. What becomes of it is "denied", with the
+// policy that does it if there is one; a status, with the location of a redirect;
 // "preflight" with the origin and the methods that are allowed;
 // or the clusters with their weights, the path and the headers of what they get; or "rule" and the rule
 // that is chosen, as route/rule.
@@ -128,18 +131,25 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 	if chain == nil {
 		return "refused", ""
 	}
-	if chain.TCP != nil {
-		return "tcp " + shares(chain.TCP), ""
-	}
 	req := &message.Request{Method: words[0], Scheme: "http", Authority: words[1], Path: words[2]}
 	client := route.Client{Principal: "spiffe://cluster.local/ns/ns/sa/default"}
 	for _, w := range words[3:] {
 		name, value, _ := strings.Cut(w, "=")
 		if name == "from" {
-			client.Principal = "spiffe://cluster.local/ns/" + value + "/sa/default"
+			namespace, account, ok := strings.Cut(value, "/")
+			if !ok {
+				account = "default"
+			}
+			client.Principal = "spiffe://cluster.local/ns/" + namespace + "/sa/" + account
 		} else {
 			req.Header.Add(name, value)
 		}
+	}
+	if d := decide(t, chain, req, client); !d.Allowed() {
+		return strings.TrimSpace("denied " + d.Policy), ""
+	}
+	if chain.TCP != nil {
+		return "tcp " + shares(chain.TCP), ""
 	}
 	authority := req.Authority
 	r := now.Routes(chain.HTTP.Routes).Match(req, client)
@@ -188,6 +198,27 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 }
 
 // shares counts where connections go.
+// decide asks the policies of a chain.
+func decide(t *testing.T, chain *config.Chain, req *message.Request, client route.Client) policy.RequestDecision {
+	t.Helper()
+	id, err := identity.Parse(client.Principal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.ParseUint(strings.Split(chain.Name, "|")[1], 10, 16)
+	if err != nil {
+		t.Fatalf("chain %s: %v", chain.Name, err)
+	}
+	from := netip.MustParseAddr("192.168.0.1")
+	r := policy.Request{
+		Connection: policy.Connection{Peer: id, Source: from, Destination: netip.AddrPortFrom(from, uint16(number))}, Remote: from,
+	}
+	if chain.HTTP != nil {
+		r.Head = &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}
+	}
+	return chain.Authorization.Decide(&r)
+}
+
 func shares(c *config.TCP) string {
 	if len(c.Clusters) == 1 {
 		return short(c.Clusters[0])

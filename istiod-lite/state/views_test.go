@@ -56,6 +56,15 @@ spec:
 `
 )
 
+// policyOf is a policy that is attached to something.
+func policyOf(kind, group, name string) string {
+	return fmt.Sprintf(`
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {action: DENY, targetRefs: [{kind: %s, group: %q, name: %s}], rules: [{to: [{operation: {methods: [PUT]}}]}]}
+`, kind, group, name)
+}
+
 // told renders a step as "Type name" and "-Type name", sorted, without what all hosts share.
 func told(c resource.Change) []string {
 	var out []string
@@ -214,6 +223,21 @@ func TestViewSteps(t *testing.T) {
 		{"a backend comes", func() { s.Upsert(parse(webV2)) }, []string{"Cluster " + v2, "ClusterLoadAssignment " + v2, "RouteConfiguration " + table}},
 		{"an endpoint goes", func() { s.Delete(cluster.KindPod, pod) }, []string{"ClusterLoadAssignment " + web}},
 		{"the route goes", func() { s.Delete(cluster.KindHTTPRoute, route) }, []string{"-Cluster " + v2, "-ClusterLoadAssignment " + v2, "RouteConfiguration " + table}},
+		{"a policy comes", func() { s.Upsert(parse(policyOf("Service", "", "web"))) }, []string{"Listener main_internal"}},
+		{"it is the same", func() { s.Upsert(parse(policyOf("Service", "", "web"))) }, nil},
+		{"it is for a service that has no waypoint", func() { s.Upsert(parse(policyOf("Service", "", "web-v2"))) }, []string{"Listener main_internal"}},
+		{"it is for one that is not there", func() { s.Upsert(parse(policyOf("Service", "", "none"))) }, nil},
+		{"it is for the waypoint", func() { s.Upsert(parse(policyOf("Gateway", "gateway.networking.k8s.io", "w"))) }, []string{"Listener main_internal"}},
+		{"it is for another waypoint", func() { s.Upsert(parse(policyOf("Gateway", "gateway.networking.k8s.io", "v"))) }, []string{"Listener main_internal"}},
+		{"it is for all waypoints, which it cannot be in its namespace", func() {
+			s.Upsert(parse(policyOf("GatewayClass", "gateway.networking.k8s.io", "istio-waypoint")))
+		}, nil},
+		{"it is for all waypoints", func() {
+			s.Upsert(parse(strings.ReplaceAll(policyOf("GatewayClass", "gateway.networking.k8s.io", "istio-waypoint"), "namespace: shop", "namespace: istio-system")))
+		}, []string{"Listener main_internal"}},
+		{"that goes", func() {
+			s.Delete(cluster.KindAuthorizationPolicy, cluster.Key{Namespace: "istio-system", Name: "p"})
+		}, []string{"Listener main_internal"}},
 		{"a service leaves", func() { s.Delete(cluster.KindService, route) }, []string{"-Cluster " + web, "-ClusterLoadAssignment " + web, "-RouteConfiguration " + table, "Listener main_internal"}},
 		{"the waypoint goes", func() { s.Delete(cluster.KindGateway, cluster.Key{Namespace: "shop", Name: "w"}) }, []string{"gone shop/w"}},
 	} {

@@ -188,6 +188,7 @@ func (p *parts) make() error {
 		},
 		Revoked:  func(client []*x509.Certificate) error { return p.trust.StillClient(client, own.TrustDomain) },
 		Clusters: p.clusters, Requests: telemetry.NewRequests("waypoint", p.registry),
+		Policies:  telemetry.NewPolicies(p.registry, func(key string) bool { return p.store.Load().HasPolicy(key) }),
 		AccessLog: p.target(telemetry.TargetAccess), Sampling: s.Sampling, Leave: s.Leave, Logger: p.target("proxy"),
 	})
 	p.closers = append(p.closers, closer(p.proxy.Close))

@@ -3,6 +3,7 @@ package config
 import (
 	"time"
 
+	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
@@ -22,6 +23,8 @@ type Chain struct {
 	Name string
 	HTTP *HTTP
 	TCP  *TCP
+	// Authorization is what is asked before a request, or a connection that is not of HTTP, is served.
+	Authorization policy.Steps
 }
 
 // HTTP serves connections as HTTP/1.1 or HTTP/2, whichever the client speaks. A duration of 0 is no limit.

@@ -8,20 +8,25 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
+	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
 
 // Type URLs of what a filter can be.
 const (
-	typeHCM    = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-	typeTCP    = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
-	typeRouter = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-	typeCORS   = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
+	typeHCM         = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+	typeTCP         = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+	typeRouter      = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+	typeHTTPRBAC    = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
+	typeNetworkRBAC = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC"
+	typeCORS        = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
 )
 
 // Envoy's defaults, which the control plane relies on where it leaves a field out.
@@ -49,18 +54,33 @@ func (d decoder) chain(c *listenerv3.FilterChain, at *strict.Path) *Chain {
 		d.add(at.Field("transport_socket"), "not supported inside tunnels: leave it out")
 	}
 	at = at.Field("filters")
-	if len(c.GetFilters()) != 1 {
-		d.add(at, "exactly one: an HttpConnectionManager or a TcpProxy")
+	last := len(c.GetFilters()) - 1
+	if last < 0 {
+		d.add(at, "required: the last must be an HttpConnectionManager or a TcpProxy")
 		return out
 	}
-	filter := c.GetFilters()[0].GetTypedConfig()
-	at = at.Index(0).Field("typed_config")
+	filter := c.GetFilters()[last].GetTypedConfig()
+	for i, f := range c.GetFilters()[:last] {
+		at := at.Index(i).Field("typed_config")
+		var m networkrbacv3.RBAC
+		if f.GetTypedConfig().GetTypeUrl() != typeNetworkRBAC {
+			d.add(at, "filter %q (%s) is not supported here: RBAC, then an HttpConnectionManager or a TcpProxy last", f.GetName(), f.GetTypedConfig().GetTypeUrl())
+		} else if filter.GetTypeUrl() != typeTCP {
+			d.add(at, "not supported before an HttpConnectionManager: use its http_filters")
+		} else if d.unpack(f.GetTypedConfig(), &m, at) {
+			if step, does := d.step(&m, false, at); does {
+				out.Authorization = append(out.Authorization, step)
+			}
+		}
+	}
+	at = at.Index(last).Field("typed_config")
 	switch filter.GetTypeUrl() {
 	case typeHCM:
 		var m hcmv3.HttpConnectionManager
 		out.HTTP = &HTTP{}
 		if d.unpack(filter, &m, at) {
 			out.HTTP = d.http(&m, at)
+			out.Authorization = d.filters(m.GetHttpFilters(), at.Field("http_filters"))
 		}
 	case typeTCP:
 		var m tcpv3.TcpProxy
@@ -142,7 +162,6 @@ func (d decoder) http(m *hcmv3.HttpConnectionManager, at *strict.Path) *HTTP {
 			out.Upgrades = append(out.Upgrades, name)
 		}
 	}
-	d.filters(m.GetHttpFilters(), at.Field("http_filters"))
 	return out
 }
 
@@ -189,8 +208,11 @@ func (d decoder) choices(m *hcmv3.HttpConnectionManager, out *HTTP, at *strict.P
 	}
 }
 
-// filters reads the HTTP filters: cors, if at all, and then router.
-func (d decoder) filters(all []*hcmv3.HttpFilter, at *strict.Path) {
+// filters reads the HTTP filters: RBAC and then cors, if at all, and then router. RBAC is asked first wherever it is, but it is not
+// taken where it would come after cors, which answers some requests itself.
+func (d decoder) filters(all []*hcmv3.HttpFilter, at *strict.Path) policy.Steps {
+	var steps policy.Steps
+	cors := false
 	for i, f := range all {
 		at := at.Index(i).Field("typed_config")
 		last := i == len(all)-1
@@ -200,13 +222,22 @@ func (d decoder) filters(all []*hcmv3.HttpFilter, at *strict.Path) {
 			if d.unpack(f.GetTypedConfig(), &m, at) && !m.GetSuppressEnvoyHeaders() {
 				d.add(at.Field("suppress_envoy_headers"), "must be true: there are no x-envoy-* headers")
 			}
+		case url == typeHTTPRBAC && !last && !cors:
+			var m httprbacv3.RBAC
+			if d.unpack(f.GetTypedConfig(), &m, at) {
+				if step, does := d.step(&m, true, at); does {
+					steps = append(steps, step)
+				}
+			}
 		case url == typeCORS && !last:
+			cors = true
 			d.unpack(f.GetTypedConfig(), &corsv3.Cors{}, at)
 		default:
-			d.add(at, "filter %q (%s) is not supported here: cors, then router last", f.GetName(), url)
+			d.add(at, "filter %q (%s) is not supported here: rbac, cors, then router last", f.GetName(), url)
 		}
 	}
 	if len(all) == 0 {
 		d.add(at, "required: the last must be the router")
 	}
+	return steps
 }

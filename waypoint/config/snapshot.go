@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
@@ -68,6 +69,19 @@ func (s *Snapshot) Routes(name string) *route.Table {
 func (s *Snapshot) Cluster(name string) *Cluster {
 	c, _ := s.clusters.get(name)
 	return c
+}
+
+// HasPolicy reports whether a chain asks an AuthorizationPolicy of that key ("namespace/name").
+func (s *Snapshot) HasPolicy(key string) bool {
+	is := func(p *policy.RequestPolicy) bool { return p.Policy.Key() == key }
+	for _, c := range s.Chains() {
+		for _, step := range c.Authorization {
+			if slices.ContainsFunc(step.Policies, is) || slices.ContainsFunc(step.Dry, is) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Clusters returns all clusters, in no order.

@@ -53,11 +53,11 @@ func (p *Proxy) sampled() bool {
 	return p.cfg.Sampling > 0 && (p.cfg.Sampling >= 1 || rand.Float64() < p.cfg.Sampling)
 }
 
-// log writes the line of a request: always if the proxy had to answer itself or the backend failed, else for a sample.
+// log writes the line of a request: always if the proxy had to answer itself, the backend failed or a policy asks for it, else for a sample.
 func (r *request) log(took time.Duration) {
 	log := r.c.proxy.cfg.AccessLog
 	bad := r.flag != telemetry.RequestOK || r.status >= 500
-	if log == nil || !bad && !r.c.proxy.sampled() {
+	if log == nil || !bad && len(r.audits) == 0 && !r.c.proxy.sampled() {
 		return
 	}
 	level := slog.LevelInfo
@@ -87,6 +87,7 @@ func (r *request) log(took time.Duration) {
 	if r.grpc && r.result != telemetry.NoGRPC {
 		attrs = append(attrs, slog.Int("grpc_status", int(r.result)))
 	}
+	attrs = auditAttrs(attrs, r.audits)
 	if r.err != nil {
 		attrs = append(attrs, slog.String("error", r.err.Error()))
 	}

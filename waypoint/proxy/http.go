@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
@@ -51,6 +52,7 @@ type request struct {
 	status   int
 	result   int8 // of gRPC
 	flag     telemetry.RequestFlag
+	audits   []*policy.RequestPolicy
 	err      error
 }
 
@@ -99,6 +101,9 @@ func (r *request) answer() (*message.Response, *refusal) {
 	req.Path = path
 
 	snapshot := r.c.proxy.snapshot.Load()
+	if refused := r.authorize(snapshot); refused != nil {
+		return nil, refused
+	}
 	table := snapshot.Routes(r.http.Routes)
 	if table == nil {
 		name := r.http.Routes

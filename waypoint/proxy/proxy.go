@@ -17,6 +17,8 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
@@ -43,6 +45,8 @@ type Config struct {
 	Clusters *upstream.Clusters
 	// Requests counts requests.
 	Requests *telemetry.Requests
+	// Policies counts decisions of AuthorizationPolicies; nil for none.
+	Policies *telemetry.Policies
 	// AccessLog takes a line for each request and connection; nil for none. Sampling is the share of those that went well that
 	// is logged, 0 to 1.
 	AccessLog *slog.Logger
@@ -76,9 +80,10 @@ type Proxy struct {
 	server   *hbone.Server // nil until Serve
 	draining bool
 	closed   bool
-	conns    map[*connection]struct{} // that speak HTTP
-	tunnels  int                      // handlers
-	news     chan struct{}            // closed by Apply
+	conns    map[*connection]struct{}                // that speak HTTP
+	carried  map[*connection]context.CancelCauseFunc // that do not
+	tunnels  int                                     // handlers
+	news     chan struct{}                           // closed by Apply
 }
 
 // Counts is what a proxy has done and does.
@@ -100,7 +105,7 @@ func New(cfg Config) *Proxy {
 	if cfg.MaxMirrors == 0 {
 		cfg.MaxMirrors = DefaultMaxMirrors
 	}
-	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}, news: make(chan struct{})}
+	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}, carried: map[*connection]context.CancelCauseFunc{}, news: make(chan struct{})}
 	p.snapshot.Store(&config.Snapshot{})
 	p.mirrors.init(p)
 	p.watchdog.start()
@@ -111,7 +116,7 @@ func New(cfg Config) *Proxy {
 func (p *Proxy) Counts() *Counts { return &p.counts }
 
 // Apply makes a snapshot the one in force, for new connections and requests. Connections that speak HTTP to a destination that
-// is not served so any more end with the requests that they have.
+// is not served so any more end with the requests that they have, and those that speak something else end if policy denies them now.
 func (p *Proxy) Apply(s *config.Snapshot) {
 	p.snapshot.Store(s)
 	var out []*connection
@@ -127,6 +132,7 @@ func (p *Proxy) Apply(s *config.Snapshot) {
 	for _, c := range out {
 		c.server.Shutdown()
 	}
+	p.rejudge(s)
 }
 
 // Serve takes tunnel connections on ln, which it owns, until Drain or Close. It returns nil then. The first call settles how
@@ -256,7 +262,7 @@ func (p *Proxy) tunnel(ctx context.Context, in *hbone.Incoming) {
 	}
 	c := &connection{
 		proxy: p, chain: chain, destination: destination,
-		principal: in.Peer().String(), source: unique.Make(sourceOf(in)), client: clientAddr(in),
+		peer: in.Peer(), principal: in.Peer().String(), holder: in.RemoteAddr().Addr().Unmap(), source: unique.Make(sourceOf(in)), client: clientAddr(in),
 	}
 	if chain.TCP != nil {
 		c.tcp(ctx, in)
@@ -270,10 +276,14 @@ type connection struct {
 	proxy       *Proxy
 	chain       *config.Chain
 	destination netip.AddrPort // what the client connected to
-	principal   string         // of the client, as its certificate says
+	peer        identity.Identity
+	principal   string     // of the client, as its certificate says
+	holder      netip.Addr // whose end of the tunnel's connection is the client's
 	source      unique.Handle[telemetry.Party]
-	client      netip.AddrPort // the client's address, as its proxy says
-	server      *codec.Server  // of HTTP
+	client      netip.AddrPort               // the client's address, as its proxy says
+	server      *codec.Server                // of HTTP
+	judged      atomic.Pointer[config.Chain] // of others: by whose policies
+	audits      []*policy.RequestPolicy      // of others
 }
 
 // stillServed tells whether a connection of HTTP can go on under a chain for its destination.

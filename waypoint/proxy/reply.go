@@ -51,6 +51,9 @@ func (r *refusal) grpcStatus() int {
 // response makes the answer.
 func (r *refusal) response(grpc bool) *message.Response {
 	text := "waypoint: " + r.text
+	if r.flag == telemetry.RequestDenied {
+		text = accessDenied
+	}
 	if grpc {
 		return &message.Response{Status: 200, Header: message.Fields{
 			{Name: "content-type", Value: "application/grpc"},
@@ -58,7 +61,9 @@ func (r *refusal) response(grpc bool) *message.Response {
 			{Name: "grpc-message", Value: grpcMessage(text), Sensitive: true},
 		}}
 	}
-	text += "\n"
+	if r.flag != telemetry.RequestDenied {
+		text += "\n"
+	}
 	return &message.Response{Status: r.status, Length: int64(len(text)), Body: message.String(text), Header: message.Fields{
 		{Name: "content-type", Value: "text/plain"},
 	}}

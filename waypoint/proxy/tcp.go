@@ -23,6 +23,13 @@ var errIdle = errors.New("nothing came or went for as long as the service's sett
 // tcp carries a connection as it is.
 func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 	start := time.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop, ok := c.authorizeTCP(in, cancel)
+	if !ok {
+		return
+	}
+	defer stop()
 	e, nc, err := c.connect(ctx)
 	if err != nil {
 		c.logTCP(start, e, nil, err)
@@ -37,8 +44,6 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 	}
 	c.proxy.counts.TCP.Add(1)
 	var counters hbone.Counters
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	if t := c.chain.TCP; t.IdleTimeout > 0 {
 		defer watch(t.IdleTimeout, func() uint64 { return counters.Sent.Load() + counters.Received.Load() }, func() { cancel(errIdle) })()
 	}
@@ -93,14 +98,14 @@ func (c *connection) connect(ctx context.Context) (*upstream.Endpoint, net.Conn,
 // logTCP writes the line of a connection. counters are nil if it was not opened.
 func (c *connection) logTCP(start time.Time, e *upstream.Endpoint, counters *hbone.Counters, err error) {
 	log := c.proxy.cfg.AccessLog
-	if log == nil || err == nil && !c.proxy.sampled() {
+	if log == nil || err == nil && len(c.audits) == 0 && !c.proxy.sampled() {
 		return
 	}
 	level := slog.LevelInfo
 	if err != nil {
 		level = slog.LevelError
 	}
-	attrs := c.attrs(make([]slog.Attr, 0, 12), start, e)
+	attrs := auditAttrs(c.attrs(make([]slog.Attr, 0, 12), start, e), c.audits)
 	if counters != nil {
 		attrs = append(attrs, slog.Uint64("bytes_sent", counters.Sent.Load()), slog.Uint64("bytes_recv", counters.Received.Load()))
 	}

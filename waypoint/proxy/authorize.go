@@ -1,0 +1,153 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/policy"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/message"
+)
+
+// accessDenied is all that a client is told whom a policy refuses: which policies there are is nothing for it to know. Envoy's words.
+const accessDenied = "RBAC: access denied"
+
+// errPolicyChange is why a connection ended that was open when policy changed.
+var errPolicyChange = errors.New("closed due to policy change")
+
+// decide asks the policies of a chain. head is nil for a connection that is not of HTTP.
+func (c *connection) decide(chain *config.Chain, head *policy.Head) policy.RequestDecision {
+	r := policy.Request{
+		Connection: policy.Connection{Peer: c.peer, Source: c.holder, Destination: c.destination},
+		URI:        c.principal, Remote: c.holder, Head: head,
+	}
+	if head != nil {
+		r.Remote = remote(head.Header, c.holder)
+	}
+	return chain.Authorization.Decide(&r)
+}
+
+// counted is decide for what begins now.
+func (c *connection) counted(chain *config.Chain, head *policy.Head) policy.RequestDecision {
+	d := c.decide(chain, head)
+	if c.proxy.cfg.Policies != nil {
+		c.proxy.cfg.Policies.Decided(d.Decision)
+	}
+	return d
+}
+
+// remote is the client's address before all proxies: that which the last of them has added to x-forwarded-for, the sender's if there
+// is no such field. One that is none is not known.
+func remote(header message.Fields, sender netip.Addr) netip.Addr {
+	for i := len(header) - 1; i >= 0; i-- {
+		if header[i].Name != "x-forwarded-for" {
+			continue
+		}
+		value := header[i].Value
+		value = strings.TrimSpace(value[strings.LastIndexByte(value, ',')+1:])
+		if ap, err := netip.ParseAddrPort(value); err == nil {
+			return ap.Addr().Unmap()
+		}
+		addr, _ := netip.ParseAddr(strings.Trim(value, "[]"))
+		return addr.Unmap()
+	}
+	return sender
+}
+
+// authorize asks whether the request may be served, as policy is now: its connection may be older.
+func (r *request) authorize(snapshot *config.Snapshot) *refusal {
+	chain := snapshot.Chain(r.c.destination)
+	if chain == nil {
+		chain = r.c.chain // nobody can connect any more
+	}
+	if len(chain.Authorization) == 0 {
+		return nil
+	}
+	req := &r.x.Request
+	d := r.c.counted(chain, &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header})
+	r.audits = d.Audits
+	if d.Allowed() {
+		return nil
+	}
+	return &refusal{403, telemetry.RequestDenied, d.Reason}
+}
+
+// auditAttrs names the policies that ask for what they match to be told.
+func auditAttrs(attrs []slog.Attr, audits []*policy.RequestPolicy) []slog.Attr {
+	if len(audits) == 0 {
+		return attrs
+	}
+	names := make([]string, len(audits))
+	for i, p := range audits {
+		names[i] = p.Policy.Key()
+	}
+	return append(attrs, slog.String("audit", strings.Join(names, ",")))
+}
+
+// authorizeTCP asks whether the connection may be served, and sees to it that it is asked again when policy changes, until stop is
+// called; cancel ends the connection then. It reports whether it may; if not, the client has been told.
+func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCauseFunc) (stop func(), ok bool) {
+	p, start := c.proxy, time.Now()
+	p.mu.Lock()
+	p.carried[c] = cancel
+	p.mu.Unlock()
+	stop = func() {
+		p.mu.Lock()
+		delete(p.carried, c)
+		p.mu.Unlock()
+	}
+	// After that, so that a change is seen here or there.
+	chain := p.snapshot.Load().Chain(c.destination)
+	if chain == nil {
+		chain = c.chain
+	}
+	c.judged.CompareAndSwap(nil, chain)
+	if len(chain.Authorization) == 0 {
+		return stop, true
+	}
+	d := c.counted(chain, nil)
+	c.audits = d.Audits
+	if d.Allowed() {
+		return stop, true
+	}
+	stop()
+	p.counts.Refused.Add(1)
+	c.logTCP(start, nil, nil, errors.New(d.Reason))
+	_ = in.Reject(403, accessDenied)
+	return nil, false
+}
+
+// rejudge asks again for connections that are not of HTTP where the policies of their destination are others now, and ends those that
+// are denied. A request is asked for when it comes.
+func (p *Proxy) rejudge(s *config.Snapshot) {
+	type carried struct {
+		c      *connection
+		chain  *config.Chain
+		cancel context.CancelCauseFunc
+	}
+	var all []carried
+	p.mu.Lock()
+	for c, cancel := range p.carried {
+		if now := s.Chain(c.destination); now != nil && c.judged.Swap(now) != now && len(now.Authorization) > 0 {
+			all = append(all, carried{c, now, cancel})
+		}
+	}
+	p.mu.Unlock()
+	for _, one := range all {
+		d := one.c.decide(one.chain, nil)
+		if d.Allowed() {
+			continue
+		}
+		if p.cfg.Policies != nil {
+			p.cfg.Policies.Closed(d.Decision)
+		}
+		one.cancel(fmt.Errorf("%w: %s", errPolicyChange, d.Reason))
+	}
+}
