@@ -49,7 +49,11 @@ func (c *checker) policies() {
 		looked++
 		p := authz.Read(u.GetNamespace(), u.GetName(), u.GetAnnotations(), u.Object["spec"])
 		condition := p.Condition()
-		if condition.Accepted || p.Attached {
+		if p.Attached {
+			verdict := p.AtWaypoints()
+			condition.Accepted, condition.Message = verdict.Whole, verdict.Message
+		}
+		if condition.Accepted {
 			continue
 		}
 		if other++; other > mostPolicies {
@@ -57,6 +61,8 @@ func (c *checker) policies() {
 		}
 		where := "as soon as namespace " + p.Namespace + " is enrolled"
 		switch {
+		case p.Attached:
+			where = "at waypoints"
 		case p.Namespace == root:
 			where = "for all pods of the mesh"
 		case enrolled[p.Namespace]:

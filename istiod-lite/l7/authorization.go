@@ -74,7 +74,7 @@ func (p Policies) filters(http bool) []rbac {
 		{rbacv3.RBAC_DENY, "deny", []authz.Action{authz.Custom, authz.Deny}},
 		{rbacv3.RBAC_ALLOW, "allow", []authz.Action{authz.Allow}},
 	} {
-		f := rbac{prefix: "istio_dry_run_" + step.name + "_"}
+		f := rbac{prefix: "dry_run_" + step.name + "_"}
 		for _, one := range all {
 			if !slices.Contains(step.actions, one.Policy.Action) || step.action == rbacv3.RBAC_LOG && one.Policy.DryRun {
 				continue

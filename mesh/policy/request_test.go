@@ -153,7 +153,7 @@ func randomExpr(r *rand.Rand, depth int) policy.Expr {
 
 // FuzzExpr: an expression holds as in logic of three values, where what cannot be told counts as the worse for whoever asks.
 func FuzzExpr(f *testing.F) {
-	for seed := range uint64(300) {
+	for seed := range uint64(60) {
 		f.Add(seed)
 	}
 	all := requests()
