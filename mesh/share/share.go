@@ -8,6 +8,7 @@ package share
 import (
 	"cmp"
 	"context"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -39,10 +40,16 @@ const (
 	idleWindows = 3
 	// muchWork is the work in a window, as a share of it, from which on a party can be in the others' way.
 	muchWork = 0.1
-	// littleOfFair is the share of an equal part below which a party does little: it is for such ones that others hold back.
-	littleOfFair = 0.5
-	// slower and faster change what a party may do, each interval.
-	slower, faster = 0.8, 1.02
+	// littleOfMost is the part of what the busiest party does below which a party does little: it is for such ones that others
+	// hold back.
+	littleOfMost = 0.5
+	// slower and faster change what a party may do, each interval: as they balance, the process is late in one interval of seventy-five.
+	slower, faster = 0.8, 1.003
+	// After calm intervals, which is a second by default, the load is another one: those who hold back come out of it by muchFaster.
+	calm, muchFaster = 200, 1.02
+	// ownPart is the part of the processors that parties must use before the process being late is laid to them, rather than to
+	// others of the machine.
+	ownPart = 1.0 / 8
 	// leastCost and mostCost bound how wrong estimates of work are taken to be. What the process spends beyond that it spends
 	// on something that is not counted, and no party is charged for it.
 	leastCost, mostCost = 0.25, 3
@@ -57,6 +64,8 @@ type Config struct {
 	// Least is what every party may use at any rate, in processors. Zero means 0.1; one or more turns holding back off:
 	// nothing is watched, only counted.
 	Least float64
+	// Processors is how many the process may use. Zero means GOMAXPROCS as it is when the Divider is made.
+	Processors int
 
 	processorTime func() time.Duration // for tests; nil: of this process
 	lateness      func(due time.Time) time.Duration
@@ -68,9 +77,11 @@ type Divider struct {
 	wake chan struct{} // capacity 1: there is much work
 
 	watching atomic.Bool
+	late     atomic.Uint64
 
 	mu      sync.Mutex // guards what follows; not taken where work is done
 	parties map[*Party]struct{}
+	intime  int // intervals since the process was late
 }
 
 // Party does work. Its methods may be called concurrently.
@@ -101,6 +112,9 @@ func New(cfg Config) *Divider {
 	if cfg.Least == 0 {
 		cfg.Least = DefaultLeast
 	}
+	if cfg.Processors == 0 {
+		cfg.Processors = runtime.GOMAXPROCS(0)
+	}
 	if cfg.processorTime == nil {
 		cfg.processorTime = processorTime
 	}
@@ -109,6 +123,9 @@ func New(cfg Config) *Divider {
 	}
 	return &Divider{cfg: cfg, wake: make(chan struct{}, 1), parties: make(map[*Party]struct{})}
 }
+
+// Late returns how many intervals there were in which the process was late at the cost of a party that does little, ever.
+func (d *Divider) Late() uint64 { return d.late.Load() }
 
 // Join adds a party, which must Leave.
 func (d *Divider) Join() *Party {
@@ -276,7 +293,15 @@ func (d *Divider) divide(slot int, late bool, cost float64) bool {
 	slices.SortFunc(active, func(a, b use) int { return cmp.Compare(b.used, a.used) })
 	// Where all do about as much, such as the two ends of one transfer, there is nobody whom holding back would help.
 	if n := len(active); n > 0 {
-		late = late && active[n-1].used < littleOfFair*total/float64(n)
+		late = late && active[n-1].used < littleOfMost*active[0].used && total > ownPart*float64(d.cfg.Processors)
+	}
+	rise := faster
+	if d.intime++; d.intime > calm {
+		rise = muchFaster
+	}
+	if late && len(active) > 1 {
+		d.late.Add(1)
+		d.intime = 0
 	}
 	for _, u := range active {
 		heavy := len(active) > 1 && u.used > total/float64(len(active)) && u.used > d.cfg.Least
@@ -288,7 +313,7 @@ func (d *Divider) divide(slot int, late bool, cost float64) bool {
 		case late && u.p.allowed > 0:
 			u.p.allow(max(slower*u.p.allowed, d.cfg.Least), cost)
 		case u.p.allowed > 0:
-			allowed := faster * u.p.allowed
+			allowed := rise * u.p.allowed
 			if allowed > 2*u.used+1 {
 				allowed = 0
 			}

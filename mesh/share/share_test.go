@@ -45,6 +45,9 @@ func (m *machine) run(t *testing.T) *Divider { return m.runWith(t, Config{}) }
 
 func (m *machine) runWith(t *testing.T, cfg Config) *Divider {
 	cfg.processorTime, cfg.lateness = m.processorTime, m.lateness
+	if cfg.Processors == 0 {
+		cfg.Processors = 1
+	}
 	d := New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -99,6 +102,9 @@ func TestTheHeavyHoldBack(t *testing.T) {
 		if heavy.Held() == 0 {
 			t.Error("the heavy party was not held")
 		}
+		if d.Late() == 0 {
+			t.Error("it was never late at the cost of a party")
+		}
 
 		m.setLate(0)
 		wg.Go(func() { m.works(heavy, time.Millisecond, 4000) }) // back to speed
@@ -151,6 +157,33 @@ func TestEqualsDoNotWait(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	})
+}
+
+// TestOthersMakeItLate has the parties use little of a machine that is late: that is others' doing, and holding back would not
+// help anybody.
+func TestOthersMakeItLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{late: time.Second}
+		d := m.runWith(t, Config{Processors: 16})
+		heavy, light := d.Join(), d.Join()
+		defer heavy.Leave()
+		defer light.Leave()
+		var wg sync.WaitGroup
+		wg.Go(func() { m.works(heavy, time.Millisecond, 2000) })
+		wg.Go(func() {
+			for range 200 {
+				time.Sleep(10 * time.Millisecond)
+				m.works(light, 10*time.Microsecond, 1)
+			}
+		})
+		wg.Wait()
+		if held := heavy.Held(); held != 0 {
+			t.Errorf("held for %v", held)
+		}
+		if n := d.Late(); n != 0 {
+			t.Errorf("late %d times at the cost of a party, want never", n)
+		}
 	})
 }
 

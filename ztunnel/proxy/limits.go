@@ -37,6 +37,9 @@ func (p *Pod) takeShare() {
 	p.relayer.HalfCloseProbe = orNever(n.Timeouts.HalfCloseProbe)
 }
 
+// Late returns how many moments there were, ever, in which a pod that asks for little waited for others of the node.
+func (n *Node) Late() uint64 { return n.share.Late() }
+
 // timeouts are those of tunnels that the pod opens.
 func (p *Pod) timeouts() hbone.Timeouts {
 	t := p.node.Timeouts
