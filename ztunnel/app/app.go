@@ -298,7 +298,7 @@ func (p *parts) run(ctx context.Context) error {
 	room("state", p.keepState)
 	room("keys", p.sweepKeys)
 	room("connections", p.node.Run)
-	room("processors", runProcessors)
+	room("processors", func(ctx context.Context) error { return runProcessors(ctx, p.node.Late) })
 	room("collector", runCollector)
 
 	// A pod's connections must not be decided on half of the cluster's state.

@@ -27,8 +27,13 @@ type processors struct {
 	little    time.Duration // for how long little was used
 }
 
-// next takes the processor time that was used in the span since the last call, and returns how many processors to use.
-func (p *processors) next(used, span time.Duration) int {
+// next takes the processor time that was used in the span since the last call, and whether pods waited for others meanwhile. It
+// returns how many processors to use.
+func (p *processors) next(used, span time.Duration, waited bool) int {
+	if waited {
+		p.now, p.little = p.most, 0
+		return p.now
+	}
 	switch share := float64(used) / float64(span) / float64(p.now); {
 	case share > muchUsed:
 		p.now, p.little = min(2*p.now, p.most), 0
@@ -42,8 +47,9 @@ func (p *processors) next(used, span time.Duration) int {
 	return p.now
 }
 
-// runProcessors has the number of processors in use follow the work until the context ends. Only one may run in a process.
-func runProcessors(ctx context.Context) error {
+// runProcessors has the number of processors in use follow the work until the context ends; late says how often pods waited for
+// others so far. Only one may run in a process.
+func runProcessors(ctx context.Context, late func() uint64) error {
 	most := runtime.GOMAXPROCS(0)
 	if most == 1 {
 		return nil
@@ -52,7 +58,7 @@ func runProcessors(ctx context.Context) error {
 	p := processors{most: most, now: most}
 	tick := time.NewTicker(processorsTick)
 	defer tick.Stop()
-	before, at := time.Duration(0), time.Now()
+	before, waits, at := time.Duration(0), late(), time.Now()
 	for {
 		select {
 		case <-tick.C:
@@ -65,9 +71,10 @@ func runProcessors(ctx context.Context) error {
 		}
 		used, now := time.Duration(usage.Utime.Nano()+usage.Stime.Nano()), time.Now()
 		old := p.now
-		if n := p.next(used-before, now.Sub(at)); n != old {
+		total := late()
+		if n := p.next(used-before, now.Sub(at), total > waits); n != old {
 			runtime.GOMAXPROCS(n)
 		}
-		before, at = used, now
+		before, waits, at = used, total, now
 	}
 }

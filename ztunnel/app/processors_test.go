@@ -12,7 +12,7 @@ func TestProcessorsFollowTheWork(t *testing.T) {
 		t.Helper()
 		got := 0
 		for range ticks {
-			got = p.next(time.Duration(used*float64(processorsTick)), processorsTick)
+			got = p.next(time.Duration(used*float64(processorsTick)), processorsTick, false)
 		}
 		if got != want {
 			t.Errorf("%s: %d processors, want %d", when, got, want)
@@ -33,4 +33,9 @@ func TestProcessorsFollowTheWork(t *testing.T) {
 	feed("and more again", 3, 1, 6)
 	feed("little for a moment again", 1, wait-1, 6)
 	feed("little for long", 1, 1, 3)
+	feed("less for long", 0, 2*wait, 1)
+	if got := p.next(processorsTick/2, processorsTick, true); got != 6 {
+		t.Errorf("pods waited for others: %d processors, want 6", got)
+	}
+	feed("little since then", 0.5, wait-1, 6)
 }
