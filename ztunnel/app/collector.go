@@ -16,15 +16,23 @@ const (
 	leastPercent = 25
 	// usualPercent is Go's default (GOGC).
 	usualPercent = 100
+	// collectEvery and muchGarbage are for when much is being allocated, such as for thousands of new connections a second: then
+	// garbage may wait for that long, up to so many bytes. Each collection makes who asks meanwhile wait for milliseconds.
+	collectEvery = 500 * time.Millisecond
+	muchGarbage  = 32 << 20
+	// leastHeap is what Go's percentage is of at least.
+	leastHeap = 4 << 20
 )
 
-// percentFor returns the GOGC for so many bytes in use.
-func percentFor(live uint64) int {
-	return int(min(usualPercent, max(leastPercent, 100*garbage/max(live, 1))))
+// percentFor returns the GOGC for so many bytes in use, where so many are allocated in a second.
+func percentFor(live, rate uint64) int {
+	usual := min(usualPercent, max(leastPercent, 100*garbage/max(live, 1)))
+	wait := min(muchGarbage, rate*uint64(collectEvery/time.Millisecond)/1000)
+	return int(max(usual, 100*wait/max(live, leastHeap)))
 }
 
-// runCollector has garbage be collected earlier the more memory is in use, until the context ends. Only one may run in a
-// process. It does nothing where GOGC is set otherwise.
+// runCollector has garbage be collected earlier the more memory is in use, and later the more is allocated, until the context
+// ends. Only one may run in a process. It does nothing where GOGC is set otherwise.
 func runCollector(ctx context.Context) error {
 	if now := debug.SetGCPercent(usualPercent); now != usualPercent {
 		debug.SetGCPercent(now)
@@ -33,7 +41,9 @@ func runCollector(ctx context.Context) error {
 	defer debug.SetGCPercent(usualPercent)
 	tick := time.NewTicker(collectorTick)
 	defer tick.Stop()
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(samples)
+	allocated, at := samples[1].Value.Uint64(), time.Now()
 	was := usualPercent
 	for {
 		select {
@@ -41,10 +51,16 @@ func runCollector(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		metrics.Read(live)
+		metrics.Read(samples)
+		live, total, now := samples[0].Value.Uint64(), samples[1].Value.Uint64(), time.Now()
+		rate := uint64(float64(total-allocated) / now.Sub(at).Seconds())
+		allocated, at = total, now
 		// Each change stops the world for a moment.
-		if n := percentFor(live[0].Value.Uint64()); n < was*9/10 || n > was*11/10 || n == usualPercent && n != was {
+		if n := percentFor(live, rate); n < was*9/10 || n > was*11/10 || n == usualPercent && n != was {
 			debug.SetGCPercent(n)
+			if was > usualPercent && n <= usualPercent {
+				debug.FreeOSMemory() // what waited would wait for as long as nothing is allocated
+			}
 			was = n
 		}
 	}

@@ -4,13 +4,15 @@ import "testing"
 
 func TestPercentFor(t *testing.T) {
 	for _, c := range []struct {
-		live uint64
-		want int
+		live, rate uint64
+		want       int
 	}{
-		{0, 100}, {1 << 20, 100}, {8 << 20, 100}, {16 << 20, 50}, {20 << 20, 40}, {32 << 20, 25}, {1 << 40, 25},
+		{0, 0, 100}, {1 << 20, 0, 100}, {8 << 20, 0, 100}, {16 << 20, 0, 50}, {20 << 20, 0, 40}, {32 << 20, 0, 25}, {1 << 40, 0, 25},
+		{4 << 20, 4 << 20, 100}, {4 << 20, 16 << 20, 200}, {1 << 20, 16 << 20, 200}, {4 << 20, 1 << 30, 800}, {64 << 20, 1 << 30, 50},
+		{256 << 20, 1 << 30, 25},
 	} {
-		if got := percentFor(c.live); got != c.want {
-			t.Errorf("percentFor(%d) = %d, want %d", c.live, got, c.want)
+		if got := percentFor(c.live, c.rate); got != c.want {
+			t.Errorf("percentFor(%d, %d) = %d, want %d", c.live, c.rate, got, c.want)
 		}
 	}
 }
