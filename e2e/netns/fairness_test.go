@@ -99,9 +99,9 @@ func TestNoisyNeighbours(t *testing.T) {
 		t.Skip("skipped: with the race detector, times say nothing")
 	}
 	// most is the bar: times the p99 with the same loads outside of the mesh. In the short form a few stalls of the machine make
-	// the p99, so that its bar only tells whether the work is shared at all: it was 16 times when it was not. It is measured
-	// again, twice at the most, before that is said.
-	rounds, length, most, again := 5, 2*time.Second, 12.0, 2
+	// the p99, so that its bar only tells whether the work is shared at all: it was 12 to 17 times when it was shared too late. It
+	// is measured again, twice at the most, before that is said.
+	rounds, length, most, again := 5, 2*time.Second, 9.0, 2
 	if soak() {
 		rounds, length, most, again = 10, 20*time.Second, 5, 0
 	}
