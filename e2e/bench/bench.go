@@ -10,6 +10,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 )
 
 // Config configures a run.
@@ -110,7 +112,7 @@ func (r *Report) path(ctx context.Context, p Path, progress io.Writer) (err erro
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	var m memory
-	if m.idle, err = rss(s.proxies); err != nil {
+	if m.idle, err = process.Memory(s.proxies); err != nil {
 		return err
 	}
 	r.Samples[p.Name] = map[string]Sample{}
@@ -136,7 +138,7 @@ func (r *Report) path(ctx context.Context, p Path, progress io.Writer) (err erro
 	if err := pause(ctx, 10*time.Second); err != nil {
 		return err
 	}
-	if m.after, err = rss(s.proxies); err != nil {
+	if m.after, err = process.Memory(s.proxies); err != nil {
 		return err
 	}
 	if r.config.Workloads > 0 {
@@ -144,7 +146,7 @@ func (r *Report) path(ctx context.Context, p Path, progress io.Writer) (err erro
 		if err := pause(ctx, 15*time.Second); err != nil {
 			return err
 		}
-		if m.crowd, err = rss(s.proxies); err != nil {
+		if m.crowd, err = process.Memory(s.proxies); err != nil {
 			return err
 		}
 	}

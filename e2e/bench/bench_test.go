@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
 
@@ -82,11 +83,11 @@ func BenchmarkFirstByte(b *testing.B) {
 // BenchmarkIdleConnections opens 10,000 connections that then say nothing, and reports the resident memory of the larger proxy.
 func BenchmarkIdleConnections(b *testing.B) {
 	s, ctx := newSite(b)
-	if err := RaiseLimit(); err != nil {
+	if err := process.RaiseLimit(); err != nil {
 		b.Fatal(err)
 	}
 	const mib = 1 << 20
-	idle, err := rss(s.proxies)
+	idle, err := process.Memory(s.proxies)
 	if err != nil {
 		b.Fatal(err)
 	}

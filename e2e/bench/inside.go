@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"syscall"
 )
 
 // Inside does what a program is asked to that Run has started again within a pod, by its arguments. It returns false if they
@@ -35,17 +34,4 @@ func load(ctx context.Context, spec, host string, stdout io.Writer) error {
 		return err
 	}
 	return json.NewEncoder(stdout).Encode(result)
-}
-
-// RaiseLimit lets this process and its children open as many descriptors as the machine allows.
-func RaiseLimit() error {
-	var l syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
-		return fmt.Errorf("raise limit of descriptors: %w", err)
-	}
-	l.Cur = l.Max
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
-		return fmt.Errorf("raise limit of descriptors: %w", err)
-	}
-	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
 
@@ -179,7 +180,7 @@ func (s *site) drive(ctx context.Context, l Load) (Sample, error) {
 	if err != nil {
 		return Sample{}, err
 	}
-	before, err := cpu(s.proxies)
+	before, err := process.CPU(s.proxies)
 	if err != nil {
 		return Sample{}, err
 	}
@@ -198,7 +199,7 @@ func (s *site) drive(ctx context.Context, l Load) (Sample, error) {
 	lines := bufio.NewReader(out)
 	line, err := lines.ReadBytes('\n')
 	if err == nil && string(line) == "held\n" {
-		if sample.Memory, err = rss(s.proxies); err == nil {
+		if sample.Memory, err = process.Memory(s.proxies); err == nil {
 			line, err = lines.ReadBytes('\n')
 		}
 	}
@@ -209,7 +210,7 @@ func (s *site) drive(ctx context.Context, l Load) (Sample, error) {
 	if err := json.Unmarshal(line, &sample.Result); err != nil {
 		return Sample{}, fmt.Errorf("load %s: %w", l.Name, err)
 	}
-	after, err := cpu(s.proxies)
+	after, err := process.CPU(s.proxies)
 	sample.CPU = after - before
 	return sample, err
 }

@@ -15,7 +15,7 @@ import (
 // count counts a request that is over.
 func (r *request) count(took time.Duration) {
 	l := telemetry.RequestLabels{
-		Source: r.c.source, Status: uint16(r.status), GRPC: r.grpc, GRPCStatus: r.result, Flag: r.flag, MutualTLS: true,
+		Source: r.c.source, Status: uint16(r.status), GRPC: r.grpc, GRPCStatus: r.result, Flag: r.flag, MutualTLS: r.c.principal != "",
 	}
 	switch {
 	case r.endpoint != nil:
@@ -36,7 +36,7 @@ func (r *request) count(took time.Duration) {
 func (c *connection) refused(status int, reason string) {
 	c.proxy.cfg.Requests.Done(telemetry.RequestLabels{
 		Source: c.source, Destination: nobody(), Service: noService(), Status: uint16(status), GRPCStatus: telemetry.NoGRPC,
-		Flag: telemetry.RequestMalformed, MutualTLS: true,
+		Flag: telemetry.RequestMalformed, MutualTLS: c.principal != "",
 	}, 0)
 	if log := c.proxy.cfg.AccessLog; log != nil {
 		attrs := append(make([]slog.Attr, 0, 12), slog.Int("status", status))

@@ -10,12 +10,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"unique"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
-	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
 	"github.com/ambit-mesh/ambit/waypoint/message"
@@ -72,26 +70,15 @@ func cpu(b *testing.B) int64 {
 // plainFront serves the web port's connections without tunnels, and returns where.
 func (w *world) plainFront() string {
 	ln := w.listen()
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			nc, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				dst := netip.MustParseAddrPort(configtest.Address + ":80")
-				c := &connection{proxy: w.proxy, chain: w.store.Load().Chain(dst), destination: dst, principal: clientID.String(),
-					source: unique.Make(telemetry.Party{Workload: "bench"})}
-				_ = codec.NewServer(nc, &codec.ServerConfig{}, c.serve).Run(ctx)
-			})
+	var served sync.WaitGroup
+	served.Go(func() {
+		if err := w.proxy.ServePlain(context.Background(), ln, netip.MustParseAddrPort(configtest.Address+":80")); err != nil {
+			w.t.Error(err)
 		}
 	})
 	w.t.Cleanup(func() {
-		cancel()
 		_ = ln.Close()
-		wg.Wait()
+		served.Wait()
 	})
 	return ln.Addr().String()
 }

@@ -293,11 +293,16 @@ func (c *connection) stillServed(now *config.Chain) bool {
 
 // http serves a connection of HTTP.
 func (c *connection) http(ctx context.Context, in *hbone.Incoming) {
-	p, h := c.proxy, c.chain.HTTP
 	s, err := in.Accept()
 	if err != nil {
 		return // the client is gone
 	}
+	c.serveHTTP(ctx, s)
+}
+
+// serveHTTP serves HTTP on nc, which it closes.
+func (c *connection) serveHTTP(ctx context.Context, nc net.Conn) {
+	p, h := c.proxy, c.chain.HTTP
 	p.counts.HTTP.Add(1)
 	cfg := &codec.ServerConfig{
 		MaxHeader: h.MaxRequestHeader, MaxFields: h.MaxHeaderFields, HeaderTimeout: h.RequestHeadersTimeout,
@@ -308,7 +313,7 @@ func (c *connection) http(ctx context.Context, in *hbone.Incoming) {
 	}
 	cfg.H2.MaxStreams = h.MaxConcurrentStreams
 	cfg.OnRefuse = c.refused
-	c.server = codec.NewServer(s, cfg, c.serve)
+	c.server = codec.NewServer(nc, cfg, c.serve)
 	p.mu.Lock()
 	p.conns[c] = struct{}{}
 	draining := p.draining
@@ -316,7 +321,7 @@ func (c *connection) http(ctx context.Context, in *hbone.Incoming) {
 	if draining || !c.stillServed(p.snapshot.Load().Chain(c.destination)) {
 		c.server.Shutdown()
 	}
-	err = c.server.Run(ctx)
+	err := c.server.Run(ctx)
 	p.mu.Lock()
 	delete(p.conns, c)
 	p.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/e2e/lab"
 )
 
@@ -58,7 +59,7 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	if c.Self, err = os.Executable(); err != nil {
 		return err
 	}
-	if err := bench.RaiseLimit(); err != nil {
+	if err := process.RaiseLimit(); err != nil {
 		return err
 	}
 	if err := lab.Clear(); err != nil {

@@ -1,4 +1,5 @@
-package bench
+// Package process tells what running processes use, from /proc.
+package process
 
 import (
 	"bytes"
@@ -6,14 +7,15 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
 // ticksPerSecond is USER_HZ, the unit of times in /proc/PID/stat: 100 on every Linux that Go runs on.
 const ticksPerSecond = 100
 
-// cpu returns the processor time that the processes have used so far.
-func cpu(pids []int) (time.Duration, error) {
+// CPU returns the processor time that the processes have used so far.
+func CPU(pids []int) (time.Duration, error) {
 	var sum time.Duration
 	for _, pid := range pids {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -33,8 +35,8 @@ func cpu(pids []int) (time.Duration, error) {
 	return sum, nil
 }
 
-// rss returns the largest resident size among the processes, in bytes.
-func rss(pids []int) (uint64, error) {
+// Memory returns the largest resident size among the processes, in bytes.
+func Memory(pids []int) (uint64, error) {
 	var most uint64
 	for _, pid := range pids {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -50,4 +52,17 @@ func rss(pids []int) (uint64, error) {
 		most = max(most, kib<<10)
 	}
 	return most, nil
+}
+
+// RaiseLimit lets this process and its children open as many descriptors as the machine allows.
+func RaiseLimit() error {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("raise limit of descriptors: %w", err)
+	}
+	l.Cur = l.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return fmt.Errorf("raise limit of descriptors: %w", err)
+	}
+	return nil
 }
