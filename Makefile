@@ -38,7 +38,7 @@ demo: ## cluster, mesh and sample application; shows the main job and checks eac
 	@go run ./e2e/demo/cmd/demo
 demo-down: cluster-down ## remove what the demo left
 
-.PHONY: generate check test soak upgrade-test bench bench-scale
+.PHONY: generate check test soak upgrade-test bench bench-waypoint bench-scale
 generate: ## regenerate what is generated
 	@scripts/generate
 check: ## fast checks: format, vet, linter, house rules, generated files
@@ -51,5 +51,8 @@ upgrade-test: ## upgrade from the commit FROM=0726702 to this tree and back, und
 	@scripts/upgrade-test $(FROM)
 bench: ## measure ztunnel between two pods against bare TCP and PEER=/path/to/ztunnel (root)
 	@go run ./e2e/bench/cmd/bench $(if $(PEER),--peer $(abspath $(PEER)))
+bench-waypoint: ## measure the waypoint beside a reverse proxy of net/http and Envoy, which it installs in .cache
+	@scripts/envoy || echo 'Envoy could not be installed: measured without it' >&2
+	@go run ./e2e/bench/cmd/requests $$(test -x .cache/bin/envoy && echo --envoy .cache/bin/envoy)
 bench-scale: ## measure the control plane with PODS=100000 in a real API server without nodes
 	@go run ./e2e/scale/cmd/scale --pods $(or $(PODS),100000)
