@@ -87,7 +87,7 @@ func (c *client2) RoundTrip(ctx context.Context, req *message.Request, inform fu
 		return nil, &Error{Stage: Unsent, Err: context.Cause(ctx)}
 	}
 	l := fieldLists.Get().(*[]message.Field)
-	*l = appendRequest(*l, req)
+	*l = appendRequest(*l, req, c.cfg.Secure)
 	s, err := c.conn.AddReserved(*l, req.Body == nil)
 	putFields(l)
 	if err != nil {
@@ -110,9 +110,12 @@ func (c *client2) RoundTrip(ctx context.Context, req *message.Request, inform fu
 }
 
 // appendRequest appends a request's header.
-func appendRequest(l []message.Field, req *message.Request) []message.Field {
+func appendRequest(l []message.Field, req *message.Request, secure bool) []message.Field {
 	scheme := req.Scheme
-	if scheme == "" {
+	switch {
+	case secure:
+		scheme = "https"
+	case scheme == "":
 		scheme = "http"
 	}
 	l = append(l, message.Field{Name: ":method", Value: req.Method}, message.Field{Name: ":scheme", Value: scheme},

@@ -67,6 +67,8 @@ type ClientConfig struct {
 	MaxFields int
 	// ExpectTimeout is how long a request that expects status 100 waits for it before it sends its body. Zero means the default.
 	ExpectTimeout time.Duration
+	// Secure says that the connection is TLS: HTTP/2 tells the backend that its scheme is https, whatever the client believes.
+	Secure bool
 	// H2 is for HTTP/2. MaxHeaderList in it is MaxHeader, and OnChange is not used.
 	H2 h2.Config
 	// OnChange, if set, is called without locks whenever what Available returns may have changed, and when the connection has

@@ -42,6 +42,9 @@ type looker struct {
 
 // ended tells whether a connection has something to read: its end, most likely. It does not wait. False if it cannot tell.
 func (l *looker) ended(nc net.Conn) bool {
+	if t, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS: what it stands on knows
+		nc = t.NetConn()
+	}
 	if r, ok := nc.(interface{ Readable() bool }); ok {
 		return r.Readable()
 	}

@@ -43,6 +43,10 @@ type Settings struct {
 	Limits *Limits
 	// Outlier is how endpoints that fail are taken out for a time; nil if none are.
 	Outlier *Outlier
+	// TLS is what endpoints outside the mesh are spoken to in, TunnelTLS those in it, inside their tunnels; nil for plain.
+	TLS, TunnelTLS *TLS
+	// Refused is why the control plane lets nothing be sent there, in words for people; "" if it does.
+	Refused string
 }
 
 // Service names a Kubernetes service.

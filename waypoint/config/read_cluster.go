@@ -7,7 +7,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
-	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -137,7 +136,8 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 	if o := c.GetOutlierDetection(); o != nil {
 		out.Outlier = d.outlier(o, root.Field("outlier_detection"))
 	}
-	d.sockets(c)
+	d.sockets(c, out)
+	out.Refused = c.GetMetadata().GetFilterMetadata()[metadataRefused].GetFields()["reason"].GetStringValue()
 	return out
 }
 
@@ -249,8 +249,11 @@ func (d decoder) outlier(o *clusterv3.OutlierDetection, at *strict.Path) *Outlie
 	return out
 }
 
-// sockets checks how endpoints are connected to: those that say so through tunnels, the others in plain.
-func (d decoder) sockets(c *clusterv3.Cluster) {
+// sockets reads how endpoints are connected to: those that say so through tunnels, the others directly; either in plain or by TLS.
+func (d decoder) sockets(c *clusterv3.Cluster, out *Settings) {
+	if s := c.GetTransportSocket(); s != nil {
+		out.TLS = d.socket(s.GetTypedConfig(), root.Field("transport_socket").Field("typed_config"))
+	}
 	at := root.Field("transport_socket_matches")
 	for i, m := range c.GetTransportSocketMatches() {
 		at := at.Index(i)
@@ -261,16 +264,13 @@ func (d decoder) sockets(c *clusterv3.Cluster) {
 		}
 		at = at.Field("transport_socket").Field("typed_config")
 		if !tunnel {
-			d.unpack(m.GetTransportSocket().GetTypedConfig(), &rawv3.RawBuffer{}, at)
+			out.TLS = d.socket(m.GetTransportSocket().GetTypedConfig(), at)
 			continue
 		}
 		var up internalv3.InternalUpstreamTransport
 		if d.unpack(m.GetTransportSocket().GetTypedConfig(), &up, at) {
-			d.unpack(up.GetTransportSocket().GetTypedConfig(), &rawv3.RawBuffer{}, at.Field("transport_socket").Field("typed_config"))
+			out.TunnelTLS = d.socket(up.GetTransportSocket().GetTypedConfig(), at.Field("transport_socket").Field("typed_config"))
 		}
-	}
-	if s := c.GetTransportSocket(); s != nil {
-		d.unpack(s.GetTypedConfig(), &rawv3.RawBuffer{}, root.Field("transport_socket").Field("typed_config"))
 	}
 }
 

@@ -19,6 +19,7 @@ const (
 	metadataOriginal = "envoy.filters.listener.original_dst"
 	metadataIstio    = "istio"
 	metadataPeer     = "ambit.io/peer"
+	metadataRefused  = "ambit.io/refused" // of clusters
 )
 
 // All returns all endpoints, in order.

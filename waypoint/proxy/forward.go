@@ -370,6 +370,8 @@ func (r *request) refuse(f *failure) *refusal {
 		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, upstream.ErrOverflow):
 		return &refusal{503, telemetry.RequestOverflow, fmt.Sprintf("the backend %s: %v", to, err)}
+	case errors.Is(err, upstream.ErrRefused):
+		return &refusal{503, telemetry.RequestNoHealthy, fmt.Sprintf("the backend %s (%s): %v", to, r.cluster.Name(), err)}
 	case errors.Is(err, upstream.ErrNoEndpoint):
 		return &refusal{503, telemetry.RequestNoHealthy, fmt.Sprintf("the backend %s (%s) has no endpoint that is ready", to, r.cluster.Name())}
 	case errors.Is(err, codec.ErrRequestBody):

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +54,8 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 	switch nc := nc.(type) {
 	case *hbone.Stream:
 		err = hbone.Relayer{}.RelayStreams(ctx, s, nc, &counters)
+	case *tls.Conn:
+		err = relayTLS(ctx, s, nc, &counters)
 	case *net.TCPConn:
 		err = hbone.Relayer{}.Relay(ctx, nc, s, &counters)
 		sent, received := counters.Sent.Load(), counters.Received.Load() // as the endpoint sees it

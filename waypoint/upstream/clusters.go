@@ -2,7 +2,9 @@ package upstream
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -21,6 +23,9 @@ import (
 
 // ErrNoEndpoint is why there is nothing to connect to: the cluster has no endpoint that is ready.
 var ErrNoEndpoint = errors.New("no endpoint of the service is ready")
+
+// ErrRefused is why there is nothing to connect to: the control plane does not let anything be sent to the cluster.
+var ErrRefused = errors.New("the backend is not allowed")
 
 // maxConnections bounds the connections of one version of HTTP to one endpoint; requests beyond wait.
 const maxConnections = 1024
@@ -44,7 +49,8 @@ type Clusters struct {
 	cancel context.CancelCauseFunc
 	byName *xsync.Map[string, *Cluster]
 
-	ended sync.WaitGroup // of dials and connections
+	ended  sync.WaitGroup // of dials and connections
+	system func() *x509.CertPool
 
 	current *config.Snapshot // of Apply
 	peers   map[peerKey]int  // of Apply: how many endpoints a tunnel's peer has
@@ -67,7 +73,7 @@ func New(cfg Config) *Clusters {
 			return d.DialContext(ctx, "tcp", addr.String())
 		}
 	}
-	m := &Clusters{cfg: cfg, byName: xsync.NewMap[string, *Cluster](), peers: map[peerKey]int{}}
+	m := &Clusters{cfg: cfg, byName: xsync.NewMap[string, *Cluster](), peers: map[peerKey]int{}, system: sync.OnceValue(systemRoots)}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	return m
 }
@@ -122,6 +128,8 @@ type Cluster struct {
 	usage usage
 
 	known map[endpointKey]*Endpoint // of apply
+	// direct and inner are how endpoints outside the mesh, and in it, are spoken to by TLS; nil for plain. Of apply.
+	direct, inner *secured
 }
 
 // state is what the configuration makes of a cluster. It is immutable.
@@ -132,6 +140,7 @@ type state struct {
 	levels   []level // in the order in which they are used; none is empty
 	total    int     // endpoints of levels
 	here     bool    // endpoints have come
+	none     error   // why there is no endpoint, if there is none
 }
 
 // Name is the cluster's.
@@ -169,13 +178,13 @@ func (c *Cluster) Endpoints(f func(*Endpoint)) {
 
 // Choose returns an endpoint for a request: the less busy of two of the first priority that has any which were neither tried
 // nor failed lately; where there is none such, one that failed, and then one that was tried. It returns ErrNoEndpoint if
-// none is ready.
+// none is ready, and an error that is ErrRefused if none may be used.
 func (c *Cluster) Choose(tried []*Endpoint) (*Endpoint, error) {
 	s := c.state.Load()
 	if e := chooseFrom(s.levels, c.chooser(s), tried, now()); e != nil {
 		return e, nil
 	}
-	return nil, ErrNoEndpoint
+	return nil, s.none
 }
 
 // chooser says how the cluster chooses.
@@ -196,8 +205,14 @@ func (c *Cluster) apply(cfg *config.Cluster) {
 	}}
 	next.service = unique.Make(telemetry.ServiceName(cfg.Settings.Service))
 	next.client.H2.MaxSendStreams = cfg.Settings.MaxConcurrentStreams
+	next.none = ErrNoEndpoint
+	if cfg.Settings.Refused != "" {
+		next.none = fmt.Errorf("%w to be sent to: %s", ErrRefused, cfg.Settings.Refused)
+	}
+	c.manager.secure(&c.direct, cfg.Settings.TLS)
+	c.manager.secure(&c.inner, cfg.Settings.TunnelTLS)
 	seen := map[endpointKey]*Endpoint{}
-	if cfg.Endpoints != nil {
+	if cfg.Endpoints != nil && cfg.Settings.Refused == "" {
 		next.levels = c.levels(cfg, seen)
 	}
 	for _, l := range next.levels {
@@ -249,13 +264,17 @@ func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []
 
 // endpoint returns the endpoint at run time, the one that there was if it is the same.
 func (c *Cluster) endpoint(cfg *config.Endpoint, seen map[endpointKey]*Endpoint) *Endpoint {
-	key := endpointKey{cfg.Address, cfg.HBONE, cfg.Identity, cfg.Workload}
+	tls := c.direct
+	if cfg.HBONE {
+		tls = c.inner
+	}
+	key := endpointKey{cfg.Address, cfg.HBONE, cfg.Identity, cfg.Workload, tls.name()}
 	if e := seen[key]; e != nil {
 		return e
 	}
 	e := c.known[key]
 	if e == nil {
-		e = newEndpoint(c, key)
+		e = newEndpoint(c, key, tls)
 		if key.hbone {
 			c.manager.peers[e.peer()]++
 		}

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -26,12 +27,13 @@ const (
 	passMost  = 30 * time.Second
 )
 
-// endpointKey tells endpoints apart: one whose identity or workload is another is another, also at the same address.
+// endpointKey tells endpoints apart: one whose identity, TLS or workload is another is another, also at the same address.
 type endpointKey struct {
 	addr     netip.AddrPort
 	hbone    bool
 	id       identity.Identity
 	workload config.Workload
+	tls      string // secured.key; "" for none
 }
 
 // Endpoint is one address of a workload, with the connections to it. Its methods may be called concurrently.
@@ -39,6 +41,7 @@ type Endpoint struct {
 	cluster *Cluster
 	key     endpointKey
 	party   unique.Handle[telemetry.Party]
+	tls     *secured // nil for none
 
 	active   atomic.Int64  // requests and connections under way
 	out      atomic.Int64  // passed over until then, in Unix nanoseconds
@@ -48,7 +51,7 @@ type Endpoint struct {
 	http1, http2 pool
 }
 
-func newEndpoint(c *Cluster, key endpointKey) *Endpoint {
+func newEndpoint(c *Cluster, key endpointKey, tls *secured) *Endpoint {
 	party := telemetry.Party{
 		Workload: key.workload.Name, Namespace: key.workload.Namespace, App: key.workload.Canonical, Version: key.workload.Revision,
 		CanonicalName: key.workload.Canonical, CanonicalRevision: key.workload.Revision, Cluster: key.workload.Cluster,
@@ -56,7 +59,7 @@ func newEndpoint(c *Cluster, key endpointKey) *Endpoint {
 	if !key.id.IsZero() {
 		party.Principal = key.id.String()
 	}
-	e := &Endpoint{cluster: c, key: key, party: unique.Make(party)}
+	e := &Endpoint{cluster: c, key: key, party: unique.Make(party), tls: tls}
 	e.http1.init(e, message.HTTP11)
 	e.http2.init(e, message.HTTP2)
 	return e
@@ -168,13 +171,33 @@ func (e *Endpoint) Client(ctx context.Context, p message.Protocol) (codec.Client
 	return e.http1.acquire(ctx)
 }
 
-// Dial opens a connection to the application: a *hbone.Stream, or a *net.TCPConn to an endpoint outside the mesh. It takes
-// the cluster's ConnectTimeout at most. The caller closes it. The error is a *ConnectError, or the context's cause.
+// Dial opens a connection to the application for what is not HTTP: a *hbone.Stream, a *net.TCPConn to an endpoint outside the
+// mesh, or a *tls.Conn over either. It takes the cluster's ConnectTimeout at most. The caller closes it. The error is a *ConnectError,
+// or the context's cause.
 func (e *Endpoint) Dial(ctx context.Context) (net.Conn, error) {
+	if e.tls == nil {
+		return e.connect(ctx, nil)
+	}
+	return e.connect(ctx, e.tls.plain)
+}
+
+// dialHTTP is Dial for a version of HTTP.
+func (e *Endpoint) dialHTTP(ctx context.Context, p message.Protocol) (net.Conn, error) {
+	if e.tls == nil {
+		return e.connect(ctx, nil)
+	}
+	return e.connect(ctx, e.tls.of(p))
+}
+
+// connect is Dial; secure is nil for plain.
+func (e *Endpoint) connect(ctx context.Context, secure *tls.Config) (net.Conn, error) {
 	limit := e.cluster.Settings().ConnectTimeout
 	dctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not connected in %v", limit))
 	defer cancel()
 	nc, err := e.dial(dctx)
+	if err == nil && secure != nil {
+		nc, err = e.tls.client(dctx, nc, secure)
+	}
 	switch {
 	case err == nil:
 		e.worked()

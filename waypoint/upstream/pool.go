@@ -172,13 +172,14 @@ func (p *pool) dialLocked() {
 // wait for it by then.
 func (p *pool) dial() {
 	cluster := p.endpoint.cluster
-	nc, err := p.endpoint.Dial(cluster.manager.ctx)
+	nc, err := p.endpoint.dialHTTP(cluster.manager.ctx, p.protocol)
 	var c *conn
 	var client codec.Client
 	if err == nil {
 		c = &conn{since: time.Now()}
 		cfg := cluster.state.Load().client
 		cfg.OnChange = func() { p.changed(c) }
+		cfg.Secure = p.endpoint.tls != nil
 		client = codec.NewClient(nc, p.protocol, &cfg)
 	}
 	p.mu.Lock()

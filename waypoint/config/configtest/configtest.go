@@ -31,6 +31,10 @@ type Cluster struct {
 	Options string
 	// More is YAML of further fields of the cluster.
 	More string
+	// Refused is why nothing may be sent there; "" if it may.
+	Refused string
+	// TLS is a line of YAML of the UpstreamTlsContext by which endpoints are spoken to; "" for plain.
+	TLS string
 	// Endpoints are what HBONE and Plain return.
 	Endpoints []string
 }
@@ -119,13 +123,17 @@ func (c Cluster) yaml() string {
 	if options == "" {
 		options = "use_downstream_protocol_config: {http_protocol_options: {}, http2_protocol_options: {}}"
 	}
+	socket := "{'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}"
+	if c.TLS != "" {
+		socket = "{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, " + c.TLS + "}"
+	}
 	return fmt.Sprintf(`
 name: "%[1]s"
 type: EDS
 connect_timeout: 10s
 lb_policy: LEAST_REQUEST
 eds_cluster_config: {service_name: "%[1]s", eds_config: {ads: {}, resource_api_version: V3}}
-metadata: {filter_metadata: {istio: {services: [{host: stock.shop.svc.cluster.local, name: stock, namespace: shop}]}}}
+metadata: {filter_metadata: {ambit.io/refused: {reason: %[4]q}, istio: {services: [{host: stock.shop.svc.cluster.local, name: stock, namespace: shop}]}}}
 transport_socket_matches:
 - name: hbone
   match: {tunnel: h2}
@@ -134,15 +142,15 @@ transport_socket_matches:
     typed_config:
       '@type': type.googleapis.com/envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport
       passthrough_metadata: [{kind: {host: {}}, name: envoy.filters.listener.original_dst}]
-      transport_socket: {name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}
+      transport_socket: {name: raw, typed_config: %[3]s}
 - name: plain
   match: {}
-  transport_socket: {name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}
+  transport_socket: {name: raw, typed_config: %[3]s}
 typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
     '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     %[2]s
-`, c.Name, options) + c.More
+`, c.Name, options, socket, c.Refused) + c.More
 }
 
 // Terminate is the YAML of connect_terminate.
