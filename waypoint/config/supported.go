@@ -116,7 +116,6 @@ var supported = strict.Table{
 	"envoy.extensions.transport_sockets.tls.v3.TlsParameters":                strict.Known(`tls_minimum_protocol_version tls_maximum_protocol_version`, ``),
 	"envoy.extensions.transport_sockets.tls.v3.CertificateValidationContext": strict.Known(`trusted_ca match_typed_subject_alt_names`, ``),
 	"envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher":        strict.Known(`san_type matcher`, ``),
-	"envoy.type.matcher.v3.StringMatcher":                                    strict.Known(`exact`, ``),
 	"envoy.config.core.v3.DataSource":                                        strict.Known(`inline_string inline_bytes filename`, ``),
 	"envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport": strict.Known(`transport_socket`,
 		`passthrough_metadata`),
