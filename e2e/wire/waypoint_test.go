@@ -1,6 +1,7 @@
 package wire_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -33,7 +34,8 @@ var stories = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.lo
 //
 //	METHOD service:port path header=value ... -> what becomes of it
 //
-// where the pseudo-header from is the namespace of the client, or its namespace/account. What becomes of it is "denied", with the
+// where the pseudo-header from is the namespace of the client, or its namespace/account, and token has the claims of one that was
+// verified. What becomes of it is "denied", with the
 // policy that does it if there is one; a status, with the location of a redirect;
 // "preflight" with the origin and the methods that are allowed;
 // or the clusters with their weights, the path and the headers of what they get; or "rule" and the rule
@@ -133,19 +135,25 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 	}
 	req := &message.Request{Method: words[0], Scheme: "http", Authority: words[1], Path: words[2]}
 	client := route.Client{Principal: "spiffe://cluster.local/ns/ns/sa/default"}
+	var claims map[string]any
 	for _, w := range words[3:] {
 		name, value, _ := strings.Cut(w, "=")
-		if name == "from" {
+		switch name {
+		case "token":
+			if err := json.Unmarshal([]byte(value), &claims); err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+		case "from":
 			namespace, account, ok := strings.Cut(value, "/")
 			if !ok {
 				account = "default"
 			}
 			client.Principal = "spiffe://cluster.local/ns/" + namespace + "/sa/" + account
-		} else {
+		default:
 			req.Header.Add(name, value)
 		}
 	}
-	if d := decide(t, chain, req, client); !d.Allowed() {
+	if d := decide(t, chain, req, client, claims); !d.Allowed() {
 		return strings.TrimSpace("denied " + d.Policy), ""
 	}
 	if chain.TCP != nil {
@@ -197,9 +205,8 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 	return strings.Join(out, " "), rule
 }
 
-// shares counts where connections go.
 // decide asks the policies of a chain.
-func decide(t *testing.T, chain *config.Chain, req *message.Request, client route.Client) policy.RequestDecision {
+func decide(t *testing.T, chain *config.Chain, req *message.Request, client route.Client, claims map[string]any) policy.RequestDecision {
 	t.Helper()
 	id, err := identity.Parse(client.Principal)
 	if err != nil {
@@ -211,7 +218,7 @@ func decide(t *testing.T, chain *config.Chain, req *message.Request, client rout
 	}
 	from := netip.MustParseAddr("192.168.0.1")
 	r := policy.Request{
-		Connection: policy.Connection{Peer: id, Source: from, Destination: netip.AddrPortFrom(from, uint16(number))}, Remote: from,
+		Connection: policy.Connection{Peer: id, Source: from, Destination: netip.AddrPortFrom(from, uint16(number))}, Remote: from, Claims: claims,
 	}
 	if chain.HTTP != nil {
 		r.Head = &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}
@@ -219,6 +226,7 @@ func decide(t *testing.T, chain *config.Chain, req *message.Request, client rout
 	return chain.Authorization.Decide(&r)
 }
 
+// shares counts where connections go.
 func shares(c *config.TCP) string {
 	if len(c.Clusters) == 1 {
 		return short(c.Clusters[0])

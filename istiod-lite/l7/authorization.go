@@ -30,6 +30,12 @@ const (
 	matcherTemplate   = "envoy.path.match.uri_template.uri_template_matcher"
 )
 
+// What the filter of tokens leaves for policies: its metadata, and their member that has the claims.
+const (
+	FilterTokens = "envoy.filters.http.jwt_authn"
+	TokenPayload = "payload"
+)
+
 // Policies are the AuthorizationPolicies that waypoints enforce for a host.
 type Policies struct {
 	Mesh translate.Mesh
@@ -225,12 +231,28 @@ func (e expressions) principal(in policy.Expr, doubt bool) *rbacv3.Principal {
 		return &rbacv3.Principal{Identifier: &rbacv3.Principal_DirectRemoteIp{DirectRemoteIp: cidr(in.Range)}}
 	case policy.RemoteIP:
 		return &rbacv3.Principal{Identifier: &rbacv3.Principal_RemoteIp{RemoteIp: cidr(in.Range)}}
+	case policy.Claim:
+		if e.http {
+			return &rbacv3.Principal{Identifier: &rbacv3.Principal_SourcedMetadata{SourcedMetadata: &rbacv3.SourcedMetadata{MetadataMatcher: claim(in)}}}
+		}
 	}
 	return constant(doubt) // no statement about who asks
 }
 
 func cidr(p netip.Prefix) *corev3.CidrRange {
 	return &corev3.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}
+}
+
+// claim is a test of a claim in what the filter of tokens has left: its text, or one of its texts.
+func claim(in policy.Claim) *matcherv3.MetadataMatcher {
+	is := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: text(in.Text)}}
+	out := &matcherv3.MetadataMatcher{Filter: FilterTokens, Value: &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_OrMatch{
+		OrMatch: &matcherv3.OrMatcher{ValueMatchers: []*matcherv3.ValueMatcher{is, {MatchPattern: &matcherv3.ValueMatcher_ListMatch{
+			ListMatch: &matcherv3.ListMatcher{MatchPattern: &matcherv3.ListMatcher_OneOf{OneOf: is}}}}}}}}}
+	for _, name := range append([]string{TokenPayload}, in.Path...) {
+		out.Path = append(out.Path, &matcherv3.MetadataMatcher_PathSegment{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: name}})
+	}
+	return out
 }
 
 // text is a test of a string that is there. Envoy takes no empty prefix for one that always holds.

@@ -158,8 +158,7 @@ func (r *reader) later(where string, values ...[]string) {
 func (r *reader) requestSource(where string, s *securityv1.Source) part {
 	before := len(r.problems)
 	p := part{matches: r.source(where, s)}
-	r.later(where+".requestPrincipals", s.GetRequestPrincipals())
-	r.later(where+".notRequestPrincipals", s.GetNotRequestPrincipals())
+	tests(r, &p.source, where+".requestPrincipals", s.GetRequestPrincipals(), where+".notRequestPrincipals", s.GetNotRequestPrincipals(), requestPrincipal)
 	tests(r, &p.source, where+".remoteIpBlocks", s.GetRemoteIpBlocks(), where+".notRemoteIpBlocks", s.GetNotRemoteIpBlocks(), remoteIP)
 	r.asks(where, p, before)
 	return p
@@ -212,6 +211,13 @@ func (r *reader) requestCondition(where string, c *securityv1.Condition) part {
 			break
 		}
 		tests(r, &p.operation, in, c.GetValues(), out, c.GetNotValues(), func(v string) (policy.Expr, error) { return field(name, v) })
+	case strings.HasPrefix(key, "request.auth."):
+		parse, err := claimOf(key)
+		if err != nil {
+			r.invalid(where, err)
+			break
+		}
+		tests(r, &p.source, in, c.GetValues(), out, c.GetNotValues(), parse)
 	case isLayer7Key(key):
 		r.later(where+" ("+key+")", []string{key})
 	default:

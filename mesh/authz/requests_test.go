@@ -124,10 +124,11 @@ func TestHostsAnyPort(t *testing.T) {
 func TestRequestsNeverWeaker(t *testing.T) {
 	r := request("shop/sa/cart", "GET", "web", "/")
 	for _, part := range []string{
-		`from: [{source: {requestPrincipals: ["*"]}}]`,
-		`from: [{source: {notRequestPrincipals: ["*"]}}]`,
+		`from: [{source: {requestPrincipals: [issuer]}}]`,
+		`from: [{source: {notRequestPrincipals: ["https://issuer*"]}}]`,
+		`from: [{source: {requestPrincipals: ["*a*/b"]}}]`,
 		`from: [{source: {remoteIpBlocks: [x]}}]`,
-		`from: [{source: {namespaces: [other], requestPrincipals: ["*"]}}, {source: {requestPrincipals: ["*"]}}]`,
+		`from: [{source: {namespaces: [other], requestPrincipals: [""]}}, {source: {requestPrincipals: [x]}}]`,
 		`from: [{source: {}}]`,
 		`to: [{operation: {}}]`,
 		`to: [{operation: {methods: ["*E*"]}}]`,
@@ -137,7 +138,11 @@ func TestRequestsNeverWeaker(t *testing.T) {
 		`to: [{operation: {hosts: ["*a*"]}}]`,
 		`to: [{operation: {notHosts: ["*a*"]}}]`,
 		`to: [{operation: {words: [x]}}]`,
-		`when: [{key: "request.auth.claims[iss]", values: [x]}]`,
+		`when: [{key: "request.auth.claims", values: [x]}]`,
+		`when: [{key: "request.auth.claims[a][b", notValues: [x]}]`,
+		`when: [{key: "request.auth.claims[a]b", values: [x]}]`,
+		`when: [{key: "request.auth.claims[iss]", values: ["*x*"]}]`,
+		`when: [{key: "request.auth.colour", notValues: [x]}]`,
 		`when: [{key: "request.headers[", values: [x]}]`,
 		`when: [{key: "request.headers[a b]", values: [x]}]`,
 		`when: [{key: connection.sni, values: [x]}]`,

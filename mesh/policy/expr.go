@@ -19,6 +19,8 @@ type Request struct {
 	Remote netip.Addr
 	// Head is that of the request, nil on a connection that is not of HTTP.
 	Head *Head
+	// Claims are those of the token that the request has proved itself by, as encoding/json decodes its payload; nil if there is none.
+	Claims map[string]any
 }
 
 // Head is what a request says of itself, its path in the form in which it is routed.

@@ -93,8 +93,42 @@ func refHolds(e policy.Expr, r policy.Request) int {
 			return -1
 		}
 		return whole
+	case policy.Claim:
+		return refClaim(e, r, text)
 	}
 	panic("not known")
+}
+
+func refClaim(e policy.Claim, r policy.Request, text func(policy.Text, string) bool) int {
+	if r.Head == nil {
+		return -1
+	}
+	var v any = r.Claims
+	for i, name := range e.Path {
+		fields, ok := v.(map[string]any)
+		if !ok {
+			return -1
+		}
+		if v = fields[name]; v == nil {
+			return 0
+		}
+		if s, ok := v.(string); ok && i == len(e.Path)-1 {
+			v = []any{s}
+		}
+	}
+	list, ok := v.([]any)
+	out := 0
+	if !ok {
+		out = -1
+	}
+	for _, one := range list {
+		if s, ok := one.(string); !ok {
+			out = -1
+		} else if text(e.Text, s) {
+			return 1
+		}
+	}
+	return out
 }
 
 func requests() []policy.Request {
@@ -107,7 +141,10 @@ func requests() []policy.Request {
 			{Method: "GET", Path: "/", Header: []h2.Field{{Name: "x", Value: "a"}, {Name: "y", Value: "b"}, {Name: "x", Value: "b"}}},
 			{Method: "GET", Path: "/", Header: []h2.Field{{Name: "x", Value: ""}}},
 		} {
-			out = append(out, policy.Request{Connection: c, Head: &head, Remote: netip.MustParseAddr("10.7.7.7")})
+			r := policy.Request{Connection: c, Head: &head, Remote: netip.MustParseAddr("10.7.7.7")}
+			token := r
+			token.Claims = map[string]any{"a": "b", "x": []any{"a", 1.0}, "y": map[string]any{"a": []any{"a", "b"}, "x": true}}
+			out = append(out, r, token)
 		}
 	}
 	return out
@@ -118,9 +155,9 @@ func randomExpr(r *rand.Rand, depth int) policy.Expr {
 		w := words[r.IntN(len(words))]
 		return policy.Text{Kind: policy.TextKind(r.IntN(5)), Value: w[:1+r.IntN(len(w))], Fold: r.IntN(2) == 0}
 	}
-	n := r.IntN(9)
+	n := r.IntN(10)
 	if depth == 0 {
-		n = 3 + r.IntN(6)
+		n = 3 + r.IntN(7)
 	}
 	switch n {
 	case 0, 1:
@@ -147,6 +184,10 @@ func randomExpr(r *rand.Rand, depth int) policy.Expr {
 		return policy.DestinationPort{First: 1, Last: uint16(r.IntN(9000))}
 	case 6:
 		return policy.Path{Text: word("/a/b", "/", "/a", "/c")}
+	case 7:
+		names := []string{"a", "x", "y", "x", "a"}
+		at := r.IntN(4)
+		return policy.Claim{Path: names[at : at+1+r.IntN(2)], Text: word("a", "b")}
 	}
 	return policy.Field{Name: []string{"x", "y", ":method", ":authority"}[r.IntN(4)], Text: word("a", "b", "a,b", "GET", "shop.example")}
 }

@@ -16,6 +16,8 @@ import (
 	templatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/strict"
@@ -204,6 +206,12 @@ func (r rbacReader) principal(in *rbacv3.Principal, at *strict.Path) policy.Expr
 		return policy.SourceIP{Range: r.cidr(in.DirectRemoteIp, at.Field("direct_remote_ip"))}
 	case *rbacv3.Principal_RemoteIp:
 		return policy.RemoteIP{Range: r.cidr(in.RemoteIp, at.Field("remote_ip"))}
+	case *rbacv3.Principal_SourcedMetadata:
+		at := at.Field("sourced_metadata")
+		if source := in.SourcedMetadata.GetMetadataSource(); source != rbacv3.MetadataSource_DYNAMIC {
+			r.add(at.Field("metadata_source"), "%v is not supported: want DYNAMIC", source)
+		}
+		return r.claim(in.SourcedMetadata.GetMetadataMatcher(), at.Field("metadata_matcher"))
 	case *rbacv3.Principal_Header:
 		return r.header(in.Header, at.Field("header"))
 	case *rbacv3.Principal_UrlPath:
@@ -249,6 +257,41 @@ func (r rbacReader) header(in *routev3.HeaderMatcher, at *strict.Path) policy.Ex
 		out.Text = r.text(m.StringMatch, at.Field("string_match"))
 	case nil:
 		out.Text.Kind = policy.Present
+	}
+	return out
+}
+
+// What the filter of tokens leaves for policies: its metadata, and their member that has the claims.
+const (
+	filterTokens = "envoy.filters.http.jwt_authn"
+	tokenPayload = "payload"
+)
+
+// claim reads a test of metadata: of a claim, that it is a text or has it.
+func (r rbacReader) claim(in *matcherv3.MetadataMatcher, at *strict.Path) policy.Expr {
+	r.requests(at)
+	if in.GetFilter() != filterTokens {
+		r.add(at.Field("filter"), "%q is not known here: there is %s", in.GetFilter(), filterTokens)
+	}
+	var out policy.Claim
+	for i, segment := range in.GetPath() {
+		if name := segment.GetKey(); i > 0 {
+			out.Path = append(out.Path, name)
+		} else if name != tokenPayload {
+			r.add(at.Field("path").Index(0), "%q is not known here: there is %s", name, tokenPayload)
+		}
+	}
+	if len(out.Path) == 0 {
+		r.add(at.Field("path"), "names no claim")
+	}
+	value, at := in.GetValue().GetOrMatch().GetValueMatchers(), at.Field("value")
+	if len(value) != 2 || value[0].GetStringMatch() == nil || !proto.Equal(value[0], value[1].GetListMatch().GetOneOf()) {
+		r.add(at, "not supported but as or_match of a string_match and a list_match with one_of the same")
+		return never()
+	}
+	out.Text = r.text(value[0].GetStringMatch(), at.Field("or_match").Field("value_matchers").Index(0).Field("string_match"))
+	if in.GetInvert() {
+		return policy.Not{Expr: out}
 	}
 	return out
 }

@@ -22,11 +22,11 @@ const accessDenied = "RBAC: access denied"
 // errPolicyChange is why a connection ended that was open when policy changed.
 var errPolicyChange = errors.New("closed due to policy change")
 
-// decide asks the policies of a chain. head is nil for a connection that is not of HTTP.
-func (c *connection) decide(chain *config.Chain, head *policy.Head) policy.RequestDecision {
+// decide asks the policies of a chain. head is nil for a connection that is not of HTTP, claims for who has no token.
+func (c *connection) decide(chain *config.Chain, head *policy.Head, claims map[string]any) policy.RequestDecision {
 	r := policy.Request{
 		Connection: policy.Connection{Peer: c.peer, Source: c.holder, Destination: c.destination},
-		URI:        c.principal, Remote: c.holder, Head: head,
+		URI:        c.principal, Remote: c.holder, Head: head, Claims: claims,
 	}
 	if head != nil {
 		r.Remote = remote(head.Header, c.holder)
@@ -35,8 +35,8 @@ func (c *connection) decide(chain *config.Chain, head *policy.Head) policy.Reque
 }
 
 // counted is decide for what begins now.
-func (c *connection) counted(chain *config.Chain, head *policy.Head) policy.RequestDecision {
-	d := c.decide(chain, head)
+func (c *connection) counted(chain *config.Chain, head *policy.Head, claims map[string]any) policy.RequestDecision {
+	d := c.decide(chain, head, claims)
 	if c.proxy.cfg.Policies != nil {
 		c.proxy.cfg.Policies.Decided(d.Decision)
 	}
@@ -71,7 +71,7 @@ func (r *request) authorize(snapshot *config.Snapshot) *refusal {
 		return nil
 	}
 	req := &r.x.Request
-	d := r.c.counted(chain, &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header})
+	d := r.c.counted(chain, &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}, r.claims)
 	r.audits = d.Audits
 	if d.Allowed() {
 		return nil
@@ -112,7 +112,7 @@ func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCause
 	if len(chain.Authorization) == 0 {
 		return stop, true
 	}
-	d := c.counted(chain, nil)
+	d := c.counted(chain, nil, nil)
 	c.audits = d.Audits
 	if d.Allowed() {
 		return stop, true
@@ -141,7 +141,7 @@ func (p *Proxy) rejudge(s *config.Snapshot) {
 	}
 	p.mu.Unlock()
 	for _, one := range all {
-		d := one.c.decide(one.chain, nil)
+		d := one.c.decide(one.chain, nil, nil)
 		if d.Allowed() {
 			continue
 		}

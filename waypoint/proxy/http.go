@@ -53,6 +53,7 @@ type request struct {
 	result   int8 // of gRPC
 	flag     telemetry.RequestFlag
 	audits   []*policy.RequestPolicy
+	claims   map[string]any // of the token that was verified
 	err      error
 }
 
