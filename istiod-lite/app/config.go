@@ -112,7 +112,8 @@ func parseConfig(args []string, stderr io.Writer) (Config, error) {
 	if c.Waypoints, err = deployer.ReadSettings(os.Getenv); err != nil {
 		return Config{}, err
 	}
-	c.Waypoints.Namespace, c.Waypoints.ClusterID, c.Waypoints.ClusterDomain, c.Waypoints.RootCertConfigMap = c.Namespace, c.ClusterID, c.ClusterDomain, c.RootCertConfigMap
+	c.Waypoints.Namespace, c.Waypoints.ClusterID, c.Waypoints.ClusterDomain = c.Namespace, c.ClusterID, c.ClusterDomain
+	c.Waypoints.RootCertConfigMap, c.Waypoints.CRLConfigMap = c.RootCertConfigMap, c.CRLConfigMap
 	return c, c.validate()
 }
 

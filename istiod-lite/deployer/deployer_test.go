@@ -45,7 +45,8 @@ func settings(t *testing.T, env map[string]string) Settings {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Namespace, s.ClusterID, s.ClusterDomain, s.RootCertConfigMap = "istio-system", "Kubernetes", "cluster.local", "istio-ca-root-cert"
+	s.Namespace, s.ClusterID, s.ClusterDomain = "istio-system", "Kubernetes", "cluster.local"
+	s.RootCertConfigMap, s.CRLConfigMap = "istio-ca-root-cert", "istio-ca-crl"
 	return s
 }
 

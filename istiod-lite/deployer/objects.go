@@ -33,6 +33,7 @@ const (
 	tokenDir  = "/var/run/secrets/tokens"
 	tokenFile = "istio-token"
 	rootsDir  = "/var/run/secrets/istio"
+	crlDir    = "/var/run/secrets/istio-crl"
 )
 
 // tokenTTL is how long a token is good; kubelet renews it before.
@@ -242,6 +243,7 @@ func (w waypoint) container() corev1.Container {
 		StartupProbe: probe(1, 60), ReadinessProbe: probe(2, 2), Resources: w.Resources,
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: "istio-token", MountPath: tokenDir, ReadOnly: true}, {Name: "istiod-ca-cert", MountPath: rootsDir, ReadOnly: true},
+			{Name: "istio-ca-crl", MountPath: crlDir, ReadOnly: true},
 		},
 		SecurityContext: &corev1.SecurityContext{
 			RunAsUser: &id, RunAsGroup: &id, RunAsNonRoot: &yes, AllowPrivilegeEscalation: &no, Privileged: &no, ReadOnlyRootFilesystem: &yes,
@@ -262,7 +264,7 @@ func (w waypoint) environment() []corev1.EnvVar {
 	address := fmt.Sprintf("https://%s.%s.svc:%d", api.ControlPlaneService, w.Namespace, api.PortControlPlane)
 	for _, v := range [][2]string{
 		{"AMBIT_GATEWAY", w.gateway.Name}, {"XDS_ADDRESS", address}, {"CA_ADDRESS", address}, {"CLUSTER_ID", w.ClusterID}, {"CLUSTER_DOMAIN", w.ClusterDomain},
-		{"TRUST_DOMAIN", w.trustDomain}, {"AMBIT_LOG", w.LogLevel}, {"LOG_FORMAT", "json"},
+		{"TRUST_DOMAIN", w.trustDomain}, {"AMBIT_LOG", w.LogLevel}, {"LOG_FORMAT", "json"}, {"CRL_PATH", crlDir + "/" + api.CRLKey},
 		{"TERMINATION_GRACE_PERIOD_SECONDS", strconv.Itoa(int(w.Grace / time.Second))},
 	} {
 		if v[1] != "" {
@@ -273,11 +275,13 @@ func (w waypoint) environment() []corev1.EnvVar {
 }
 
 func (w waypoint) volumes() []corev1.Volume {
-	expires := int64(tokenTTL / time.Second)
+	expires, yes := int64(tokenTTL/time.Second), true
 	return []corev1.Volume{
 		{Name: "istio-token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
 			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: api.TokenAudience, ExpirationSeconds: &expires, Path: tokenFile}}}}}},
 		{Name: "istiod-ca-cert", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
 			LocalObjectReference: corev1.LocalObjectReference{Name: w.RootCertConfigMap}}}},
+		{Name: "istio-ca-crl", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
+			LocalObjectReference: corev1.LocalObjectReference{Name: w.CRLConfigMap}, Optional: &yes}}},
 	}
 }

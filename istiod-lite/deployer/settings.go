@@ -29,8 +29,8 @@ type Settings struct {
 	// Namespace is the control plane's.
 	Namespace                string
 	ClusterID, ClusterDomain string
-	// RootCertConfigMap has the trust bundle, in every namespace.
-	RootCertConfigMap string
+	// RootCertConfigMap has the trust bundle, in every namespace, and CRLConfigMap the revocation lists, if there are any.
+	RootCertConfigMap, CRLConfigMap string
 }
 
 // Defaults of what an environment leaves out.

@@ -174,6 +174,7 @@ func checkViews(t *testing.T, m viewModel, s translate.Snapshot) {
 				out[n] = r.Version
 			}
 		}
+		put(resource.Settings, extension.Mesh, translate.Settings(s.Mesh))
 		cfg := l7.For(s, g.Key, l7.Place{})
 		for _, l := range cfg.Listeners {
 			put(resource.Listener, l.Name, l)

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
@@ -622,6 +623,7 @@ func (c *collector) viewStatic(k cluster.Key) {
 	for _, cl := range clusters {
 		c.encode(made, resource.Cluster, cl.Name, cl)
 	}
+	c.encode(made, resource.Settings, extension.Mesh, translate.Settings(c.state.mesh))
 	for _, r := range made {
 		c.putInView(k, cluster.ObjectRef{}, r)
 	}

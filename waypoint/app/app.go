@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/admin"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	mesh "github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
@@ -109,6 +110,8 @@ type parts struct {
 	trust     *identity.Trust
 	certs     *identity.Manager
 	files     *identity.Files
+	meshwide  mesh.Holder   // what the control plane says of the mesh
+	judge     chan struct{} // holds one when tunnels are to be judged again
 	tunnels   *hbone.Pool
 	clusters  *upstream.Clusters
 	store     *config.Store
@@ -203,7 +206,7 @@ func (p *parts) make() error {
 	p.discovery, err = xds.NewClient(xds.Config{
 		Connect:    func() (xds.Conn, error) { return identity.NewChannel(s.XDS) },
 		Node:       node,
-		Handlers:   p.store.Handlers(),
+		Handlers:   append([]xds.Handler{p.meshwide.Handler()}, p.store.Handlers()...), // who is of the mesh, before what to serve
 		Logger:     p.target("xds"),
 		Registerer: p.registry,
 	})
@@ -221,29 +224,6 @@ func (p *parts) make() error {
 		return "the control plane is away: serving from what it said before"
 	})
 	return p.listen()
-}
-
-// makeIdentity makes what proves who the waypoint is, and what peers are verified by.
-func (p *parts) makeIdentity() error {
-	s := p.settings
-	p.trust = &identity.Trust{}
-	p.trust.SetDomains(identity.NewDomains(s.TrustDomain, nil))
-	ca, err := identity.NewChannel(s.CA)
-	if err != nil {
-		return fmt.Errorf("CA_ADDRESS: %w", err)
-	}
-	p.closers = append(p.closers, ca)
-	p.certs = identity.NewManager(identity.ManagerConfig{
-		Issuer: &identity.GRPCIssuer{Conn: ca, TTL: s.SecretTTL}, Trust: p.trust, Logger: p.target("identity"),
-	})
-	p.registry.MustRegister(telemetry.NewCertificates(p.certs.Snapshot))
-	p.certs.Prefetch(s.identity())
-	p.files = &identity.Files{Trust: p.trust, Bundle: s.TrustBundle, Logger: p.target("identity"),
-		OnBundle: func() { p.certs.RenewBetween(renewFirst, renewLast) }}
-	if err := p.files.Load(); err != nil {
-		return fmt.Errorf("settings: %w", err)
-	}
-	return nil
 }
 
 // configured tells whether the first of everything has come.
@@ -342,6 +322,7 @@ func (p *parts) run(ctx context.Context) error {
 	}
 	room("certificates", p.certs.Run)
 	room("trust", p.files.Run)
+	room("revocation", p.judgeTunnels)
 	room("discovery", p.discovery.Run)
 	if err := p.listenTunnels(ctx, room); err != nil {
 		p.quit(partError{"tunnel port", err})

@@ -43,6 +43,7 @@ type plane struct {
 	node  string     // the id of who asks
 	label string     // its Gateway
 	nacks []string
+	push  func(typeURL string, r *discoveryv3.Resource) error // to who is connected
 }
 
 func newPlane(t *testing.T, resources configtest.Resources) *plane {
@@ -77,6 +78,15 @@ func newPlane(t *testing.T, resources configtest.Resources) *plane {
 
 // DeltaAggregatedResources answers the first request of each type with all that there is.
 func (p *plane) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	var sending sync.Mutex
+	send := func(typeURL string, all ...*discoveryv3.Resource) error {
+		sending.Lock()
+		defer sending.Unlock()
+		return s.Send(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: typeURL, Nonce: "1", Resources: all})
+	}
+	p.mu.Lock()
+	p.push = func(typeURL string, r *discoveryv3.Resource) error { return send(typeURL, r) }
+	p.mu.Unlock()
 	for {
 		req, err := s.Recv()
 		if err != nil {
@@ -94,7 +104,7 @@ func (p *plane) DeltaAggregatedResources(s discoveryv3.AggregatedDiscoveryServic
 		if req.GetResponseNonce() != "" {
 			continue
 		}
-		if err := s.Send(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: req.GetTypeUrl(), Nonce: "1", Resources: p.resources[req.GetTypeUrl()]}); err != nil {
+		if err := send(req.GetTypeUrl(), p.resources[req.GetTypeUrl()]...); err != nil {
 			return err
 		}
 	}
@@ -248,9 +258,17 @@ func await(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// TestWaypoint runs the program against a control plane: it gets a certificate and a configuration, becomes ready, carries a
-// request to a pod under its own name, goes on while the control plane is away, and ends in order.
-func TestWaypoint(t *testing.T) {
+// running is a waypoint that runs, and has one backend.
+type running struct {
+	plane *plane
+	ports *ports
+	log   *buffer
+	end   func() // has the program end, and wants it to do so in order
+}
+
+// runWaypoint runs the program against a control plane, with more in its environment.
+func runWaypoint(t *testing.T, environ ...string) *running {
+	t.Helper()
 	endpoint := netip.MustParseAddrPort("10.0.0.1:8080")
 	plane := newPlane(t, configtest.Resources{
 		Clusters:  []configtest.Cluster{{Name: "c", Endpoints: []string{configtest.HBONE(endpoint, backendID, "stock-v1;shop;stock;v1;Kubernetes")}}},
@@ -259,15 +277,15 @@ func TestWaypoint(t *testing.T) {
 		Routes:    `- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s}}`,
 	})
 	behind := pod(t, plane.ca)
-	s, _, err := parseSettings([]string{
+	s, _, err := parseSettings(append([]string{
 		"POD_NAME=waypoint-1", "POD_NAMESPACE=shop", "SERVICE_ACCOUNT=waypoint", "INSTANCE_IP=10.0.0.9", "AMBIT_GATEWAY=waypoint",
 		"XDS_ADDRESS=" + plane.addr, "CA_ADDRESS=" + plane.addr, "AUTH_TOKEN=off", "AMBIT_TRUST_BUNDLE=/nonexistent",
 		"MINIMUM_DRAIN_DURATION=1ms", "AMBIT_ACCESS_LOG_SAMPLING=1",
-	})
+	}, environ...))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &ports{}
+	r := &running{plane: plane, ports: &ports{}, log: &buffer{}}
 	any := []string{"127.0.0.1:0"}
 	n := network{
 		tunnels: any, admin: any, stats: any, healthz: any,
@@ -278,24 +296,35 @@ func TestWaypoint(t *testing.T) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", behind)
 		},
-		listening: p.opened,
+		listening: r.ports.opened,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	log := &buffer{}
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, s, nil, n, log) }()
+	go func() { ended <- serve(ctx, s, nil, n, r.log) }()
+	r.end = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(patience):
+			t.Error("the waypoint does not end")
+		}
+	})
+	t.Cleanup(r.end)
+	await(t, "the waypoint is ready", func() bool {
+		code, _ := get(r.ports.addr(t, "readiness"), "/healthz/ready")
+		return code == 200
+	})
+	return r
+}
 
-	await(t, "the waypoint is ready", func() bool { code, _ := get(p.addr(t, "readiness"), "/healthz/ready"); return code == 200 })
-	plane.mu.Lock()
-	if want := "waypoint~10.0.0.9~waypoint-1.shop~shop.svc.cluster.local"; plane.node != want || plane.label != "waypoint" || len(plane.nacks) > 0 {
-		t.Errorf("node %q of Gateway %q; rejected: %v", plane.node, plane.label, plane.nacks)
-	}
-	plane.mu.Unlock()
-	addr := netip.MustParseAddrPort(p.addr(t, "tunnels"))
-
-	own := mustSVID(t, plane.ca, clientID)
-	clients := hbone.NewPool(hbone.PoolConfig{
+// client opens tunnels under an identity. Its requests go through one tunnel connection as long as that lives.
+func (r *running) client(t *testing.T, own *identity.SVID) *http.Client {
+	t.Helper()
+	addr := netip.MustParseAddrPort(r.ports.addr(t, "tunnels"))
+	tunnels := hbone.NewPool(hbone.PoolConfig{
 		Dial: func(ctx context.Context, a netip.AddrPort) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", a.String())
@@ -304,42 +333,54 @@ func TestWaypoint(t *testing.T) {
 			return identity.ClientTLS(own, []identity.Identity{waypointID}), nil
 		},
 	})
-	defer clients.Close()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return clients.Open(ctx, hbone.Target{Addr: addr, Source: clientID}, hbone.Request{Authority: configtest.Address + ":80"})
+		return tunnels.Open(ctx, hbone.Target{Addr: addr, Source: own.Identity}, hbone.Request{Authority: configtest.Address + ":80"})
 	}}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: patience}
-	ask := func() {
-		t.Helper()
-		resp, err := client.Get("http://stock.shop/")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(b) != waypointID.String() {
-			t.Fatalf("%d %q; want the waypoint's identity", resp.StatusCode, b)
-		}
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		_ = tunnels.Close()
+	})
+	return &http.Client{Transport: transport, Timeout: patience}
+}
+
+// ask sends a request, whose answer must be the waypoint's identity.
+func ask(client *http.Client) error {
+	resp, err := client.Get("http://stock.shop/")
+	if err != nil {
+		return err
 	}
-	ask()
+	defer resp.Body.Close()
+	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(b) != waypointID.String() {
+		return fmt.Errorf("%d %q; want the waypoint's identity", resp.StatusCode, b)
+	}
+	return nil
+}
+
+// TestWaypoint runs the program against a control plane: it gets a certificate and a configuration, becomes ready, carries a
+// request to a pod under its own name, goes on while the control plane is away, and ends in order.
+func TestWaypoint(t *testing.T) {
+	r := runWaypoint(t)
+	plane := r.plane
+	plane.mu.Lock()
+	if want := "waypoint~10.0.0.9~waypoint-1.shop~shop.svc.cluster.local"; plane.node != want || plane.label != "waypoint" || len(plane.nacks) > 0 {
+		t.Errorf("node %q of Gateway %q; rejected: %v", plane.node, plane.label, plane.nacks)
+	}
+	plane.mu.Unlock()
+	client := r.client(t, mustSVID(t, plane.ca, clientID))
+	if err := ask(client); err != nil {
+		t.Fatal(err)
+	}
 	plane.server.Stop()
 	await(t, "the control plane is missed", func() bool {
-		_, body := get(p.addr(t, "readiness"), "/healthz/ready")
+		_, body := get(r.ports.addr(t, "readiness"), "/healthz/ready")
 		return strings.Contains(body, "away")
 	})
-	ask()
-
-	checkPages(t, p)
-	cancel()
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(patience):
-		t.Fatal("the waypoint does not end")
+	if err := ask(client); err != nil {
+		t.Fatal(err)
 	}
-	if got := log.String(); !strings.Contains(got, "request complete") || !strings.Contains(got, "msg=ended") {
+	checkPages(t, r.ports)
+	r.end()
+	if got := r.log.String(); !strings.Contains(got, "request complete") || !strings.Contains(got, "msg=ended") {
 		t.Errorf("log:\n%s", got)
 	}
 }

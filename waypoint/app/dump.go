@@ -10,13 +10,6 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
-// When certificates are renewed after the mesh's roots have changed: once all nodes have the new ones (a kubelet takes up to two
-// minutes to update a mounted config map), and not all at once.
-const (
-	renewFirst = 3 * time.Minute
-	renewLast  = 6 * time.Minute
-)
-
 // pages are what the loopback endpoint shows of a waypoint.
 func (p *parts) pages() []admin.Page {
 	return []admin.Page{

@@ -43,6 +43,9 @@ type settings struct {
 	XDS, CA     identity.ChannelConfig
 	SecretTTL   time.Duration
 	TrustBundle string
+	// CRLPath is a file of revocation lists; empty for none. StrictCRL refuses certificates whose issuer's list is out of date.
+	CRLPath   string
+	StrictCRL bool
 
 	// Grace is how long connections go on after SIGTERM, Leave how long of that new ones are taken.
 	Grace, Leave time.Duration
@@ -94,6 +97,8 @@ func (e *env) parse() *settings {
 		Metadata:      e.metadata(),
 		SecretTTL:     e.duration("SECRET_TTL", defaultTTL, time.Minute),
 		TrustBundle:   e.text("AMBIT_TRUST_BUNDLE", defaultRootCA),
+		CRLPath:       e.text("CRL_PATH", ""),
+		StrictCRL:     e.choice("AMBIT_CRL_EXPIRED", "enforce", "refuse") == "refuse",
 		Leave:         e.duration("MINIMUM_DRAIN_DURATION", 0, 0),
 		LogJSON:       e.choice("LOG_FORMAT", "plain", "json") == "json",
 		Sampling:      e.share("AMBIT_ACCESS_LOG_SAMPLING", 0),
