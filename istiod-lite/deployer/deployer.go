@@ -17,7 +17,6 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/util/workqueue"
 
-	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/state"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
@@ -179,15 +178,15 @@ func (d *Deployer) deploy(ctx context.Context, key cluster.Key) (fault state.Dep
 		return fault, nil
 	}
 	// Nothing is made beside something that belongs to others: half a waypoint is none.
-	for _, o := range objects {
-		if err := d.check(ctx, o, key); err != nil {
+	there := make([]*unstructured.Unstructured, len(objects))
+	for i, o := range objects {
+		if there[i], err = d.find(ctx, o, key); err != nil {
 			return fault, err
 		}
 	}
-	for _, o := range objects {
-		client := d.cfg.Client.Resource(o.gvr).Namespace(key.Namespace)
-		if _, err := client.Apply(ctx, o.content.GetName(), o.content, metav1.ApplyOptions{FieldManager: api.GatewayDeployer, Force: true}); err != nil {
-			return fault, fmt.Errorf("apply %s: %w", o, err)
+	for i, o := range objects {
+		if err := d.apply(ctx, o, there[i], key); err != nil {
+			return fault, err
 		}
 	}
 	if err := d.removeUnwanted(ctx, objects, in.Gateway); err != nil {
@@ -220,25 +219,6 @@ func (d *Deployer) removeUnwanted(ctx context.Context, objects []object, g *clus
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("remove %s %s/%s: %w", gvr.Resource, g.Namespace, g.Name, err)
 		}
-	}
-	return nil
-}
-
-// owned reports whether an object was made for the Gateway of a name.
-func owned(o *unstructured.Unstructured, gateway string) bool {
-	return o.GetLabels()[api.LabelGatewayManaged] == api.GatewayManagedWaypoint && o.GetLabels()[api.LabelGatewayName] == gateway
-}
-
-// check reads what is there under an object's name.
-func (d *Deployer) check(ctx context.Context, o object, key cluster.Key) error {
-	there, err := d.cfg.Client.Resource(o.gvr).Namespace(key.Namespace).Get(ctx, o.content.GetName(), metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil
-	case err != nil:
-		return fmt.Errorf("read %s: %w", o, err)
-	case !owned(there, key.Name):
-		return fmt.Errorf("%s is there already, was not made for this Gateway and is left alone: remove it, or give the Gateway another name", o)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -99,16 +101,44 @@ func TestObjects(t *testing.T) {
 // server is an API server that applies.
 type server struct {
 	*dynamicfake.FakeDynamicClient
-	mu      sync.Mutex // guards applied
-	applied []string   // "Kind name", in order
+	mu      sync.Mutex                            // guards what follows
+	applied []string                              // "Kind name", in order
+	created int                                   // objects
+	appears map[string]*unstructured.Unstructured // what somebody else creates, by kind, just before the deployer does
 }
 
 func serve(objects ...runtime.Object) *server {
 	s := &server{}
 	s.FakeDynamicClient = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 		appsv1.SchemeGroupVersion.WithResource("deployments"): "DeploymentList"}, objects...)
+	s.PrependReactor("create", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		create := action.(clienttesting.CreateActionImpl)
+		u := create.GetObject().(*unstructured.Unstructured).DeepCopy()
+		if create.CreateOptions.FieldManager != api.GatewayDeployer {
+			return true, nil, apierrors.NewBadRequest("not created as the deployer's")
+		}
+		s.mu.Lock()
+		s.created++
+		u.SetUID(types.UID(fmt.Sprint("object-", s.created)))
+		appears := s.appears[u.GetKind()]
+		s.mu.Unlock()
+		if appears != nil {
+			if err := s.Tracker().Create(action.GetResource(), appears, action.GetNamespace()); err != nil {
+				return true, nil, err
+			}
+		}
+		u.SetResourceVersion("1")
+		u.SetManagedFields([]metav1.ManagedFieldsEntry{{
+			Manager: api.GatewayDeployer, Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: u.GetAPIVersion(), FieldsType: "FieldsV1",
+			FieldsV1: metav1.NewFieldsV1(`{"f:metadata":{"f:labels":{".":{},"f:team":{}}}}`),
+		}})
+		return true, u, s.Tracker().Create(action.GetResource(), u, action.GetNamespace())
+	})
 	s.PrependReactor("patch", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		patch := action.(clienttesting.PatchAction)
+		if patch.GetPatchType() == types.JSONPatchType {
+			return false, nil, nil // the tracker's own
+		}
 		u := &unstructured.Unstructured{}
 		if err := json.Unmarshal(patch.GetPatch(), &u.Object); err != nil {
 			return true, nil, err
@@ -117,14 +147,19 @@ func serve(objects ...runtime.Object) *server {
 		if patch.GetPatchType() != types.ApplyPatchType || options.FieldManager != api.GatewayDeployer {
 			return true, nil, apierrors.NewBadRequest("not an apply of the deployer's")
 		}
+		o, err := s.Tracker().Get(action.GetResource(), action.GetNamespace(), u.GetName())
+		if err != nil {
+			return true, nil, apierrors.NewConflict(action.GetResource().GroupResource(), u.GetName(), err)
+		}
+		there := o.(*unstructured.Unstructured)
+		if there.GetUID() != u.GetUID() {
+			return true, nil, apierrors.NewInvalid(u.GroupVersionKind().GroupKind(), u.GetName(), nil)
+		}
+		u.SetManagedFields(there.GetManagedFields())
 		s.mu.Lock()
 		s.applied = append(s.applied, u.GetKind()+" "+u.GetName())
 		s.mu.Unlock()
-		err := s.Tracker().Update(action.GetResource(), u, action.GetNamespace())
-		if apierrors.IsNotFound(err) {
-			err = s.Tracker().Create(action.GetResource(), u, action.GetNamespace())
-		}
-		return true, u, err
+		return true, u, s.Tracker().Update(action.GetResource(), u, action.GetNamespace())
 	})
 	return s
 }
@@ -243,6 +278,7 @@ func TestForeign(t *testing.T) {
 	for name, labels := range map[string]map[string]any{
 		"without labels":     nil,
 		"of another Gateway": {api.LabelGatewayManaged: api.GatewayManagedWaypoint, api.LabelGatewayName: "other"},
+		"of nobody":          {api.LabelGatewayManaged: api.GatewayManagedWaypoint, api.LabelGatewayName: "waypoint"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := serve(&unstructured.Unstructured{Object: map[string]any{
@@ -266,6 +302,72 @@ func TestForeign(t *testing.T) {
 				t.Errorf("applied %q", got)
 			}
 		})
+	}
+}
+
+// TestRace: what others put there while the deployer works is not taken over either.
+func TestRace(t *testing.T) {
+	theirs := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Service", "metadata": map[string]any{"namespace": "shop", "name": "waypoint", "uid": "theirs"},
+	}}
+	services := corev1.SchemeGroupVersion.WithResource("services")
+	untouched := func(t *testing.T, s *server, told chan string, want string) {
+		t.Helper()
+		if got := next(t, told); !strings.Contains(got, want) {
+			t.Errorf("told %q, want %q", got, want)
+		}
+		o, err := s.Tracker().Get(services, "shop", "waypoint")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(theirs, o); diff != "" {
+			t.Errorf("their Service (-was +is):\n%s", diff)
+		}
+	}
+	t.Run("where nothing was", func(t *testing.T) {
+		s := serve()
+		s.appears = map[string]*unstructured.Unstructured{"Service": theirs.DeepCopy()}
+		d, told := run(t, s, image)
+		d.Update([]state.Gateway{known(gateway())})
+		untouched(t, s, told, "Service waypoint is there already")
+	})
+	t.Run("instead of what was", func(t *testing.T) {
+		s := serve()
+		d, told := run(t, s, image)
+		d.Update([]state.Gateway{known(gateway())})
+		if got := next(t, told); got != "shop/waypoint: " {
+			t.Fatalf("told %q", got)
+		}
+		var once sync.Once
+		s.PrependReactor("get", "poddisruptionbudgets", func(clienttesting.Action) (bool, runtime.Object, error) {
+			once.Do(func() { // the last that is looked at
+				if err := s.Tracker().Update(services, theirs.DeepCopy(), "shop"); err != nil {
+					t.Error(err)
+				}
+			})
+			return false, nil, nil
+		})
+		g := gateway()
+		g.Labels["team"] = "z"
+		d.Update([]state.Gateway{known(g)})
+		untouched(t, s, told, "apply Service waypoint")
+	})
+}
+
+// TestFields: what the deployer creates is its to apply, so that what it does not apply any more goes.
+func TestFields(t *testing.T) {
+	s := serve()
+	d, told := run(t, s, image)
+	d.Update([]state.Gateway{known(gateway())})
+	if got := next(t, told); got != "shop/waypoint: " {
+		t.Fatalf("told %q", got)
+	}
+	o, err := s.Tracker().Get(corev1.SchemeGroupVersion.WithResource("services"), "shop", "waypoint")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all := o.(*unstructured.Unstructured).GetManagedFields(); len(all) != 1 || all[0].Operation != metav1.ManagedFieldsOperationApply {
+		t.Errorf("fields are managed by %+v", all)
 	}
 }
 
