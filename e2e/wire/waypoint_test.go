@@ -76,7 +76,7 @@ func take(t *testing.T, objects []byte) (*config.Snapshot, map[string]netip.Addr
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := l7.All(clustertest.Snapshot(stories, parsed), l7.Place{})
+	c := l7.All(clustertest.Snapshot(stories, parsed))
 	sent := map[string][]*discoveryv3.Resource{}
 	for _, r := range c.Clusters {
 		send(t, sent, xds.TypeCluster, r.Name, r)

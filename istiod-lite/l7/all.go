@@ -31,16 +31,16 @@ type RouteStatus struct {
 	Parents []cluster.ParentStatus
 }
 
-// All translates a cluster at once, for a waypoint at a place. It looks at everything for each object, so its cost is the square of
+// All translates a cluster at once. It looks at everything for each object, so its cost is the square of
 // the cluster's size: it is for checks and small inputs.
-func All(s translate.Snapshot, from Place) Config {
+func All(s translate.Snapshot) Config {
 	every := func(*Host) bool { return true }
-	return all(s, newIndex(s), cluster.Key{}, from, every, every)
+	return all(s, newIndex(s), cluster.Key{}, every, every)
 }
 
 // For is All for one waypoint: of the services that are bound to it it has the routes, and of those, and of what the routes refer
 // to, the endpoints. Of resources that have their name in common the first counts.
-func For(s translate.Snapshot, gateway cluster.Key, from Place) Config {
+func For(s translate.Snapshot, gateway cluster.Key) Config {
 	ix := newIndex(s)
 	bound, sent := map[cluster.ObjectRef]bool{}, map[cluster.ObjectRef]bool{}
 	bind := func(ref cluster.ObjectRef, b translate.Binding) {
@@ -60,11 +60,11 @@ func For(s translate.Snapshot, gateway cluster.Key, from Place) Config {
 	for _, e := range s.ServiceEntries {
 		bind(cluster.EntryRef(e.Key), s.EntryInput(e).Waypoint)
 	}
-	return all(s, ix, gateway, from, func(h *Host) bool { return bound[h.Ref] }, func(h *Host) bool { return sent[h.Ref] })
+	return all(s, ix, gateway, func(h *Host) bool { return bound[h.Ref] }, func(h *Host) bool { return sent[h.Ref] })
 }
 
 // all translates the routes of hosts that are fronts, and the endpoints of those that are backs.
-func all(s translate.Snapshot, ix index, gateway cluster.Key, from Place, front, back func(*Host) bool) Config {
+func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*Host) bool) Config {
 	addresses := translate.All(s)
 	var workloads []*workload.Workload
 	for _, a := range addresses.Addresses {
@@ -91,7 +91,7 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, from Place, front,
 			}
 			if c := Cluster(h, port); c != nil && back(h) {
 				out.Clusters = append(out.Clusters, c)
-				out.LoadAssignments = append(out.LoadAssignments, LoadAssignment(s.Mesh, h, port, workloads, from))
+				out.LoadAssignments = append(out.LoadAssignments, LoadAssignment(s.Mesh, h, port, workloads))
 			}
 		}
 	}

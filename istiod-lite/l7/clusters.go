@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
 
@@ -35,6 +36,7 @@ const (
 	metadataDst      = "envoy.filters.listener.original_dst"
 	metadataIstio    = "istio"
 	metadataPeer     = "ambit.io/peer" // identity: the SPIFFE URI that the endpoint must prove
+	metadataNear     = "ambit.io/near" // of a cluster, prefer: what its endpoints should share with who asks; of an endpoint: its node
 	tunnelOverHTTP2  = "h2"
 	metadataServices = "services"
 )
@@ -45,7 +47,7 @@ func Cluster(h *Host, port cluster.ServicePort) *clusterv3.Cluster {
 		return nil
 	}
 	name := ClusterName(h, port.Port)
-	return &clusterv3.Cluster{
+	out := &clusterv3.Cluster{
 		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads(), ServiceName: name},
@@ -64,6 +66,28 @@ func Cluster(h *Host, port cluster.ServicePort) *clusterv3.Cluster {
 			}})}},
 		}},
 	}
+	if near := preferred(h.Balancing); len(near) > 0 {
+		out.Metadata.FilterMetadata[metadataNear] = &structpb.Struct{Fields: map[string]*structpb.Value{
+			"prefer": structpb.NewListValue(&structpb.ListValue{Values: near}),
+		}}
+	}
+	return out
+}
+
+// preferred is what endpoints should have in common with who sends to them, the most important first. Where node proxies keep to it, come
+// what may, a waypoint only prefers it: what the client has in common with the endpoint it cannot know, and to fail would help nobody.
+func preferred(b *workload.LoadBalancing) []*structpb.Value {
+	if m := b.GetMode(); m != workload.LoadBalancing_STRICT && m != workload.LoadBalancing_FAILOVER {
+		return nil
+	}
+	var out []*structpb.Value
+	for _, scope := range b.GetRoutingPreference() {
+		switch scope {
+		case workload.LoadBalancing_REGION, workload.LoadBalancing_ZONE, workload.LoadBalancing_SUBZONE, workload.LoadBalancing_NODE:
+			out = append(out, structpb.NewStringValue(scope.String()))
+		}
+	}
+	return out
 }
 
 // protocolOptions say what is spoken to endpoints: HTTP/2 where they are known to speak it, else what the client speaks.

@@ -17,23 +17,14 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
-// Place is where a waypoint runs. The zero Place is not known, and nearer to nothing.
-type Place struct {
-	Node     string
-	Locality cluster.Locality
-}
-
-// LoadAssignment translates the endpoints of one port of a host, for waypoints at one place. The workloads, in any order, are
-// those that node proxies are told of as the host's; the others among them are left out. Only endpoints that may get new requests
-// are in the result: ready ones, or all of a service that publishes those that are not. An endpoint that has to be reached by a
-// tunnel is there with the identity that it must prove.
-func LoadAssignment(m translate.Mesh, h *Host, port cluster.ServicePort, workloads []*workload.Workload, from Place) *endpointv3.ClusterLoadAssignment {
-	type group struct {
-		rank     int
-		locality cluster.Locality
-	}
-	groups := map[group][]endpoint{}
+// LoadAssignment translates the endpoints of one port of a host. The workloads, in any order, are those that node proxies are told of
+// as the host's; the others among them are left out. Only endpoints that may get new requests are in the result: ready ones, or all of
+// a service that publishes those that are not. An endpoint that has to be reached by a tunnel is there with the identity that it must
+// prove. Each says where it is; which are near each replica of a waypoint works out by itself, by what Cluster says of it.
+func LoadAssignment(m translate.Mesh, h *Host, port cluster.ServicePort, workloads []*workload.Workload) *endpointv3.ClusterLoadAssignment {
+	groups := map[cluster.Locality][]endpoint{}
 	seen := map[netip.AddrPort]bool{}
+	byNode := slices.Contains(h.Balancing.GetRoutingPreference(), workload.LoadBalancing_NODE)
 	workloads = slices.Clone(workloads)
 	slices.SortFunc(workloads, func(a, b *workload.Workload) int { return strings.Compare(a.Uid, b.Uid) })
 	for _, w := range workloads {
@@ -41,32 +32,26 @@ func LoadAssignment(m translate.Mesh, h *Host, port cluster.ServicePort, workloa
 		if !ok || seen[e.addr] {
 			continue
 		}
-		rank, ok := rankOf(h.Balancing, from, w)
-		if !ok {
-			continue
+		if byNode {
+			e.node = w.Node
 		}
 		seen[e.addr] = true
 		l := w.GetLocality()
-		g := group{rank, cluster.Locality{Region: l.GetRegion(), Zone: l.GetZone(), Subzone: l.GetSubzone()}}
+		g := cluster.Locality{Region: l.GetRegion(), Zone: l.GetZone(), Subzone: l.GetSubzone()}
 		groups[g] = append(groups[g], e)
 	}
-	keys := make([]group, 0, len(groups))
+	keys := make([]cluster.Locality, 0, len(groups))
 	for g := range groups {
 		keys = append(keys, g)
 	}
-	slices.SortFunc(keys, func(a, b group) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), strings.Compare(a.locality.Region, b.locality.Region),
-			strings.Compare(a.locality.Zone, b.locality.Zone), strings.Compare(a.locality.Subzone, b.locality.Subzone))
+	slices.SortFunc(keys, func(a, b cluster.Locality) int {
+		return cmp.Or(strings.Compare(a.Region, b.Region), strings.Compare(a.Zone, b.Zone), strings.Compare(a.Subzone, b.Subzone))
 	})
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: ClusterName(h, port.Port)}
-	priority := uint32(0) // priorities have no gaps, ranks may have
-	for i, g := range keys {
-		if i > 0 && g.rank != keys[i-1].rank {
-			priority++
-		}
-		l := &endpointv3.LocalityLbEndpoints{Priority: priority}
-		if g.locality != (cluster.Locality{}) {
-			l.Locality = &corev3.Locality{Region: g.locality.Region, Zone: g.locality.Zone, SubZone: g.locality.Subzone}
+	for _, g := range keys {
+		l := &endpointv3.LocalityLbEndpoints{}
+		if g != (cluster.Locality{}) {
+			l.Locality = &corev3.Locality{Region: g.Region, Zone: g.Zone, SubZone: g.Subzone}
 		}
 		weight := uint32(0)
 		for _, e := range groups[g] {
@@ -85,6 +70,8 @@ type endpoint struct {
 	weight uint32
 	// identity is whom the endpoint must be proven to be, "" for one that is reached without a tunnel.
 	identity string
+	// node is where it runs, if that matters to the service.
+	node string
 	// labels are what metrics group by, as Istio writes it.
 	labels string
 }
@@ -147,42 +134,6 @@ func special(addr netip.Addr) bool {
 	return addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast()
 }
 
-// rankOf says how far an endpoint is from a place in the words of the service, 0 for the nearest, and whether it may be used from
-// there at all. It is what node proxies do for their pods.
-func rankOf(b *workload.LoadBalancing, from Place, w *workload.Workload) (int, bool) {
-	mode := b.GetMode()
-	if from == (Place{}) || mode != workload.LoadBalancing_STRICT && mode != workload.LoadBalancing_FAILOVER {
-		return 0, true
-	}
-	shared := 0
-	for _, s := range b.GetRoutingPreference() {
-		if !near(s, from, w) {
-			break
-		}
-		shared++
-	}
-	missing := len(b.GetRoutingPreference()) - shared
-	return missing, mode == workload.LoadBalancing_FAILOVER || missing == 0
-}
-
-// near reports whether a workload shares something with a place.
-func near(s workload.LoadBalancing_Scope, from Place, w *workload.Workload) bool {
-	l := w.GetLocality()
-	switch s {
-	case workload.LoadBalancing_REGION:
-		return from.Locality.Region == l.GetRegion()
-	case workload.LoadBalancing_ZONE:
-		return from.Locality.Zone == l.GetZone()
-	case workload.LoadBalancing_SUBZONE:
-		return from.Locality.Subzone == l.GetSubzone()
-	case workload.LoadBalancing_NODE:
-		return from.Node == w.Node
-	case workload.LoadBalancing_CLUSTER, workload.LoadBalancing_NETWORK:
-		return true // endpoints of others are left out
-	}
-	return false
-}
-
 // translate makes an endpoint of a cluster.
 func (e endpoint) translate() *endpointv3.LbEndpoint {
 	metadata := map[string]*structpb.Struct{metadataIstio: fields("workload", e.labels)}
@@ -192,6 +143,9 @@ func (e endpoint) translate() *endpointv3.LbEndpoint {
 		metadata[metadataDst] = fields("local", e.addr.String())
 		metadata[metadataSocket] = fields(metadataTunnel, tunnelOverHTTP2)
 		metadata[metadataPeer] = fields("identity", e.identity)
+	}
+	if e.node != "" {
+		metadata[metadataNear] = fields("node", e.node)
 	}
 	return &endpointv3.LbEndpoint{
 		HostIdentifier:      &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address}},

@@ -68,7 +68,7 @@ func TestEndpoints(t *testing.T) {
 				Services: map[string]*workload.PortList{serviceA: {Ports: []*workload.Port{{ServicePort: 80, TargetPort: 8080}}}},
 			}
 			c.change(w, h)
-			got := l7.LoadAssignment(mesh, h, h.Ports[0], []*workload.Workload{w}, l7.Place{})
+			got := l7.LoadAssignment(mesh, h, h.Ports[0], []*workload.Workload{w})
 			if len(got.Endpoints) == 0 {
 				if c.address != "" {
 					t.Error("there is no endpoint")

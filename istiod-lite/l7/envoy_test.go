@@ -82,7 +82,7 @@ func everything(t *testing.T) *bootstrapv3.Bootstrap {
 		name = strings.TrimSuffix(filepath.Base(name), ".txtar")
 		own := mesh
 		own.ClusterDomain = name + ".example"
-		c := l7.All(clustertest.Snapshot(own, s.objects), s.from)
+		c := l7.All(clustertest.Snapshot(own, s.objects))
 		if len(b.StaticResources.Listeners) > 0 {
 			isStatic := func(name string) bool {
 				return name == l7.ListenerTerminate || name == l7.ListenerOriginate || name == l7.ListenerMain

@@ -27,13 +27,12 @@ var update = flag.Bool("update", false, "rewrite the wanted results")
 
 var mesh = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
 
-// story is one txtar of testdata: in.yaml are objects; place.yaml, if it is there, where the waypoint is; show names what the
+// story is one txtar of testdata: in.yaml are objects; show names what the
 // story is about, of what can be wanted: listeners, static, routes, clusters, endpoints, status.
 type story struct {
 	archive *txtar.Archive
 	files   map[string][]byte
 	objects []cluster.Object
-	from    l7.Place
 	config  l7.Config
 }
 
@@ -56,10 +55,7 @@ func stories(t *testing.T) map[string]*story {
 		if s.objects, err = clustertest.Parse(s.files["in.yaml"]); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if err := yaml.UnmarshalStrict(s.files["place.yaml"], &s.from); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		s.config = l7.All(clustertest.Snapshot(mesh, s.objects), s.from)
+		s.config = l7.All(clustertest.Snapshot(mesh, s.objects))
 		out[name] = s
 	}
 	return out
@@ -175,7 +171,7 @@ func TestOrder(t *testing.T) {
 	for name, s := range stories(t) {
 		objects := slices.Clone(s.objects)
 		slices.Reverse(objects)
-		again := l7.All(clustertest.Snapshot(mesh, objects), s.from)
+		again := l7.All(clustertest.Snapshot(mesh, objects))
 		for _, what := range []string{"listeners", "static", "routes", "clusters", "endpoints", "status"} {
 			if diff := cmp.Diff(string(render(t, what, s.config)), string(render(t, what, again))); diff != "" {
 				t.Errorf("%s: the order of objects changes %s:\n%s", name, what, diff)

@@ -27,6 +27,7 @@ func (c *collector) pod(k cluster.Key) {
 	s := c.state
 	name := resource.Name{Type: resource.Address, Name: translate.PodUID(s.mesh, k)}
 	p := s.pods[k]
+	c.replica(k, nil, nil)
 	if p == nil {
 		c.one(object{cluster.KindPod, k}, name, nil, nil)
 		return
@@ -46,6 +47,7 @@ func (c *collector) pod(k cluster.Key) {
 		return
 	}
 	c.one(object{cluster.KindPod, k}, name, address(w), problems)
+	c.replica(k, p, s.out[resource.Address][name.Name])
 }
 
 // bindingOf is the decision on the waypoint of a service.

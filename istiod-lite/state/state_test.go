@@ -174,8 +174,15 @@ func checkViews(t *testing.T, m viewModel, s translate.Snapshot) {
 				out[n] = r.Version
 			}
 		}
+		for _, p := range s.Pods {
+			for _, a := range translate.All(s).Addresses {
+				if w := a.GetWorkload(); p.Namespace == g.Namespace && p.Labels.Get(api.LabelGatewayName) == g.Name && w.GetUid() == translate.PodUID(s.Mesh, p.Key) {
+					put(resource.Address, w.Uid, a)
+				}
+			}
+		}
 		put(resource.Settings, extension.Mesh, translate.Settings(s.Mesh))
-		cfg := l7.For(s, g.Key, l7.Place{})
+		cfg := l7.For(s, g.Key)
 		for _, l := range cfg.Listeners {
 			put(resource.Listener, l.Name, l)
 		}
@@ -390,7 +397,7 @@ func followRoutes(known map[object][]cluster.ParentStatus, told []RouteStatus) {
 func checkRoutes(t *testing.T, known map[object][]cluster.ParentStatus, statuses map[said]translate.Status, snapshot translate.Snapshot) {
 	t.Helper()
 	wanted := map[object][]cluster.ParentStatus{}
-	all := l7.All(snapshot, l7.Place{})
+	all := l7.All(snapshot)
 	policies, knownPolicies := map[said]translate.Status{}, maps.Clone(statuses)
 	for _, status := range all.Policies {
 		policies[said{object{status.Kind, status.Key}, status.Type}] = status

@@ -36,6 +36,8 @@ type views struct {
 	members  map[string]map[string]*workload.Workload
 	memberOf map[string][]string
 	refOf    map[string]cluster.ObjectRef
+	// replicas are the pods of waypoints, in whose views they are.
+	replicas map[cluster.Key]replica
 
 	// linger keeps fronts that are not bound any more in their views until the second Sweep: node proxies hear of it a little later
 	// than waypoints. leaving are those that wait for the first Sweep, last those that wait for the second.
@@ -47,6 +49,12 @@ type views struct {
 type membership struct {
 	ref     cluster.ObjectRef
 	gateway cluster.Key
+}
+
+// replica is what a waypoint is told of a pod of its own.
+type replica struct {
+	gateway cluster.Key
+	name    resource.Name
 }
 
 // view is what one waypoint is told.
@@ -88,7 +96,7 @@ func newViews() views {
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
 		policies: map[policyTarget]set[cluster.Key]{}, of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
-		leaving: set[membership]{}, last: set[membership]{},
+		replicas: map[cluster.Key]replica{}, leaving: set[membership]{}, last: set[membership]{},
 	}
 }
 
@@ -576,7 +584,7 @@ func (c *collector) back(ref cluster.ObjectRef, b *back) {
 		for _, port := range h.Ports {
 			if cl := l7.Cluster(h, port); cl != nil {
 				c.encode(made, resource.Cluster, cl.Name, cl)
-				c.encode(made, resource.Endpoints, cl.Name, l7.LoadAssignment(s.mesh, h, port, workloads, l7.Place{}))
+				c.encode(made, resource.Endpoints, cl.Name, l7.LoadAssignment(s.mesh, h, port, workloads))
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
@@ -246,4 +247,51 @@ func TestViewSteps(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", step.what, diff)
 		}
 	}
+}
+
+// TestReplicas: a waypoint is told of its own pods, by which its replicas know where they run, and of no others.
+func TestReplicas(t *testing.T) {
+	s := New(mesh)
+	parse := func(text string) []cluster.Object {
+		t.Helper()
+		objects, err := clustertest.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return objects
+	}
+	for _, o := range parse(`
+kind: Pod
+metadata: {name: w-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: w}}
+spec: {nodeName: n1}
+status: {podIP: 10.1.0.1, conditions: [{type: Ready, status: "True"}]}
+---
+kind: Pod
+metadata: {name: v-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: v}}
+spec: {nodeName: n1}
+status: {podIP: 10.1.0.2, conditions: [{type: Ready, status: "True"}]}
+---
+kind: Node
+metadata: {name: n1, labels: {topology.kubernetes.io/region: r1}}
+`) {
+		s.Upsert(o)
+	}
+	step := func(what string, want ...string) {
+		t.Helper()
+		got := slices.DeleteFunc(told(s.Flush()), func(line string) bool { return !strings.Contains(line, "Address") })
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	step("without a waypoint")
+	for _, o := range parse(shop) {
+		s.Upsert(o)
+	}
+	step("with one", "Address Kubernetes//Pod/shop/w-1")
+	for _, o := range parse(`{kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/region: r2}}}`) {
+		s.Upsert(o)
+	}
+	step("its node is elsewhere", "Address Kubernetes//Pod/shop/w-1")
+	s.Delete(cluster.KindPod, cluster.Key{Namespace: "shop", Name: "w-1"})
+	step("its pod is gone", "-Address Kubernetes//Pod/shop/w-1")
 }

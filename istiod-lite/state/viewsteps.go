@@ -3,6 +3,7 @@ package state
 import (
 	"slices"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
@@ -38,6 +39,39 @@ func (c *collector) dropFromView(k cluster.Key, of cluster.ObjectRef, n resource
 		v.out[n] = rest
 	}
 	c.markView(k, n)
+}
+
+// replica tells the waypoint that a pod may be one of, p of Gateway's label, what node proxies are told of that pod, so that it knows
+// where it runs; nil if there is nothing to tell.
+func (c *collector) replica(k cluster.Key, p *cluster.Pod, r *resource.Resource) {
+	s := c.state
+	of := cluster.ObjectRef{Kind: cluster.KindPod, Key: k}
+	if old, was := s.views.replicas[k]; was {
+		c.dropFromView(old.gateway, of, old.name)
+		delete(s.views.replicas, k)
+	}
+	if p == nil || r == nil {
+		return
+	}
+	gateway := cluster.Key{Namespace: k.Namespace, Name: p.Labels.Get(api.LabelGatewayName)}
+	if s.views.of[gateway] == nil {
+		return
+	}
+	s.views.replicas[k] = replica{gateway, resource.Name{Type: r.Type, Name: r.Name}}
+	c.putInView(gateway, of, r)
+}
+
+// touchReplicas marks the pods that may be a waypoint's.
+func (s *State) touchReplicas(gateway cluster.Key) {
+	n := s.namespaces[gateway.Namespace]
+	if n == nil {
+		return
+	}
+	for k := range n.pods {
+		if s.pods[k].Labels.Get(api.LabelGatewayName) == gateway.Name {
+			s.dirty.pods[k] = struct{}{}
+		}
+	}
 }
 
 func (c *collector) markView(k cluster.Key, n resource.Name) { add(c.viewed, k, n) }
@@ -87,6 +121,7 @@ func (s *State) setView(k cluster.Key, there bool) {
 			fronts: set[cluster.ObjectRef]{}, backs: map[cluster.ObjectRef]int{}, out: map[resource.Name][]contender{}, told: map[resource.Name]string{}, fresh: true,
 		}
 		s.dirtyViews.listeners[k] = struct{}{}
+		s.touchReplicas(k)
 	case !there && v != nil:
 		delete(s.views.of, k)
 		for ref := range v.fronts {

@@ -39,6 +39,9 @@ type Settings struct {
 	Choices  uint32
 	// LocalityWeights: localities of one priority share requests by their weights; else only endpoints' weights count.
 	LocalityWeights bool
+	// Prefer is what an endpoint should have in common with the proxy, the most important first: one that has all of it is used before
+	// one that lacks the last, and so on.
+	Prefer []Scope
 	// Limits are the circuit breakers; nil if there are none.
 	Limits *Limits
 	// Outlier is how endpoints that fail are taken out for a time; nil if none are.
@@ -73,6 +76,17 @@ const (
 	LeastRequest Balancer = iota
 	RoundRobin
 	Random
+)
+
+// Scope is something that places may have in common. A place that is in the same zone need not be in the same region for that.
+type Scope uint8
+
+// Scopes.
+const (
+	Region Scope = iota
+	Zone
+	SubZone
+	Node
 )
 
 // Limits are the most of each that a cluster may have at a time, over all endpoints, in this proxy. What is beyond is answered
@@ -138,7 +152,9 @@ type Endpoint struct {
 	Identity identity.Identity
 	// Workload is what it belongs to, for metrics; zero if the control plane does not say.
 	Workload Workload
-	Health   Health
+	// Node is where it runs; "" if the control plane does not say.
+	Node   string
+	Health Health
 	// Weight is its share among the endpoints of its locality: at least 1.
 	Weight uint32
 }

@@ -136,8 +136,24 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 	if o := c.GetOutlierDetection(); o != nil {
 		out.Outlier = d.outlier(o, root.Field("outlier_detection"))
 	}
+	out.Prefer = d.prefer(c.GetMetadata(), root.Field("metadata").Field("filter_metadata").Key(metadataNear).Key("prefer"))
 	d.sockets(c, out)
 	out.Refused = c.GetMetadata().GetFilterMetadata()[metadataRefused].GetFields()["reason"].GetStringValue()
+	return out
+}
+
+// scopes are the names of what places may have in common, as workloads' own messages have them.
+var scopes = map[string]Scope{"REGION": Region, "ZONE": Zone, "SUBZONE": SubZone, "NODE": Node}
+
+// prefer reads which endpoints count as near.
+func (d decoder) prefer(m *corev3.Metadata, at *strict.Path) (out []Scope) {
+	for i, v := range m.GetFilterMetadata()[metadataNear].GetFields()["prefer"].GetListValue().GetValues() {
+		scope, ok := scopes[v.GetStringValue()]
+		if !ok {
+			d.add(at.Index(i), "%v is not known: REGION, ZONE, SUBZONE or NODE", v)
+		}
+		out = append(out, scope)
+	}
 	return out
 }
 

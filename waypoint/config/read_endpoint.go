@@ -13,12 +13,14 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
 
-// Names of an endpoint's metadata: those that Envoy and Istio have, and ours, which says who the endpoint must prove to be.
+// Names of an endpoint's metadata: those that Envoy and Istio have, and ours, which say who the endpoint must prove to
+// be, and what counts as near.
 const (
 	metadataSocket   = "envoy.transport_socket_match"
 	metadataOriginal = "envoy.filters.listener.original_dst"
 	metadataIstio    = "istio"
 	metadataPeer     = "ambit.io/peer"
+	metadataNear     = "ambit.io/near"
 	metadataRefused  = "ambit.io/refused" // of clusters
 )
 
@@ -53,6 +55,7 @@ func (d decoder) endpoint(lb *endpointv3.LbEndpoint, at *strict.Path) Endpoint {
 		HBONE:    tunnelled(meta[metadataSocket].GetFields()),
 		Weight:   d.bounded(lb.GetLoadBalancingWeight(), at.Field("load_balancing_weight"), 1, 1<<31),
 		Workload: workloadOf(meta[metadataIstio].GetFields()["workload"].GetStringValue()),
+		Node:     meta[metadataNear].GetFields()["node"].GetStringValue(),
 	}
 	switch lb.GetHealthStatus() {
 	case corev3.HealthStatus_UNKNOWN, corev3.HealthStatus_HEALTHY:

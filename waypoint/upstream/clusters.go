@@ -42,7 +42,7 @@ type Config struct {
 	Dial func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
 }
 
-// Clusters are all clusters of the configuration. Lookup may be called by anyone, Apply by one goroutine at a time.
+// Clusters are all clusters of the configuration. Its methods may be called concurrently.
 type Clusters struct {
 	cfg    Config
 	ctx    context.Context // of dials
@@ -52,8 +52,10 @@ type Clusters struct {
 	ended  sync.WaitGroup // of dials and connections
 	system func() *x509.CertPool
 
-	current *config.Snapshot // of Apply
-	peers   map[peerKey]int  // of Apply: how many endpoints a tunnel's peer has
+	mu      sync.Mutex // guards what follows, and changes of clusters; never held across I/O
+	current *config.Snapshot
+	peers   map[peerKey]int // how many endpoints a tunnel's peer has
+	place   Place
 }
 
 // peerKey is whom a tunnel leads to.
@@ -94,6 +96,8 @@ func (m *Clusters) All(f func(*Cluster)) {
 // Apply makes a snapshot the one in force. Endpoints that are in it as they were keep their connections; those of others end
 // with their last request.
 func (m *Clusters) Apply(s *config.Snapshot) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for name, cfg := range s.ChangedClusters(m.current) {
 		c, known := m.byName.Load(name)
 		switch {
@@ -127,8 +131,10 @@ type Cluster struct {
 
 	usage usage
 
-	known map[endpointKey]*Endpoint // of apply
-	// direct and inner are how endpoints outside the mesh, and in it, are spoken to by TLS; nil for plain. Of apply.
+	// Guarded by the manager's lock.
+	cfg   *config.Cluster // that was applied last
+	known map[endpointKey]*Endpoint
+	// direct and inner are how endpoints outside the mesh, and in it, are spoken to by TLS; nil for plain. Also guarded by it.
 	direct, inner *secured
 }
 
@@ -198,8 +204,9 @@ func (c *Cluster) chooser(s *state) chooser {
 	return chooser{choices: max(2, int(s.settings.Choices))}
 }
 
-// apply takes the configuration over.
+// apply takes the configuration over. The caller holds the manager's lock.
 func (c *Cluster) apply(cfg *config.Cluster) {
+	c.cfg = cfg
 	next := &state{settings: cfg.Settings, here: cfg.Endpoints != nil, client: codec.ClientConfig{
 		MaxHeader: cfg.Settings.MaxResponseHeader, MaxFields: cfg.Settings.MaxHeaderFields,
 	}}
@@ -228,12 +235,12 @@ func (c *Cluster) apply(cfg *config.Cluster) {
 	}
 }
 
-// levels arranges endpoints: the healthy ones of each priority, and then the degraded ones. Those that are draining or not
+// levels arranges endpoints: the healthy ones of each priority, near ones first if the cluster prefers those, and then the degraded ones. Those that are draining or not
 // healthy are known, and not chosen.
 func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []level {
 	var out []level
 	for _, health := range [...]config.Health{config.Healthy, config.Degraded} {
-		for _, p := range cfg.Endpoints.Priorities {
+		for _, p := range c.manager.place.arrange(cfg.Settings.Prefer, cfg.Endpoints.Priorities) {
 			var endpoints []*Endpoint
 			var weights []float64
 			for _, l := range p.Localities {
