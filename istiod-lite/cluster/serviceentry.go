@@ -69,6 +69,8 @@ type ServiceEntry struct {
 	SubjectAltNames  []string
 	// Distribution is api.AnnotationTrafficDistribution.
 	Distribution string
+	// Required is api.AnnotationWaypointRequired.
+	Required string
 	// Seen is the condition that the object has of the type that the control plane writes.
 	Seen Condition
 	// Bound is the condition api.ConditionWaypointBound.
@@ -101,7 +103,7 @@ func (s *ServiceEntry) Equal(o *ServiceEntry) bool {
 		slices.Equal(s.Ports, o.Ports) && s.Internal == o.Internal && s.Resolution == o.Resolution &&
 		slices.EqualFunc(s.Endpoints, o.Endpoints, EntryEndpoint.Equal) && s.Selector.Equal(o.Selector) &&
 		s.Visibility == o.Visibility && s.ListedNamespaces == o.ListedNamespaces &&
-		slices.Equal(s.SubjectAltNames, o.SubjectAltNames) && s.Distribution == o.Distribution && slices.Equal(s.Faults, o.Faults)
+		slices.Equal(s.SubjectAltNames, o.SubjectAltNames) && s.Distribution == o.Distribution && s.Required == o.Required && slices.Equal(s.Faults, o.Faults)
 }
 
 // IsWildcard reports whether a host stands for many.
@@ -121,6 +123,7 @@ func ServiceEntryOf(in *unstructured.Unstructured) *ServiceEntry {
 		Generation: in.GetGeneration(), Seen: seenBy(in, authz.ConditionType), Bound: seenBy(in, api.ConditionWaypointBound),
 		AutoAddress:  in.GetLabels()[api.LabelAutoAllocate] != "false",
 		Distribution: in.GetAnnotations()[api.AnnotationTrafficDistribution],
+		Required:     in.GetAnnotations()[api.AnnotationWaypointRequired],
 	}
 	s.readAssigned(in)
 	var spec networkingv1.ServiceEntry

@@ -286,6 +286,7 @@ func (c *collector) entry(k cluster.Key) {
 		c.many(o, resource.Address, nil, nil)
 		s.gone(o, authz.ConditionType)
 		s.unbound(o)
+		c.requires(cluster.EntryRef(k), translate.Binding{}, nil)
 		return
 	}
 	in := c.entryInput(e)
@@ -294,6 +295,7 @@ func (c *collector) entry(k cluster.Key) {
 		contents[uid] = address(w)
 	}
 	problems := in.Problems()
+	c.requires(cluster.EntryRef(k), in.Waypoint, &problems)
 	c.many(o, resource.Address, contents, problems)
 	s.report.Statuses = append(s.report.Statuses, translate.EntryStatus(in, problems))
 	s.tellBound(translate.EntryWaypointStatus(e, in.Waypoint))
@@ -323,6 +325,7 @@ func (c *collector) workloadEntry(k cluster.Key) {
 			in.Services = append(in.Services, svc)
 		}
 	}
+	in.Policies = append(in.Policies, c.required(translate.EndpointOf{Namespace: k.Namespace, Services: in.Services, Entries: in.Entries})...)
 	w, problems := translate.WorkloadEntry(s.mesh, in)
 	var content proto.Message
 	if w != nil {

@@ -32,13 +32,13 @@ func (c *collector) pod(k cluster.Key) {
 		c.one(object{cluster.KindPod, k}, name, nil, nil)
 		return
 	}
-	attached := s.attachments(p)
+	attached, entries := s.attachments(p), c.chosen(p.Namespace, p.Labels, p)
 	w, problems := translate.Pod(s.mesh, translate.PodInput{
 		Pod:      p,
 		Node:     s.nodes[p.Node],
 		Services: attached,
-		Entries:  c.chosen(p.Namespace, p.Labels, p),
-		Policies: append(s.policiesOf(p.Namespace, p.Labels), translate.RequiredPolicies(p, attached, s.bindingOf)...),
+		Entries:  entries,
+		Policies: append(s.policiesOf(p.Namespace, p.Labels), c.required(translate.EndpointOf{Namespace: p.Namespace, Services: translate.ServicesOf(attached), Entries: entries})...),
 		Others:   s.others(p),
 		Waypoint: s.bind(translate.PodBind(p, s.namespaceOf(p.Namespace))),
 	})
@@ -56,6 +56,11 @@ func (s *State) bindingOf(svc *cluster.Service) translate.Binding {
 		return translate.Binding{}
 	}
 	return s.bind(translate.ServiceBind(svc, s.namespaceOf(svc.Namespace)))
+}
+
+// required names the authorisations of services and ServiceEntries that an endpoint has to obey.
+func (c *collector) required(e translate.EndpointOf) []string {
+	return e.Policies(c.state.bindingOf, func(e *cluster.ServiceEntry) translate.Binding { return c.entryInput(e).Waypoint })
 }
 
 // others lists pods that have an address of p too; p may be among them.
@@ -144,7 +149,7 @@ func (c *collector) service(k cluster.Key) {
 			s.tellBound(translate.ServiceStatus(svc, translate.Binding{}))
 			_, problems = translate.Service(s.mesh, translate.ServiceInput{Service: svc})
 		}
-		c.remove(resource.Name{Type: resource.Authorization, Name: translate.RequiredName(k)})
+		c.requires(cluster.ServiceRef(k), translate.Binding{}, &problems)
 		if s.ownerOf(k.Namespace, translate.Hostname(s.mesh, k)) != nil {
 			c.report(object{cluster.KindService, k}, problems) // what is of that name now is host's to say
 			return
@@ -155,11 +160,16 @@ func (c *collector) service(k cluster.Key) {
 	in := c.serviceInput(svc)
 	s.tellBound(translate.ServiceStatus(svc, in.Waypoint))
 	out, problems := translate.Service(s.mesh, in)
-	required := resource.Name{Type: resource.Authorization, Name: translate.RequiredName(k)}
-	if a := translate.RequiredPolicy(s.mesh, svc, in.Waypoint); a == nil || !c.put(required, a, object{cluster.KindService, k}, &problems) {
-		c.remove(required)
-	}
+	c.requires(cluster.ServiceRef(k), in.Waypoint, &problems)
 	c.one(object{cluster.KindService, k}, name, &workload.Address{Type: &workload.Address_Service{Service: out}}, problems)
+}
+
+// requires tells whom the endpoints of a service, or of a ServiceEntry, let in.
+func (c *collector) requires(ref cluster.ObjectRef, b translate.Binding, problems *[]translate.Problem) {
+	name := resource.Name{Type: resource.Authorization, Name: translate.RequiredName(ref)}
+	if a := translate.RequiredPolicy(c.state.mesh, ref, b); a == nil || !c.put(name, a, object{ref.Kind, ref.Key}, problems) {
+		c.remove(name)
+	}
 }
 
 // serviceInput gathers what a translation of a service needs.

@@ -250,6 +250,9 @@ func (s *State) touchObject(o object) {
 		s.dirty.pods[o.key] = struct{}{}
 	case cluster.KindServiceEntry:
 		s.touchEntry(o.key)
+		if e := s.entries[o.key]; e != nil && translate.EntryBind(e, s.namespaceOf(o.key.Namespace)).Required {
+			s.touchMembers(e)
+		}
 	case cluster.KindWorkloadEntry:
 		s.dirty.workloadEntries[o.key] = struct{}{}
 	}

@@ -75,7 +75,7 @@ func All(s Snapshot) Config {
 		if status := ServiceStatus(svc, in.Waypoint); !status.Gone {
 			out.Statuses = append(out.Statuses, status)
 		}
-		if a := RequiredPolicy(s.Mesh, svc, in.Waypoint); a != nil {
+		if a := RequiredPolicy(s.Mesh, cluster.ServiceRef(svc.Key), in.Waypoint); a != nil {
 			out.Authorizations[AuthorizationName(a)] = a
 		}
 		w, problems := Service(s.Mesh, in)
@@ -189,10 +189,17 @@ func (s Snapshot) podInput(p *cluster.Pod) PodInput {
 	}
 	SortAttachments(in.Services)
 	in.Entries = s.chosen(p.Namespace, p.Labels, p)
-	in.Policies = append(s.policies(p.Namespace, p.Labels), RequiredPolicies(p, in.Services, func(svc *cluster.Service) Binding {
-		return Bind(s.Mesh, ServiceBind(svc, s.namespace(svc.Namespace)), s.Waypoint)
-	})...)
+	in.Policies = append(s.policies(p.Namespace, p.Labels), s.required(EndpointOf{p.Namespace, ServicesOf(in.Services), in.Entries})...)
 	return in
+}
+
+// required names the authorisations of services and ServiceEntries that an endpoint has to obey.
+func (s Snapshot) required(e EndpointOf) []string {
+	return e.Policies(func(svc *cluster.Service) Binding {
+		return Bind(s.Mesh, ServiceBind(svc, s.namespace(svc.Namespace)), s.Waypoint)
+	}, func(e *cluster.ServiceEntry) Binding {
+		return Bind(s.Mesh, EntryBind(e, s.namespace(e.Namespace)), s.Waypoint)
+	})
 }
 
 // policies names those that select a workload of a namespace, with these labels.

@@ -18,6 +18,9 @@ func (s Snapshot) entries(out *Config) {
 		if status := EntryWaypointStatus(e, in.Waypoint); !status.Gone {
 			out.Statuses = append(out.Statuses, status)
 		}
+		if a := RequiredPolicy(s.Mesh, cluster.EntryRef(e.Key), in.Waypoint); a != nil {
+			out.Authorizations[AuthorizationName(a)] = a
+		}
 		for uid, w := range EntryEndpoints(s.Mesh, in) {
 			out.Addresses[uid] = &workload.Address{Type: &workload.Address_Workload{Workload: w}}
 		}
@@ -36,6 +39,7 @@ func (s Snapshot) entries(out *Config) {
 				in.Services = append(in.Services, svc)
 			}
 		}
+		in.Policies = append(in.Policies, s.required(EndpointOf{e.Namespace, in.Services, in.Entries})...)
 		for _, p := range s.Pods {
 			if p.HasPlace() && slices.Contains(p.IPs, e.Addr) && (in.Pod == nil || p.Key.Compare(in.Pod.Key) < 0) {
 				in.Pod = p

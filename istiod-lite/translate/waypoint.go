@@ -277,22 +277,37 @@ func ServiceBind(s *cluster.Service, ns *cluster.Namespace) BindInput {
 	if s.Gateway != "" {
 		use.Name = api.UseWaypointNone // a waypoint takes none itself
 	}
-	required := s.Required
-	if required == "" && ns != nil {
-		required = ns.Required
-	}
-	return BindInput{use, s.Namespace, ns, api.WaypointForService, required == "true"}
+	return BindInput{use, s.Namespace, ns, api.WaypointForService, required(s.Required, ns)}
 }
 
-// requiredPrefix begins the names of authorisations of services that require their waypoint. No object of Kubernetes has such a name.
-const requiredPrefix = "waypoint_required_"
+// required reports whether an object with this annotation requires its waypoint.
+func required(annotation string, ns *cluster.Namespace) bool {
+	if annotation == "" && ns != nil {
+		annotation = ns.Required
+	}
+	return annotation == "true"
+}
 
-// RequiredName is the key of the authorisation by which the pods of a service let nobody in but its waypoint.
-func RequiredName(s cluster.Key) string { return s.Namespace + "/" + requiredPrefix + s.Name }
+// Prefixes of the names of authorisations of services and ServiceEntries that require their waypoint. No object of Kubernetes has
+// such a name.
+const (
+	requiredPrefix      = "waypoint_required_"
+	requiredEntryPrefix = "waypoint_required_entry_"
+)
 
-// RequiredPolicy is that authorisation; nil if the service does not require its waypoint. The waypoint is known by the service
-// account of its Gateway's name.
-func RequiredPolicy(m Mesh, s *cluster.Service, b Binding) *security.Authorization {
+func requiredName(o cluster.ObjectRef) string {
+	if o.IsEntry() {
+		return requiredEntryPrefix + o.Key.Name
+	}
+	return requiredPrefix + o.Key.Name
+}
+
+// RequiredName is the key of the authorisation by which the endpoints of a service, or of a ServiceEntry, let nobody in but its waypoint.
+func RequiredName(o cluster.ObjectRef) string { return o.Key.Namespace + "/" + requiredName(o) }
+
+// RequiredPolicy is that authorisation; nil if a waypoint is not required. The waypoint is known by the service account of its Gateway's
+// name.
+func RequiredPolicy(m Mesh, o cluster.ObjectRef, b Binding) *security.Authorization {
 	if !b.Required {
 		return nil
 	}
@@ -302,21 +317,42 @@ func RequiredPolicy(m Mesh, s *cluster.Service, b Binding) *security.Authorizati
 			Exact: domain + "/ns/" + b.Gateway.Namespace + "/sa/" + b.Gateway.Name}})
 	}
 	return &security.Authorization{
-		Name: requiredPrefix + s.Name, Namespace: s.Namespace, Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY,
+		Name: requiredName(o), Namespace: o.Key.Namespace, Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY,
 		Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{match}}}}},
 	}
 }
 
-// RequiredPolicies names those that a pod which is an endpoint of services has to obey: those of services of its own namespace. Others
-// may have it as an endpoint, and have no say in who reaches it.
-func RequiredPolicies(p *cluster.Pod, attached []Attachment, bind func(*cluster.Service) Binding) []string {
+// EndpointOf is what a workload of a namespace is an endpoint of.
+type EndpointOf struct {
+	Namespace string
+	Services  []*cluster.Service
+	Entries   []EntryAttachment
+}
+
+// Policies names the authorisations of RequiredPolicy that the workload has to obey: those of its own namespace. Others may have it as
+// an endpoint, and have no say in who reaches it.
+func (e EndpointOf) Policies(service func(*cluster.Service) Binding, entry func(*cluster.ServiceEntry) Binding) []string {
 	var out []string
-	for _, at := range attached {
-		if name := RequiredName(at.Service.Key); at.Service.Namespace == p.Namespace && !slices.Contains(out, name) && bind(at.Service).Required {
-			out = append(out, name)
+	for _, s := range e.Services {
+		if s.Namespace == e.Namespace && service(s).Required {
+			out = append(out, RequiredName(cluster.ServiceRef(s.Key)))
+		}
+	}
+	for _, at := range e.Entries {
+		if at.Entry.Namespace == e.Namespace && entry(at.Entry).Required {
+			out = append(out, RequiredName(cluster.EntryRef(at.Entry.Key)))
 		}
 	}
 	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// ServicesOf are those of attachments.
+func ServicesOf(attached []Attachment) []*cluster.Service {
+	out := make([]*cluster.Service, 0, len(attached))
+	for _, at := range attached {
+		out = append(out, at.Service)
+	}
 	return out
 }
 
@@ -331,7 +367,7 @@ func PodBind(p *cluster.Pod, ns *cluster.Namespace) BindInput {
 
 // EntryBind is how a ServiceEntry is bound.
 func EntryBind(e *cluster.ServiceEntry, ns *cluster.Namespace) BindInput {
-	return BindInput{cluster.UseOf(e.Labels), e.Namespace, ns, api.WaypointForService, false}
+	return BindInput{cluster.UseOf(e.Labels), e.Namespace, ns, api.WaypointForService, required(e.Required, ns)}
 }
 
 // WorkloadEntryBind is how a WorkloadEntry is bound.

@@ -93,11 +93,11 @@ endpoints: [{addresses: [10.1.0.2]}]
 			t.Errorf("%s has waypoint %v", name, svc.GetWaypoint())
 		}
 		w := out.Addresses["Kubernetes//Pod/shop/"+name].GetWorkload()
-		if got := slices.Contains(w.GetAuthorizationPolicies(), translate.RequiredName(cluster.Key{Namespace: "shop", Name: name})); got != bound {
+		if got := slices.Contains(w.GetAuthorizationPolicies(), translate.RequiredName(cluster.ServiceRef(cluster.Key{Namespace: "shop", Name: name}))); got != bound {
 			t.Errorf("pod %s obeys %q", name, w.GetAuthorizationPolicies())
 		}
 	}
-	compiled := out.Authorizations[translate.RequiredName(cluster.Key{Namespace: "shop", Name: "web"})]
+	compiled := out.Authorizations[translate.RequiredName(cluster.ServiceRef(cluster.Key{Namespace: "shop", Name: "web"}))]
 	if w := out.Addresses["Kubernetes//Pod/shop/lax"].GetWorkload(); len(w.GetServices()) != 2 || len(w.GetAuthorizationPolicies()) > 0 {
 		t.Errorf("a service of another namespace decides who reaches a pod: %v", w)
 	}
@@ -117,6 +117,64 @@ endpoints: [{addresses: [10.1.0.2]}]
 	for _, s := range out.Statuses {
 		if s.Key.Name == "web" && (s.Want.Reason != "WaypointIsNotReady" || !strings.Contains(s.Want.Message, "traffic is refused")) {
 			t.Errorf("web says %+v", s.Want)
+		}
+	}
+}
+
+// TestWaypointRequiredEntry: a ServiceEntry requires its waypoint as a service does, of those that are captured among its endpoints too.
+func TestWaypointRequiredEntry(t *testing.T) {
+	objects, err := clustertest.Parse([]byte(`
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: w}, annotations: {ambit.io/waypoint-required: "true"}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web, namespace: shop}
+spec: {hosts: [web.example], resolution: STATIC, location: MESH_INTERNAL, ports: [{number: 80, name: http, protocol: HTTP}], workloadSelector: {labels: {app: web}}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: lax, namespace: shop, annotations: {ambit.io/waypoint-required: "false"}}
+spec: {hosts: [lax.example], resolution: STATIC, location: MESH_INTERNAL, ports: [{number: 80, name: http, protocol: HTTP}], workloadSelector: {labels: {app: lax}}}
+---
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+status: {podIP: 10.1.0.1}
+---
+kind: Pod
+metadata: {name: lax, namespace: shop, labels: {app: lax}}
+status: {podIP: 10.1.0.2}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm, namespace: shop, labels: {app: web}}
+spec: {address: 10.2.0.1, labels: {app: web}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: thief, namespace: other, labels: {istio.io/use-waypoint: w}, annotations: {ambit.io/waypoint-required: "true"}}
+spec: {hosts: [thief.example], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 10.1.0.2}]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := translate.All(clustertest.Snapshot(mesh, objects))
+	required := translate.RequiredName(cluster.EntryRef(cluster.Key{Namespace: "shop", Name: "web"}))
+	if out.Authorizations[required] == nil {
+		t.Errorf("authorisations %v", out.Authorizations)
+	}
+	for uid, want := range map[string][]string{
+		"Kubernetes//Pod/shop/web": {required}, "Kubernetes//Pod/shop/lax": nil,
+		translate.WorkloadEntryUID(mesh, cluster.Key{Namespace: "shop", Name: "vm"}): {required},
+	} {
+		w := out.Addresses[uid].GetWorkload()
+		if w == nil || !slices.Equal(w.GetAuthorizationPolicies(), want) {
+			t.Errorf("%s obeys %q, want %q", uid, w.GetAuthorizationPolicies(), want)
+		}
+	}
+	for host, want := range map[string]string{"web.example": "w.shop.svc.cluster.local", "lax.example": ""} {
+		if got := out.Addresses["shop/"+host].GetService().GetWaypoint().GetHostname().GetHostname(); got != want {
+			t.Errorf("%s has waypoint %q, want %q", host, got, want)
 		}
 	}
 }
