@@ -439,7 +439,7 @@ func (w world) serviceEntry() cluster.Object {
 		Visibility: pick(w, cluster.VisiblePublic, cluster.VisiblePublic, cluster.VisibleNamespace, cluster.VisibleNone),
 		Ports:      []cluster.ServicePort{{Name: "p", Port: 80, Target: uint16(80 + w.IntN(2))}}, Distribution: pick(w, "", "PreferClose", "wrong"),
 	}
-	e.Labels, e.Bound = w.withUse(e.Labels), w.bound()
+	e.Labels, e.Bound, e.Required = w.withUse(e.Labels), w.bound(), pick(w, "", "", "true", "false")
 	for _, h := range []string{"x.a.svc.cluster.local", "y.b.svc.cluster.local", "h1.example", "h2.example", "*.w.example"} {
 		if w.IntN(3) == 0 {
 			e.Hosts = append(e.Hosts, h)
