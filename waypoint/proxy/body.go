@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -185,11 +186,16 @@ func (s *source) close() {
 // given up, so that it does not hold the request back.
 const maxTapped = 256 << 10
 
-// errSlowMirror is why a copy of a request is given up.
-var errSlowMirror = errors.New("the mirror's backend takes the request more slowly than the client sends it")
+// Why copies of requests are given up.
+var (
+	errSlowMirror  = errors.New("the mirror's backend takes the request more slowly than the client sends it")
+	errManyMirrors = errors.New("as much as may be of requests' bodies waits for the backends of mirrors already")
+)
 
-// tap is the copy of a request's body for a mirror: a message.Body.
+// tap is the copy of a request's body for a mirror: a message.Body. Whoever makes one closes it.
 type tap struct {
+	held *held
+
 	mu       sync.Mutex // guards what follows
 	wake     sync.Cond
 	queue    [][]byte
@@ -199,8 +205,25 @@ type tap struct {
 	closed   bool
 }
 
-func newTap() *tap {
-	t := &tap{}
+// held is how much waits in all taps together, in bytes.
+type held struct {
+	now  atomic.Int64
+	most int64
+}
+
+// take counts so much more, unless that is too much.
+func (h *held) take(n int) bool {
+	if h.now.Add(int64(n)) <= h.most {
+		return true
+	}
+	h.give(n)
+	return false
+}
+
+func (h *held) give(n int) { h.now.Add(-int64(n)) }
+
+func newTap(h *held) *tap {
+	t := &tap{held: h}
 	t.wake.L = &t.mu
 	return t
 }
@@ -219,12 +242,22 @@ func (t *tap) put(p []byte, err error, body message.Body) {
 	case err != nil:
 		t.err = err
 	case t.size+len(p) > maxTapped:
-		t.err, t.queue = errSlowMirror, nil
+		t.emptyLocked()
+		t.err = errSlowMirror
+	case !t.held.take(len(p)):
+		t.emptyLocked()
+		t.err = errManyMirrors
 	default:
 		t.queue = append(t.queue, append([]byte(nil), p...))
 		t.size += len(p)
 	}
 	t.wake.Broadcast()
+}
+
+// emptyLocked gives up what waits.
+func (t *tap) emptyLocked() {
+	t.held.give(t.size)
+	t.queue, t.size = nil, 0
 }
 
 // Next is of message.Body.
@@ -243,6 +276,7 @@ func (t *tap) Next() ([]byte, error) {
 	p := t.queue[0]
 	t.queue = t.queue[1:]
 	t.size -= len(p)
+	t.held.give(len(p))
 	return p, nil
 }
 
@@ -264,6 +298,7 @@ func (t *tap) Trailers() message.Fields {
 func (t *tap) Close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.closed, t.queue = true, nil
+	t.closed = true
+	t.emptyLocked()
 	t.wake.Broadcast()
 }

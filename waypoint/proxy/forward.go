@@ -99,8 +99,17 @@ func (r *request) retry() error {
 	return nil
 }
 
-// edited makes a backend's response the client's.
+// endRetry is the counterpart of retry; it may be called where there was none.
+func (r *request) endRetry() {
+	if r.retrying {
+		r.cluster.EndRetry()
+		r.retrying = false
+	}
+}
+
+// edited makes a backend's response the client's. There is no further try then, however long the response takes.
 func (r *request) edited(target *route.Target, resp *message.Response) *message.Response {
+	r.endRetry()
 	target.EditResponse(&resp.Header)
 	r.cross(resp)
 	return resp

@@ -216,9 +216,7 @@ func (r *request) finish() {
 	if r.cancel != nil {
 		r.cancel(nil)
 	}
-	if r.retrying {
-		r.cluster.EndRetry()
-	}
+	r.endRetry()
 	took := time.Since(r.start)
 	r.count(took)
 	r.log(took)

@@ -23,10 +23,12 @@ type mirrors struct {
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 	count  atomic.Int64
+	held   held
 }
 
 func (m *mirrors) init(p *Proxy) {
 	m.proxy = p
+	m.held.most = p.cfg.MaxMirrored
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 }
 
@@ -66,10 +68,11 @@ func (r *request) mirror(to *route.Mirror) {
 	req := r.x.Request.Clone()
 	req.Authority = to.Authority(req.Authority)
 	req.Upgrade, req.Expect = "", false
+	var body *tap
 	if r.body != nil {
-		t := newTap()
-		r.body.taps = append(r.body.taps, t)
-		req.Body, req.Length = t, r.x.Request.Length
+		body = newTap(&m.held)
+		r.body.taps = append(r.body.taps, body)
+		req.Body, req.Length = body, r.x.Request.Length
 	}
 	limit := mirrorTimeout
 	if f := r.route.Forward; f.Timeout > 0 {
@@ -77,6 +80,9 @@ func (r *request) mirror(to *route.Mirror) {
 	}
 	m.ended.Go(func() {
 		defer m.end(cluster)
+		if body != nil {
+			defer body.Close()
+		}
 		ctx, cancel := context.WithTimeout(m.ctx, limit)
 		defer cancel()
 		if err := copyTo(ctx, cluster, req); err != nil {
@@ -86,14 +92,8 @@ func (r *request) mirror(to *route.Mirror) {
 	})
 }
 
-// copyTo sends a request and forgets the response.
+// copyTo sends a request and forgets the response. The request's body stays the caller's, to be closed after it.
 func copyTo(ctx context.Context, cluster *upstream.Cluster, req *message.Request) error {
-	sent := false
-	defer func() {
-		if !sent && req.Body != nil {
-			req.Body.Close()
-		}
-	}()
 	e, err := cluster.Choose(nil)
 	if err != nil {
 		return fmt.Errorf("%s: %w", cluster.Name(), err)
@@ -110,7 +110,6 @@ func copyTo(ctx context.Context, cluster *upstream.Cluster, req *message.Request
 	if err != nil {
 		return err
 	}
-	sent = true
 	resp, err := client.RoundTrip(ctx, req, nil)
 	if err != nil {
 		return err

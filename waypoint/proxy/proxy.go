@@ -33,6 +33,8 @@ const (
 	DefaultWait = 2 * time.Second
 	// DefaultMaxMirrors bounds the copies of requests under way.
 	DefaultMaxMirrors = 1024
+	// DefaultMaxMirrored bounds what copies hold of requests' bodies, in bytes.
+	DefaultMaxMirrored = 16 << 20
 )
 
 // Config holds a proxy's settings. TLS, Clusters, Requests and Logger are required.
@@ -64,6 +66,9 @@ type Config struct {
 	// MaxMirrors bounds the copies of requests under way, of which those to one cluster may be an eighth, at least one; what is beyond
 	// is not copied. Zero means DefaultMaxMirrors.
 	MaxMirrors int
+	// MaxMirrored bounds what waits of requests' bodies for the backends of all copies together, in bytes; a copy that is in need of more
+	// is given up. Zero means DefaultMaxMirrored.
+	MaxMirrored int64
 	// Logger takes what concerns the proxy itself.
 	Logger *slog.Logger
 }
@@ -104,6 +109,9 @@ func New(cfg Config) *Proxy {
 	}
 	if cfg.MaxMirrors == 0 {
 		cfg.MaxMirrors = DefaultMaxMirrors
+	}
+	if cfg.MaxMirrored == 0 {
+		cfg.MaxMirrored = DefaultMaxMirrored
 	}
 	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}, carried: map[*connection]context.CancelCauseFunc{}, news: make(chan struct{})}
 	p.snapshot.Store(&config.Snapshot{})
