@@ -1,4 +1,5 @@
-// Package standing makes the objects of the Gateway API that stand for the mesh itself: the GatewayClass of waypoints, and an XMesh.
+// Package standing makes the objects of the Gateway API that stand for the mesh itself: the GatewayClasses of waypoints and of
+// Istio's ingress gateways, and an XMesh.
 // It makes what is not there, once the definitions are, and never changes or removes what is: people may have made it their own.
 package standing
 
@@ -47,6 +48,9 @@ type object struct {
 var objects = []object{
 	{schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"},
 		"gateway.networking.k8s.io/v1", "GatewayClass", api.ClassWaypoint, api.ControllerWaypoint},
+	// Its Gateways are told that nobody deploys them, rather than wait for somebody for ever.
+	{schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"},
+		"gateway.networking.k8s.io/v1", "GatewayClass", api.ClassIngress, api.ControllerIngress},
 	{schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"},
 		"gateway.networking.x-k8s.io/v1alpha1", "XMesh", api.MeshName, api.ControllerMesh},
 }
@@ -58,7 +62,7 @@ type Keeper struct {
 	log    *slog.Logger
 
 	changed chan struct{}   // has room for one
-	foreign map[string]bool // of Run: those that others have, as was said
+	foreign map[string]bool // of Run: those that others have, "kind name", as was said
 }
 
 // New returns a Keeper that does nothing until Run. bundle takes the version of the Gateway API's definitions.
@@ -109,8 +113,8 @@ func (k *Keeper) make(ctx context.Context, o object) error {
 	there, err := client.Get(ctx, o.name, metav1.GetOptions{})
 	if err == nil {
 		controller, _, _ := unstructured.NestedString(there.Object, "spec", "controllerName")
-		if foreign := controller != o.controller; foreign != k.foreign[o.kind] {
-			k.foreign[o.kind] = foreign
+		if foreign := controller != o.controller; foreign != k.foreign[o.kind+" "+o.name] {
+			k.foreign[o.kind+" "+o.name] = foreign
 			if foreign {
 				k.log.Warn("object of the mesh's name is another controller's and is left alone", "kind", o.kind, "name", o.name, "controller", controller)
 			}

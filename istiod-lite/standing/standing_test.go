@@ -45,7 +45,7 @@ func TestKeeper(t *testing.T) {
 		if defined {
 			return false, nil, nil
 		}
-		return true, nil, apierrors.NewNotFound(objects[1].gvr.GroupResource(), "")
+		return true, nil, apierrors.NewNotFound(objects[2].gvr.GroupResource(), "")
 	})
 	looked := make(chan string, 100)
 	k := New(client, func(_ context.Context, version string) { looked <- version }, slog.New(slog.DiscardHandler))
@@ -70,7 +70,7 @@ func TestKeeper(t *testing.T) {
 	mu.Unlock()
 	k.Notify()
 	look()
-	mesh, err := client.Resource(objects[1].gvr).Get(ctx, "ambit", metav1.GetOptions{})
+	mesh, err := client.Resource(objects[2].gvr).Get(ctx, "ambit", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +80,13 @@ func TestKeeper(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, mesh.Object); diff != "" {
 		t.Errorf("XMesh (-want +got):\n%s", diff)
+	}
+	ingress, err := client.Resource(objects[1].gvr).Get(ctx, "istio", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if controller, _, _ := unstructured.NestedString(ingress.Object, "spec", "controllerName"); controller != "istio.io/gateway-controller" {
+		t.Errorf("class istio has controller %q", controller)
 	}
 	class, err := client.Resource(objects[0].gvr).Get(ctx, "istio-waypoint", metav1.GetOptions{})
 	if err != nil {

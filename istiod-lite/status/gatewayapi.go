@@ -64,12 +64,13 @@ func gatewayBody(g state.Gateway) *body {
 	return nil
 }
 
-// ingressBody tells Gateways of Istio's class for ingress, in case nobody else does.
+// noIngress is what Gateways of Istio's class for ingress are told, and the class itself, in case nobody else deploys them.
+const noIngress = "ambit deploys no ingress gateways in this release"
+
 func ingressBody(g *cluster.Gateway) *body {
-	const why = "ambit deploys no ingress gateways in this release"
 	return &body{generation: g.Generation, yielding: true, conditions: []cluster.Condition{
-		condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonPending, g.Generation, why),
-		condition(gatewayv1.GatewayConditionProgrammed, false, gatewayv1.GatewayReasonPending, g.Generation, why),
+		condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonPending, g.Generation, noIngress),
+		condition(gatewayv1.GatewayConditionProgrammed, false, gatewayv1.GatewayReasonPending, g.Generation, noIngress),
 	}}
 }
 
@@ -191,7 +192,12 @@ func listenerBody(g *cluster.Gateway, l cluster.Listener, gateway cluster.Condit
 // classBody is what a GatewayClass says; nil if it is not one of the mesh's.
 func classBody(in state.Class) *body {
 	c := in.Class
-	if c == nil || c.Controller != api.ControllerWaypoint {
+	switch {
+	case c != nil && c.Controller == api.ControllerIngress:
+		return &body{generation: c.Generation, yielding: true, conditions: []cluster.Condition{
+			condition(gatewayv1.GatewayClassConditionStatusAccepted, false, gatewayv1.GatewayClassReasonUnsupported, c.Generation, noIngress),
+		}}
+	case c == nil || c.Controller != api.ControllerWaypoint:
 		return nil
 	}
 	accepted := condition(gatewayv1.GatewayClassConditionStatusAccepted, true, gatewayv1.GatewayClassReasonAccepted, c.Generation, "Gateways of this class become waypoints")

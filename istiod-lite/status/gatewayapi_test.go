@@ -116,6 +116,10 @@ func TestClassAndMesh(t *testing.T) {
 			t.Errorf("definitions of %q: %v", bundle, got)
 		}
 	}
+	ingress := &cluster.GatewayClass{Name: "istio", Generation: 3, Controller: api.ControllerIngress}
+	if b := classBody(state.Class{Class: ingress}); b == nil || !b.yielding || said(b.conditions)["Accepted"] != "False Unsupported" {
+		t.Errorf("the class of ingress gateways says %+v", b)
+	}
 	class.Parameters = true
 	if got := said(classBody(state.Class{Class: class, Bundle: "v1.7.0"}).conditions); got["Accepted"] != "False InvalidParameters" {
 		t.Errorf("with parameters: %v", got)
