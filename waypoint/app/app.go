@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	mesh "github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/mesh/thrift"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/proxy"
@@ -324,6 +325,8 @@ func (p *parts) run(ctx context.Context) error {
 	room("trust", p.files.Run)
 	room("revocation", p.judgeTunnels)
 	room("discovery", p.discovery.Run)
+	room("processors", func(ctx context.Context) error { return thrift.Processors(ctx, nil) })
+	room("collector", thrift.Collector)
 	if err := p.listenTunnels(ctx, room); err != nil {
 		p.quit(partError{"tunnel port", err})
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/mesh/thrift"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/ztunnel/config"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
@@ -298,8 +299,8 @@ func (p *parts) run(ctx context.Context) error {
 	room("state", p.keepState)
 	room("keys", p.sweepKeys)
 	room("connections", p.node.Run)
-	room("processors", func(ctx context.Context) error { return runProcessors(ctx, p.node.Late) })
-	room("collector", runCollector)
+	room("processors", func(ctx context.Context) error { return thrift.Processors(ctx, p.node.Late) })
+	room("collector", thrift.Collector)
 
 	// A pod's connections must not be decided on half of the cluster's state.
 	if p.awaitState(ctx) == nil {

@@ -1,4 +1,6 @@
-package app
+// Package thrift has a data plane take of the machine what its work needs: processors and memory. What it sets holds for the whole
+// process, so that each function may run once at a time in one.
+package thrift
 
 import (
 	"context"
@@ -27,7 +29,7 @@ type processors struct {
 	little    time.Duration // for how long little was used
 }
 
-// next takes the processor time that was used in the span since the last call, and whether pods waited for others meanwhile. It
+// next takes the processor time that was used in the span since the last call, and whether somebody waited for others meanwhile. It
 // returns how many processors to use.
 func (p *processors) next(used, span time.Duration, waited bool) int {
 	if waited {
@@ -47,9 +49,12 @@ func (p *processors) next(used, span time.Duration, waited bool) int {
 	return p.now
 }
 
-// runProcessors has the number of processors in use follow the work until the context ends; late says how often pods waited for
-// others so far. Only one may run in a process.
-func runProcessors(ctx context.Context, late func() uint64) error {
+// Processors has the number of processors in use follow the work until ctx ends, and sets it back then. late, if not nil, says how
+// often, ever, somebody who asks for little waited for others: then all are used. It returns an error if it cannot read what was used.
+func Processors(ctx context.Context, late func() uint64) error {
+	if late == nil {
+		late = func() uint64 { return 0 }
+	}
 	most := runtime.GOMAXPROCS(0)
 	if most == 1 {
 		return nil

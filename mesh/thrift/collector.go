@@ -1,4 +1,4 @@
-package app
+package thrift
 
 import (
 	"context"
@@ -31,9 +31,9 @@ func percentFor(live, rate uint64) int {
 	return int(max(usual, 100*wait/max(live, leastHeap)))
 }
 
-// runCollector has garbage be collected earlier the more memory is in use, and later the more is allocated, until the context
-// ends. Only one may run in a process. It does nothing where GOGC is set otherwise.
-func runCollector(ctx context.Context) error {
+// Collector has garbage be collected earlier the more memory is in use, and later the more is allocated, until ctx ends. It does
+// nothing where GOGC is set otherwise, and returns nil in any case.
+func Collector(ctx context.Context) error {
 	if now := debug.SetGCPercent(usualPercent); now != usualPercent {
 		debug.SetGCPercent(now)
 		return nil
