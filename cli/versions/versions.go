@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
@@ -106,12 +107,23 @@ func ask(ctx context.Context, env *command.Env, answer *Answer) error {
 			answer.DataPlane = append(answer.DataPlane, pods...)
 		}
 	}
-	return nil
+	waypoints, err := count(ctx, cluster.Kubernetes, metav1.NamespaceAll, labels.Set{api.LabelGatewayManaged: api.GatewayManagedWaypoint}, "waypoint")
+	if apierrors.IsForbidden(err) {
+		env.Notef("Waypoints are not shown, since you may not list the pods of all namespaces.")
+		return nil
+	}
+	answer.DataPlane = append(answer.DataPlane, waypoints...)
+	return err
 }
 
 // running counts the pods of a part by version and image.
 func running(ctx context.Context, client kubernetes.Interface, part survey.Part) ([]Pods, error) {
-	list, err := client.CoreV1().Pods(part.Namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(part.Selector).String()})
+	return count(ctx, client, part.Namespace, part.Selector, part.Component.Title())
+}
+
+// count counts the running pods that have labels.
+func count(ctx context.Context, client kubernetes.Interface, namespace string, having labels.Set, part string) ([]Pods, error) {
+	list, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(having).String()})
 	if err != nil {
 		return nil, fmt.Errorf("list Pods: %w", err)
 	}
@@ -120,7 +132,7 @@ func running(ctx context.Context, client kubernetes.Interface, part survey.Part)
 		if pod.Status.Phase != corev1.PodRunning || len(pod.Spec.Containers) == 0 {
 			continue
 		}
-		counts[Pods{Part: part.Component.Title(), Version: pod.Labels[api.LabelVersion], Image: pod.Spec.Containers[0].Image}]++
+		counts[Pods{Part: part, Version: pod.Labels[api.LabelVersion], Image: pod.Spec.Containers[0].Image}]++
 	}
 	var all []Pods
 	for pods, n := range counts {

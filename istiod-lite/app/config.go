@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/build"
 	"github.com/ambit-mesh/ambit/istiod-lite/ca"
 	"github.com/ambit-mesh/ambit/istiod-lite/deployer"
 )
@@ -113,6 +114,7 @@ func parseConfig(args []string, stderr io.Writer) (Config, error) {
 		return Config{}, err
 	}
 	c.Waypoints.Namespace, c.Waypoints.ClusterID, c.Waypoints.ClusterDomain = c.Namespace, c.ClusterID, c.ClusterDomain
+	c.Waypoints.Version = build.Version()
 	c.Waypoints.RootCertConfigMap, c.Waypoints.CRLConfigMap = c.RootCertConfigMap, c.CRLConfigMap
 	return c, c.validate()
 }

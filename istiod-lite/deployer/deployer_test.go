@@ -48,6 +48,7 @@ func settings(t *testing.T, env map[string]string) Settings {
 		t.Fatal(err)
 	}
 	s.Namespace, s.ClusterID, s.ClusterDomain = "istio-system", "Kubernetes", "cluster.local"
+	s.Version = "v1.2.3"
 	s.RootCertConfigMap, s.CRLConfigMap = "istio-ca-root-cert", "istio-ca-crl"
 	return s
 }

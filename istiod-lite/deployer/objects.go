@@ -186,6 +186,9 @@ func (w waypoint) deployment() *appsv1.Deployment {
 	labels := w.labels()
 	labels[api.LabelDataplaneMode], labels["sidecar.istio.io/inject"] = api.DataplaneModeNone, "false"
 	labels[api.LabelCanonicalName], labels[api.LabelCanonicalRevision] = w.gateway.Name, "latest"
+	if w.Version != "" && len(validation.IsValidLabelValue(w.Version)) == 0 {
+		labels[api.LabelVersion] = w.Version // which a development build need not fit
+	}
 	annotations := map[string]string{
 		"prometheus.io/scrape": "true", "prometheus.io/port": strconv.Itoa(api.PortStats), "prometheus.io/path": "/stats/prometheus",
 	}

@@ -19,7 +19,9 @@ type Settings struct {
 	// PullSecrets are names of Secrets in the namespaces of Gateways.
 	PullSecrets []string
 	// Build tells builds apart that have one tag; "" if tags are enough.
-	Build     string
+	Build string
+	// Version is the release of the control plane, which is that of its waypoints.
+	Version   string
 	LogLevel  string
 	Replicas  int32
 	Resources corev1.ResourceRequirements
