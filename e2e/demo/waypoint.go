@@ -33,6 +33,7 @@ func (s *Show) requests() []step {
 		{"a route: 90 of 100 requests to v1, 10 to v2", s.split},
 		{"a header chooses the version", s.header},
 		{"a retry hides an error", s.retry},
+		{"a policy refuses a path", s.refusePath},
 		{"what it looked like in metrics", s.metrics},
 		{"remove the waypoint", s.removeWaypoint},
 	}
@@ -138,6 +139,81 @@ func (s *Show) retry(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("without the route %s; with it %s", told(who(bare)), told(who(routed)))
 	}
 	return fmt.Sprintf("a path that fails every other time: without the route %d of %d requests failed, with it none", failed, tries), nil
+}
+
+//go:embed nocellar.yaml
+var noCellar []byte
+
+func (s *Show) refusePath(ctx context.Context) (string, error) {
+	open := traffic.HTTPRequest{URL: "http://kettle:8080/"}
+	shut := traffic.HTTPRequest{URL: "http://kettle:8080/cellar/key?please"}
+	before, err := s.pour(ctx, shut)
+	if err != nil {
+		return "", err
+	}
+	if status := before[0].Status; status != 200 {
+		return "", fmt.Errorf("before the policy, status %d", status)
+	}
+	since := time.Now()
+	if err := s.cluster.Apply(ctx, noCellar); err != nil {
+		return "", err
+	}
+	until := harness.Until{What: "the path is refused", Within: ready, InARow: 3}
+	err = harness.Await(ctx, until, func(ctx context.Context) error {
+		refused, err := s.pour(ctx, shut)
+		if err != nil {
+			return err
+		}
+		served, err := s.pour(ctx, open)
+		if err == nil && (refused[0].Status != 403 || served[0].Status != 200) {
+			err = fmt.Errorf("the path %d, others %d", refused[0].Status, served[0].Status)
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	line, err := s.refusal(ctx, since)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(s.Out, "        | %s\n", line)
+	if err := s.cluster.Delete(ctx, noCellar); err != nil {
+		return "", err
+	}
+	until = harness.Until{What: "the path is served again", Within: ready, InARow: 3}
+	return "GET /cellar/key: 403 by AuthorizationPolicy no-cellar; / goes on; the waypoint's log names policy and caller", harness.Await(ctx, until, func(ctx context.Context) error {
+		again, err := s.pour(ctx, shut)
+		if err == nil && again[0].Status != 200 {
+			err = fmt.Errorf("status %d", again[0].Status)
+		}
+		return err
+	})
+}
+
+// refusal is a line of a waypoint's log about a request of the guest that the policy refused.
+func (s *Show) refusal(ctx context.Context, since time.Time) (found string, err error) {
+	until := harness.Until{What: "the refusal in the log of the waypoint", Within: time.Minute}
+	err = harness.Await(ctx, until, func(ctx context.Context) error {
+		pods, err := s.cluster.Pods(ctx, namespace, api.LabelGatewayName+"=waypoint")
+		if err != nil {
+			return err
+		}
+		for i := range pods {
+			text, err := s.cluster.Logs(ctx, harness.Pod{Namespace: namespace, Name: pods[i].Name}, since)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(text) {
+				if strings.Contains(line, "/ns/"+namespace+"/sa/") && strings.Contains(line, "denied by policy "+namespace+"/no-cellar") {
+					found = strings.TrimSpace(line)
+					return nil
+				}
+			}
+		}
+		return errors.New("no line names the policy and the guest")
+	})
+	return found, err
 }
 
 // counted matches a line of the requests that waypoints count.

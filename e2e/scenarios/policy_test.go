@@ -31,7 +31,7 @@ func authorization() scenario {
 			began := time.Now()
 			w.apply(t, "policy-identity.yaml")
 			w.eventually(t, "only the clients' identity is let in", slices.Concat(inside, refused(outside), refused(among)))
-			w.condition(t, in, "clients", "True", "Accepted")
+			w.condition(t, in, "clients", "ZtunnelAccepted", "True", "Accepted")
 			w.denied(t, began, "no ALLOW policy matches; there are "+in+"/clients")
 			w.remove(t, "policy-identity.yaml")
 			w.eventually(t, "everybody is let in again", all)
@@ -62,7 +62,7 @@ func authorization() scenario {
 
 			w.apply(t, "policy-http.yaml")
 			w.eventually(t, "a rule of layer 7 allows nothing", refused(all))
-			w.condition(t, in, "gets", "False", "UnsupportedValue")
+			w.condition(t, in, "gets", "ZtunnelAccepted", "False", "UnsupportedValue")
 			w.remove(t, "policy-http.yaml")
 			w.eventually(t, "everybody is let in in the end", all)
 		},
@@ -101,10 +101,10 @@ func only(in []expectation, protocols ...traffic.Protocol) []expectation {
 }
 
 // condition waits for what a policy says of itself.
-func (w *world) condition(t *testing.T, ns, name, status, reason string) {
+func (w *world) condition(t *testing.T, ns, name, condition, status, reason string) {
 	t.Helper()
 	policies := w.Dynamic.Resource(schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}).Namespace(ns)
-	what := fmt.Sprintf("the condition ZtunnelAccepted of policy %s/%s", ns, name)
+	what := fmt.Sprintf("the condition %s of policy %s/%s", condition, ns, name)
 	w.must(t, harness.Await(w.ctx, harness.Until{What: what, Within: converged}, func(ctx context.Context) error {
 		u, err := policies.Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
@@ -116,7 +116,7 @@ func (w *world) condition(t *testing.T, ns, name, status, reason string) {
 		}
 		for _, v := range list {
 			c, _ := v.(map[string]any)
-			if c["type"] == "ZtunnelAccepted" && c["status"] == status && c["reason"] == reason {
+			if c["type"] == condition && c["status"] == status && c["reason"] == reason {
 				return nil
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/harness"
 )
 
-// waypoint: one command gives a namespace a waypoint; routes act on requests, what is not HTTP is carried as it was, every hop is
+// waypoint: one command gives a namespace a waypoint; routes and policies act on requests, what is not HTTP is carried as it was, every hop is
 // a tunnel between identities, and without the waypoint everything goes on at layer 4.
 func waypoint() scenario {
 	const ns = "ambit-waypoint"
@@ -29,6 +30,7 @@ func waypoint() scenario {
 			w.routes(t, ns)
 			w.split(t, ns)
 			w.throughWaypoint(t, ns, start)
+			w.judged(t, ns)
 
 			// Services without a route of their own, and ports that are not HTTP, work as they did. The server sees the waypoint's address.
 			ways := w.everyWay(t, ns, ns, w.pairs())
@@ -47,7 +49,11 @@ func waypoint() scenario {
 
 // ask sends requests from client1, which is on another node than server2.
 func (w *world) ask(ctx context.Context, ns string, request traffic.HTTPRequest) ([]traffic.HTTPReply, error) {
-	report, err := harness.Do[traffic.HTTPReport](ctx, w.Cluster, harness.Pod{Namespace: ns, Name: "client1"}, traffic.VerbHTTP, request)
+	return w.askFrom(ctx, harness.Pod{Namespace: ns, Name: "client1"}, request)
+}
+
+func (w *world) askFrom(ctx context.Context, from harness.Pod, request traffic.HTTPRequest) ([]traffic.HTTPReply, error) {
+	report, err := harness.Do[traffic.HTTPReport](ctx, w.Cluster, from, traffic.VerbHTTP, request)
 	if err != nil {
 		return nil, err
 	}
@@ -182,4 +188,67 @@ func (w *world) throughWaypoint(t *testing.T, ns string, since time.Time) {
 		}
 		return missing
 	}))
+}
+
+// judged: policies of a service are decided by the waypoint on who asks and for what, they say so, and its log names whom they refused.
+func (w *world) judged(t *testing.T, ns string) {
+	t.Helper()
+	since := time.Now()
+	const split, menu = "http://server:8080/split", "http://server:8080/old/menu"
+	await := func(what string, want map[string]int) {
+		t.Helper()
+		until := harness.Until{What: what, Within: converged, InARow: 3}
+		w.must(t, harness.Await(w.ctx, until, func(ctx context.Context) error {
+			var wrong error
+			for line, status := range want {
+				from, rest, _ := strings.Cut(line, " ")
+				method, url, _ := strings.Cut(rest, " ")
+				for _, http2 := range []bool{false, true} {
+					replies, err := w.askFrom(ctx, harness.Pod{Namespace: ns, Name: from}, traffic.HTTPRequest{Method: method, URL: url, HTTP2: http2})
+					if err != nil {
+						return err
+					}
+					if replies[0].Status != status {
+						wrong = errors.Join(wrong, fmt.Errorf("%s (HTTP/2: %t): status %d, want %d: %s", line, http2, replies[0].Status, status, replies[0].Error))
+					}
+				}
+			}
+			return wrong
+		}))
+	}
+	all := map[string]int{"client1 GET " + split: 200, "client2 GET " + menu: 200, "client1 POST " + split: 200, "server2 GET " + split: 200}
+	await("requests are served before the policies", all)
+	w.apply(t, "waypoint-policy.yaml")
+	await("requests are judged", map[string]int{
+		"client1 GET " + split: 200, "client2 GET " + split: 200, "client2 GET " + menu: 403, "client1 POST " + split: 403, "server2 GET " + split: 403})
+	for _, name := range []string{"readers", "no-menu"} {
+		w.condition(t, ns, name, "WaypointAccepted", "True", "Accepted")
+	}
+	lines := [][2]string{{"sa/client", "denied by policy " + ns + "/no-menu"}, {"sa/server", "no ALLOW policy matches; there are " + ns + "/readers"}}
+	w.must(t, harness.Await(w.ctx, harness.Until{What: "who was refused, in the log of the waypoint", Within: converged}, func(ctx context.Context) error {
+		pods, err := w.Pods(ctx, ns, api.LabelGatewayName+"=waypoint")
+		if err != nil {
+			return err
+		}
+		var all string
+		for i := range pods {
+			text, err := w.Logs(ctx, harness.Pod{Namespace: ns, Name: pods[i].Name}, since)
+			if err != nil {
+				return err
+			}
+			all += text
+		}
+		for _, want := range lines {
+			found := false
+			for line := range strings.Lines(all) {
+				found = found || strings.Contains(line, want[0]) && strings.Contains(line, want[1])
+			}
+			if !found {
+				err = errors.Join(err, fmt.Errorf("no line with %s and %q", want[0], want[1]))
+			}
+		}
+		return err
+	}))
+	w.remove(t, "waypoint-policy.yaml")
+	await("requests are served after the policies", all)
 }
