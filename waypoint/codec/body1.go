@@ -24,8 +24,9 @@ type body1 struct {
 	before func() // once, before something is waited for; may be nil
 	owner  bodyOwner
 
-	asked  atomic.Bool   // before was called
-	pulled atomic.Uint64 // pieces
+	asked    atomic.Bool   // before was called
+	pulled   atomic.Uint64 // bytes
+	messages *messages     // of gRPC; nil: nobody counts them
 
 	mu       sync.Mutex // held during Next: guards what follows, and in
 	piece    int        // bytes of in that were handed out
@@ -107,7 +108,8 @@ func (b *body1) nextLocked() ([]byte, error) {
 	}
 	p, err := b.read()
 	if err == nil {
-		b.pulled.Add(1)
+		b.pulled.Add(uint64(len(p)))
+		b.messages.scan(p)
 		return p, nil
 	}
 	b.over = err
@@ -143,12 +145,12 @@ func (b *body1) read() ([]byte, error) {
 	return p, nil
 }
 
-// manyPieces is after how many pieces a body is a long one, for which a larger buffer pays.
-const manyPieces = 4
+// longBody is from how many bytes on a body is a long one, for which a larger buffer pays.
+const longBody = 4 * buffer.Small
 
 // room is the size of the buffer that is read into next.
 func (b *body1) room() int {
-	if b.pulled.Load() > manyPieces && (b.left < 0 || b.left > buffer.Small) {
+	if b.pulled.Load() > longBody && (b.left < 0 || b.left > buffer.Small) {
 		return buffer.Medium
 	}
 	return buffer.Small
@@ -208,7 +210,8 @@ func (b *body1) releaseChunks() {
 	}
 }
 
-func (b *body1) pieces() uint64 { return b.pulled.Load() }
+func (b *body1) got() uint64       { return b.pulled.Load() }
+func (b *body1) count(m *messages) { b.messages = m }
 
 // Ready is of message.Body.
 func (b *body1) Ready() bool {

@@ -17,7 +17,8 @@ type body2 struct {
 	left  int64    // of what content-length said, Unknown without one
 	over  error    // what Next returns from now on
 
-	pulled atomic.Uint64 // pieces
+	pulled   atomic.Uint64 // bytes
+	messages *messages     // of gRPC; nil: nobody counts them
 
 	before func()    // once, before something is waited for; may be nil
 	owner  bodyOwner // is told of the end
@@ -66,7 +67,9 @@ func (b *body2) next() error {
 		b.s.Reset(h2.ProtocolError)
 	}
 	if err == nil {
-		b.pulled.Add(1)
+		p := b.chunk.Bytes()
+		b.pulled.Add(uint64(len(p)))
+		b.messages.scan(p)
 		return nil
 	}
 	b.release()
@@ -92,7 +95,8 @@ func (b *body2) finish(whole bool) {
 	}
 }
 
-func (b *body2) pieces() uint64 { return b.pulled.Load() }
+func (b *body2) got() uint64       { return b.pulled.Load() }
+func (b *body2) count(m *messages) { b.messages = m }
 
 // Ready is of message.Body.
 func (b *body2) Ready() bool { return b.over != nil || b.before == nil && b.s.Ready() }
@@ -122,7 +126,8 @@ type sending2 struct {
 	s      *h2.Stream
 	body   message.Body
 	length int64          // of body, or Unknown
-	moved  *atomic.Uint64 // pieces; may be nil
+	moved  *atomic.Uint64 // bytes; may be nil
+	counts *messages      // of gRPC; nil: nobody counts them
 
 	sent    int64 // bytes
 	bodyErr error // why body broke off
@@ -170,8 +175,10 @@ func (t *sending2) run(inline bool) bool {
 			return true
 		}
 		if room {
+			t.counts.scan(p[h2.Headroom:])
 			_, _, t.err = t.s.AddScratch(p)
 		} else {
+			t.counts.scan(p)
 			_, t.err = t.s.Add(p)
 		}
 		if t.err != nil {
@@ -179,7 +186,7 @@ func (t *sending2) run(inline bool) bool {
 		}
 		t.sent += n
 		if t.moved != nil {
-			t.moved.Add(1)
+			t.moved.Add(uint64(n))
 		}
 	}
 }

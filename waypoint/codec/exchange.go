@@ -22,9 +22,17 @@ type Exchange struct {
 	begun bool // Respond or Abort was called
 	sent  int64
 
-	abortOnce atomic.Bool                  // abort was called
-	given     atomic.Uint64                // pieces of the response's body
-	pulled    interface{ pieces() uint64 } // the request's body; nil: there is none
+	abortOnce atomic.Bool   // abort was called
+	given     atomic.Uint64 // bytes of the response's body; of a tunnel, in both directions
+	pulled    requestBody   // nil: there is none
+	outgoing  *messages     // of gRPC; nil: nobody counts them
+	counts    [2]messages   // what CountMessages sets
+}
+
+// requestBody is the body of a request as it comes.
+type requestBody interface {
+	got() uint64 // bytes so far
+	count(*messages)
 }
 
 // responder is one side of an exchange, in a version of HTTP.
@@ -67,13 +75,26 @@ func (x *Exchange) aborted() bool { return x.abortOnce.Load() }
 // Sent returns how many bytes of body Respond has sent. It must not be called during Respond.
 func (x *Exchange) Sent() int64 { return x.sent }
 
-// Moved returns a number that grows with every piece of the request's body that is pulled, every piece of the response's body
-// that is given to the connection, and every piece that a tunnel carries either way: one that stays shows that nothing moves.
-// Anyone may call it until the handler returns.
+// Received returns how many bytes of the request's body were pulled, and of a tunnel how many the client has sent. It must not be
+// called during Respond.
+func (x *Exchange) Received() int64 { return int64(x.Moved()) - x.sent }
+
+// CountMessages has the messages of gRPC counted as they go by. It must be called before the request's body is pulled.
+func (x *Exchange) CountMessages(c MessageCounter) {
+	if x.pulled != nil {
+		x.counts[0] = messages{counter: c, received: true}
+		x.pulled.count(&x.counts[0])
+	}
+	x.counts[1] = messages{counter: c}
+	x.outgoing = &x.counts[1]
+}
+
+// Moved returns how many bytes of the request's body were pulled, and how many of the response's body, or of a tunnel either way, were
+// given to the connection: a number that stays shows that nothing moves. Anyone may call it until the handler returns.
 func (x *Exchange) Moved() uint64 {
 	n := x.given.Load()
 	if x.pulled != nil {
-		n += x.pulled.pieces()
+		n += x.pulled.got()
 	}
 	return n
 }

@@ -16,7 +16,8 @@ type sending1 struct {
 	body    message.Body
 	length  int64 // of body, or Unknown
 	chunked bool
-	moved   *atomic.Uint64 // pieces; may be nil
+	moved   *atomic.Uint64 // bytes; may be nil
+	counts  *messages      // of gRPC; nil: nobody counts them
 
 	sent    int64 // bytes
 	bodyErr error // why body broke off
@@ -58,6 +59,7 @@ func (t *sending1) run(inline bool) bool {
 			_ = t.out.flush()
 			return true
 		}
+		t.counts.scan(p)
 		if t.chunked {
 			var size [18]byte
 			t.out.payload(append(strconv.AppendInt(size[:0], n, 16), crlf...))
@@ -68,7 +70,7 @@ func (t *sending1) run(inline bool) bool {
 		}
 		t.sent += n
 		if t.moved != nil {
-			t.moved.Add(1)
+			t.moved.Add(uint64(n))
 		}
 		t.err = t.out.err
 	}

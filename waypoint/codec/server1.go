@@ -308,7 +308,7 @@ func (o *server1) respond(x *Exchange, resp *message.Response) error {
 		return o.upgrade(x, resp)
 	}
 	defer discard(resp)
-	t := sending1{out: &o.out, body: resp.Body, length: resp.Length, moved: &x.given}
+	t := sending1{out: &o.out, body: resp.Body, length: resp.Length, moved: &x.given, counts: x.outgoing}
 	o.mu.Lock()
 	o.answered = true
 	bodyless := x.bodyless(resp.Status)

@@ -310,7 +310,7 @@ func (x *exchange2) respond(_ *Exchange, resp *message.Response) error {
 		x.s.Conn().Flush()
 		return nil
 	}
-	t := sending2{s: x.s, body: resp.Body, length: length, moved: &x.given}
+	t := sending2{s: x.s, body: resp.Body, length: length, moved: &x.given, counts: x.outgoing}
 	t.run(false)
 	x.sent = t.sent
 	switch {

@@ -75,7 +75,7 @@ func (t *tunnel1) Close() error {
 }
 
 // relay moves bytes between two tunnels until both directions have ended, or one has failed: then both are reset. It returns how
-// many bytes went to a, and why it failed. moved counts pieces in both directions.
+// many bytes went to a, and why it failed. moved counts bytes in both directions.
 func relay(a, b message.Tunnel, moved *atomic.Uint64) (int64, error) {
 	var up, down error
 	var n int64
@@ -115,7 +115,7 @@ func carry(to, from message.Tunnel, moved *atomic.Uint64) (int64, error) {
 			var werr error
 			n, werr = to.Write(buf[:n])
 			total += int64(n)
-			moved.Add(1)
+			moved.Add(uint64(n))
 			if werr != nil && (err == nil || err == io.EOF) {
 				err = werr
 			}

@@ -14,39 +14,48 @@ import (
 
 // count counts a request that is over.
 func (r *request) count(took time.Duration) {
-	l := telemetry.RequestLabels{
-		Source: r.c.source, Status: uint16(r.status), GRPC: r.grpc, GRPCStatus: r.result, Flag: r.flag, MutualTLS: r.c.principal != "",
+	r.c.proxy.cfg.Requests.Done(telemetry.RequestLabels{
+		Ends: r.c.ends(r.cluster, r.endpoint), Status: uint16(r.status), GRPC: r.grpc, GRPCStatus: r.result, Flag: r.flag,
+		MutualTLS: r.c.principal != "",
+	}, telemetry.RequestSize{Took: took, Received: r.x.Received(), Sent: r.x.Sent()})
+}
+
+// Messages counts messages of gRPC, as codec.MessageCounter.
+func (r *request) Messages(received bool, n int) {
+	r.c.proxy.cfg.Requests.Messages(r.c.ends(r.cluster, r.target.Load()), received, n)
+}
+
+// ends names the client and who it came to: either may be nil. A request that got to no cluster counts as one to the service that
+// the client connected to.
+func (c *connection) ends(cluster *upstream.Cluster, e *upstream.Endpoint) telemetry.Ends {
+	ends := telemetry.Ends{Source: c.source}
+	switch {
+	case e != nil:
+		ends.Destination = e.Party()
+	default:
+		ends.Destination = unique.Make(telemetry.Party{})
 	}
 	switch {
-	case r.endpoint != nil:
-		l.Destination = r.endpoint.Party()
+	case cluster != nil:
+		ends.Service = cluster.Service()
 	default:
-		l.Destination = nobody()
+		ends.Service = c.service()
 	}
-	switch {
-	case r.cluster != nil:
-		l.Service = r.cluster.Service()
-	default:
-		l.Service = noService()
-	}
-	r.c.proxy.cfg.Requests.Done(l, took)
+	return ends
 }
 
 // refused counts and logs a request that was answered before it could be read.
 func (c *connection) refused(status int, reason string) {
 	c.proxy.cfg.Requests.Done(telemetry.RequestLabels{
-		Source: c.source, Destination: nobody(), Service: noService(), Status: uint16(status), GRPCStatus: telemetry.NoGRPC,
-		Flag: telemetry.RequestMalformed, MutualTLS: c.principal != "",
-	}, 0)
+		Ends: c.ends(nil, nil), Status: uint16(status), GRPCStatus: telemetry.NoGRPC, Flag: telemetry.RequestMalformed,
+		MutualTLS: c.principal != "",
+	}, telemetry.RequestSize{})
 	if log := c.proxy.cfg.AccessLog; log != nil {
 		attrs := append(make([]slog.Attr, 0, 12), slog.Int("status", status))
 		attrs = append(c.attrs(attrs, time.Now(), nil), slog.String("response_flags", telemetry.RequestMalformed.String()), slog.String("error", reason))
 		log.LogAttrs(context.Background(), slog.LevelWarn, "request refused", attrs...)
 	}
 }
-
-func nobody() unique.Handle[telemetry.Party]          { return unique.Make(telemetry.Party{}) }
-func noService() unique.Handle[telemetry.ServiceName] { return unique.Make(telemetry.ServiceName{}) }
 
 // sampled tells whether something that went well is one of those that are logged.
 func (p *Proxy) sampled() bool {

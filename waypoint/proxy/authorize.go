@@ -119,7 +119,8 @@ func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCause
 	}
 	stop()
 	p.counts.Refused.Add(1)
-	c.logTCP(start, nil, nil, errors.New(d.Reason))
+	p.cfg.Requests.Failed(telemetry.ConnectionLabels{Ends: c.ends(nil, nil), Flag: telemetry.RequestDenied, MutualTLS: true})
+	c.logTCP(start, nil, nil, telemetry.RequestDenied, errors.New(d.Reason))
 	_ = in.Reject(403, accessDenied)
 	return nil, false
 }

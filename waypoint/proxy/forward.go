@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
@@ -236,6 +237,7 @@ func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Re
 		return nil, &failure{err: err}
 	}
 	r.endpoint = e
+	r.target.Store(e)
 	if err := e.Begin(); err != nil {
 		return nil, &failure{err: err}
 	}
@@ -369,6 +371,7 @@ func idempotent(method string) bool {
 func (r *request) refuse(f *failure) *refusal {
 	var connect *upstream.ConnectError
 	var denied *hbone.StatusError
+	var reset *h2.StreamError
 	to := fmt.Sprintf("of route %s", r.route.Name)
 	switch err := f.err; {
 	case r.x.Context().Err() != nil:
@@ -376,7 +379,7 @@ func (r *request) refuse(f *failure) *refusal {
 	case errors.Is(err, errTimeout), errors.Is(err, errTryTimeout):
 		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("no answer in time from the backend %s: %v", to, err)}
 	case errors.Is(err, errIdleStream):
-		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("the backend %s: %v", to, err)}
+		return &refusal{504, telemetry.RequestIdle, fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, upstream.ErrOverflow):
 		return &refusal{503, telemetry.RequestOverflow, fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, upstream.ErrRefused):
@@ -392,6 +395,8 @@ func (r *request) refuse(f *failure) *refusal {
 			"the backend %s refused this waypoint: %v; its policies must allow the waypoint's identity", to, err)}
 	case errors.As(err, &connect):
 		return &refusal{503, telemetry.RequestConnectFailed, fmt.Sprintf("the backend %s could not be reached in %d tries: %v", to, r.tries, err)}
+	case errors.As(err, &reset) && reset.Remote && r.protocol(&r.req) == message.HTTP2:
+		return &refusal{503, telemetry.RequestUpstreamReset, fmt.Sprintf("the backend %s gave the request up before it answered: %v", to, err)}
 	default:
 		return &refusal{503, telemetry.RequestUpstreamEnded, fmt.Sprintf("the backend %s ended the connection before it answered: %v", to, err)}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/policy"
@@ -42,10 +43,11 @@ type request struct {
 	over   bool
 
 	cluster  *upstream.Cluster
-	endpoint *upstream.Endpoint // of the last try
-	begun    bool               // and it is not over
-	req      message.Request    // of the last try
-	retrying bool               // counted as such with the cluster
+	endpoint *upstream.Endpoint                // of the last try
+	target   atomic.Pointer[upstream.Endpoint] // the same, for Messages
+	begun    bool                              // and it is not over
+	req      message.Request                   // of the last try
+	retrying bool                              // counted as such with the cluster
 	tries    int
 	taken    bool // the body was given to a try as it is
 	idle     idleState
@@ -63,6 +65,9 @@ func (c *connection) serve(x *codec.Exchange) {
 	r := &request{
 		c: c, x: x, start: time.Now(), http: c.chain.HTTP, method: req.Method, authority: req.Authority, path: req.Path,
 		grpc: isGRPC(req.Header), result: telemetry.NoGRPC, ctx: x.Context(),
+	}
+	if r.grpc {
+		x.CountMessages(r)
 	}
 	resp, refused := r.answer()
 	if refused != nil {

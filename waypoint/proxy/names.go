@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"unique"
 
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
@@ -36,6 +37,19 @@ func sourceOf(in *hbone.Incoming) telemetry.Party {
 		}
 	}
 	return p
+}
+
+// service names the service that the client connected to, whose chain is called inbound-vip|<port>|<protocol>|<host> and whose own
+// cluster outbound|<port>||<host>.
+func (c *connection) service() unique.Handle[telemetry.ServiceName] {
+	parts := strings.Split(c.chain.Name, "|")
+	if len(parts) != 4 {
+		return unique.Make(telemetry.ServiceName{})
+	}
+	if cluster := c.proxy.cfg.Clusters.Lookup("outbound|" + parts[1] + "||" + parts[3]); cluster != nil {
+		return cluster.Service()
+	}
+	return unique.Make(telemetry.ServiceName{Host: parts[3]})
 }
 
 // maxLabel bounds what a client says of itself, in bytes: the longest name that Kubernetes allows.

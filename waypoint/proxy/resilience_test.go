@@ -442,7 +442,7 @@ func TestTCP(t *testing.T) {
 			}
 			_ = s.Close()
 		}
-		await(t, "it is logged", func() bool { return strings.Contains(w.log.String(), "bytes_sent=3 bytes_recv=18") })
+		await(t, "it is logged", func() bool { return strings.Contains(w.log.String(), "bytes_sent=18 bytes_recv=3") })
 	}
 	w.endpoints["raw"] = nil
 	w.plainEndpoint("raw", 3, "")

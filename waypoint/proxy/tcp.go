@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -20,6 +21,12 @@ const minConnectAttempts = 3
 
 // errIdle is why a connection ended on which nothing moved for as long as its chain allows.
 var errIdle = errors.New("nothing came or went for as long as the service's settings allow")
+
+// errTooOld is why a connection ended that lived for as long as its chain allows, errNoCluster why there is none.
+var (
+	errTooOld    = errors.New("the connection is as old as the service's settings allow")
+	errNoCluster = errors.New("not known to this waypoint: does the service exist?")
+)
 
 // tcp carries a connection as it is.
 func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
@@ -31,9 +38,11 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 		return
 	}
 	defer stop()
-	e, nc, err := c.connect(ctx)
+	cluster, e, nc, err := c.connect(ctx)
 	if err != nil {
-		c.logTCP(start, e, nil, err)
+		flag := connectFlag(ctx, err)
+		c.proxy.cfg.Requests.Failed(telemetry.ConnectionLabels{Ends: c.ends(cluster, e), Flag: flag, MutualTLS: true})
+		c.logTCP(start, e, nil, flag, err)
 		_ = in.Reject(503, err.Error())
 		return
 	}
@@ -45,11 +54,16 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 	}
 	c.proxy.counts.TCP.Add(1)
 	var counters hbone.Counters
+	toServer, toClient := &counters.Sent, &counters.Received
+	if _, plain := nc.(*net.TCPConn); plain { // whose relay counts as the endpoint's end of it
+		toServer, toClient = toClient, toServer
+	}
+	live := c.proxy.cfg.Requests.Opened(telemetry.ConnectionLabels{Ends: c.ends(cluster, e), MutualTLS: true}, toClient, toServer)
 	if t := c.chain.TCP; t.IdleTimeout > 0 {
 		defer watch(t.IdleTimeout, func() uint64 { return counters.Sent.Load() + counters.Received.Load() }, func() { cancel(errIdle) })()
 	}
 	if d := c.chain.TCP.MaxDuration; d > 0 {
-		defer time.AfterFunc(d, func() { cancel(fmt.Errorf("the connection is as old as the service's settings allow (%v)", d)) }).Stop()
+		defer time.AfterFunc(d, func() { cancel(fmt.Errorf("%w (%v)", errTooOld, d)) }).Stop()
 	}
 	switch nc := nc.(type) {
 	case *hbone.Stream:
@@ -58,48 +72,82 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 		err = relayTLS(ctx, s, nc, &counters)
 	case *net.TCPConn:
 		err = hbone.Relayer{}.Relay(ctx, nc, s, &counters)
-		sent, received := counters.Sent.Load(), counters.Received.Load() // as the endpoint sees it
-		counters.Sent.Store(received)
-		counters.Received.Store(sent)
 	default:
 		err = fmt.Errorf("a connection of kind %T cannot be relayed", nc)
 		_ = nc.Close()
 		_ = s.Close()
 	}
-	c.logTCP(start, e, &counters, err)
+	flag := endFlag(ctx, err)
+	live.Closed(flag)
+	c.logTCP(start, e, &carried{toServer.Load(), toClient.Load()}, flag, err)
 }
 
-// connect chooses an endpoint and connects to it, or to another if that fails. The caller must EndConnection the
-// endpoint.
-func (c *connection) connect(ctx context.Context) (*upstream.Endpoint, net.Conn, error) {
+// carried is how many bytes a connection has carried.
+type carried struct{ toServer, toClient uint64 }
+
+// connectFlag says why a connection was not opened.
+func connectFlag(ctx context.Context, err error) telemetry.RequestFlag {
+	switch {
+	case ctx.Err() != nil:
+		return telemetry.RequestClientGone
+	case errors.Is(err, upstream.ErrOverflow):
+		return telemetry.RequestOverflow
+	case errors.Is(err, upstream.ErrNoEndpoint):
+		return telemetry.RequestNoHealthy
+	case errors.Is(err, errNoCluster):
+		return telemetry.RequestNoCluster
+	}
+	return telemetry.RequestConnectFailed
+}
+
+// endFlag says how a connection ended.
+func endFlag(ctx context.Context, err error) telemetry.RequestFlag {
+	switch cause := context.Cause(ctx); {
+	case err == nil:
+		return telemetry.RequestOK
+	case errors.Is(cause, errIdle):
+		return telemetry.RequestIdle
+	case errors.Is(cause, errTooOld):
+		return telemetry.RequestTooLong
+	case errors.Is(cause, errPolicyChange):
+		return telemetry.RequestDenied
+	case ctx.Err() != nil:
+		return telemetry.RequestClientGone
+	}
+	return telemetry.RequestUpstreamEnded
+}
+
+// connect chooses a cluster and an endpoint and connects to it, or to another if that fails. The caller must EndConnection the
+// endpoint. With an error cluster and endpoint are those that it concerns, and may be nil.
+func (c *connection) connect(ctx context.Context) (*upstream.Cluster, *upstream.Endpoint, net.Conn, error) {
 	t := c.chain.TCP
 	name := t.Choose() // once for the connection, so that shares are as they should be
 	cluster := c.proxy.cfg.Clusters.Lookup(name)
 	if cluster == nil {
-		return nil, nil, fmt.Errorf("backend %q of %s is not known to this waypoint: does the service exist?", name, c.chain.Name)
+		return nil, nil, nil, fmt.Errorf("backend %q of %s is %w", name, c.chain.Name, errNoCluster)
 	}
 	var tried []*upstream.Endpoint
 	for {
 		e, err := cluster.Choose(tried)
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", name, err)
+			return cluster, nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
 		if err := e.BeginConnection(); err != nil {
-			return e, nil, err
+			return cluster, e, nil, err
 		}
 		nc, err := e.Dial(ctx)
 		if err == nil {
-			return e, nc, nil
+			return cluster, e, nc, nil
 		}
 		e.EndConnection()
 		if tried = append(tried, e); len(tried) >= max(t.ConnectAttempts, minConnectAttempts) || ctx.Err() != nil {
-			return e, nil, err
+			return cluster, e, nil, err
 		}
 	}
 }
 
-// logTCP writes the line of a connection. counters are nil if it was not opened.
-func (c *connection) logTCP(start time.Time, e *upstream.Endpoint, counters *hbone.Counters, err error) {
+// logTCP writes the line of a connection. moved is nil if it was not opened.
+func (c *connection) logTCP(start time.Time, e *upstream.Endpoint, moved *carried, flag telemetry.RequestFlag, err error) {
 	log := c.proxy.cfg.AccessLog
 	if log == nil || err == nil && len(c.audits) == 0 && !c.proxy.sampled() {
 		return
@@ -109,8 +157,11 @@ func (c *connection) logTCP(start time.Time, e *upstream.Endpoint, counters *hbo
 		level = slog.LevelError
 	}
 	attrs := auditAttrs(c.attrs(make([]slog.Attr, 0, 12), start, e), c.audits)
-	if counters != nil {
-		attrs = append(attrs, slog.Uint64("bytes_sent", counters.Sent.Load()), slog.Uint64("bytes_recv", counters.Received.Load()))
+	if moved != nil {
+		attrs = append(attrs, slog.Uint64("bytes_sent", moved.toClient), slog.Uint64("bytes_recv", moved.toServer))
+	}
+	if flag != telemetry.RequestOK {
+		attrs = append(attrs, slog.String("response_flags", flag.String()))
 	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
