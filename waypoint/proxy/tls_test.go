@@ -246,7 +246,7 @@ func TestTCPOverTLS(t *testing.T) {
 			if b, err := io.ReadAll(s); err != nil || string(b) != "bye you" {
 				t.Errorf("%q, %v", b, err)
 			}
-			await(t, "it is logged", func() bool { return strings.Contains(w.log.String(), "bytes_sent=3 bytes_recv=18") })
+			await(t, "it is logged", func() bool { return strings.Contains(w.log.String(), "bytes_sent=18 bytes_recv=3") })
 			w.tls["raw"] = trusting(ca, "db.example.com", "dns other.example.com")
 			w.apply(all)
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
