@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,30 +40,56 @@ func (c *Cluster) Node(name string) (Node, error) {
 	return Node{}, fmt.Errorf("node %s: the cluster has no such node", name)
 }
 
-// Nodes returns all nodes as they are now.
-func (c *Cluster) Nodes() ([]Node, error) {
+// machine is what the cluster's record says of one.
+type machine struct {
+	Name string `json:"name"`
+	Init struct {
+		PID int `json:"pid"`
+	} `json:"init"`
+	Uplink    string       `json:"uplink"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+func (m machine) node() Node { return Node{Name: m.Name, PID: m.Init.PID, Uplink: m.Uplink} }
+
+// machines are the nodes and the machine of the control plane, which is not a node.
+func (c *Cluster) machines() (nodes []machine, controlPlane machine, err error) {
 	path := filepath.Join(filepath.Dir(c.Kubeconfig), "state.json")
 	raw, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: its nodes are not on this machine: %w", ErrNoCluster, err)
+		return nil, machine{}, fmt.Errorf("%w: its nodes are not on this machine: %w", ErrNoCluster, err)
 	}
 	var state struct {
-		Nodes []struct {
-			Name string `json:"name"`
-			Init struct {
-				PID int `json:"pid"`
-			} `json:"init"`
-			Uplink string `json:"uplink"`
-		} `json:"nodes"`
+		ControlPlane machine   `json:"controlPlane"`
+		Nodes        []machine `json:"nodes"`
 	}
 	if err := json.Unmarshal(raw, &state); err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return nil, machine{}, fmt.Errorf("read %s: %w", path, err)
 	}
+	return state.Nodes, state.ControlPlane, nil
+}
+
+// Nodes returns all nodes as they are now.
+func (c *Cluster) Nodes() ([]Node, error) {
+	machines, _, err := c.machines()
 	var nodes []Node
-	for _, node := range state.Nodes {
-		nodes = append(nodes, Node{Name: node.Name, PID: node.Init.PID, Uplink: node.Uplink})
+	for _, m := range machines {
+		nodes = append(nodes, m.node())
 	}
-	return nodes, nil
+	return nodes, err
+}
+
+// Beside returns a machine that pods can reach and that Kubernetes does not know, with its address of the family that the
+// cluster's services have first.
+func (c *Cluster) Beside() (Node, netip.Addr, error) {
+	_, m, err := c.machines()
+	if err == nil && len(m.Addresses) == 0 {
+		err = errors.New("the machine of the control plane has no address")
+	}
+	if err != nil {
+		return Node{}, netip.Addr{}, err
+	}
+	return m.node(), m.Addresses[0], nil
 }
 
 // Do runs f on a thread in the node's network namespace. f must not start goroutines that rely on it.

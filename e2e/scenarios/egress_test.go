@@ -3,7 +3,10 @@ package scenarios
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 
@@ -48,11 +51,13 @@ func egress() scenario {
 			}
 			known(t)
 			w.awaitDial(t, client, unknown, "server2", false)
+			besides := w.machine(t, in)
 
 			restore := w.registryOnly(t)
 			defer restore()
 			w.awaitDial(t, client, unknown, "", true)
 			known(t)
+			besides(t, client)
 			// The nodes' range, since a node's own address is not an entry's to have.
 			bits := 24
 			if node.Is6() {
@@ -70,6 +75,49 @@ func egress() scenario {
 			restore()
 			w.awaitDial(t, client, unknown, "server2", false)
 		},
+	}
+}
+
+// machine makes a server on a machine that is not a node known by a WorkloadEntry, which an entry selects. What it returns checks
+// that a pod reaches it by the entry's name, and no longer once the WorkloadEntry is gone.
+func (w *world) machine(t *testing.T, ns string) (check func(*testing.T, harness.Pod)) {
+	t.Helper()
+	node, addr, err := w.Beside()
+	w.must(t, err)
+	ctx, cancel := context.WithCancel(w.ctx)
+	ports, ended := make(chan map[int]net.Addr, 1), make(chan error, 1)
+	go func() {
+		ended <- node.Do(func() error {
+			return traffic.Serve(ctx, traffic.ServeConfig{
+				Host:      addr.String(),
+				Ports:     map[int]int{traffic.PortHTTP: 0, traffic.PortEcho: 0, traffic.PortGreeter: 0, traffic.PortTool: 0, traffic.PortGRPC: 0},
+				Listening: func(m map[int]net.Addr) { ports <- m }, Logger: slog.New(slog.DiscardHandler),
+			})
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		w.must(t, <-ended)
+	})
+	var port uint16
+	select {
+	case m := <-ports:
+		port = netip.MustParseAddrPort(m[traffic.PortTool].String()).Port()
+	case err := <-ended:
+		ended <- nil
+		w.must(t, err)
+	}
+	entry := fmt.Appendf(nil, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: machine, namespace: %s, labels: {app: machine}},
+		spec: {address: "%s", ports: {tcp-tool: %d}, labels: {app: machine}}}`, ns, addr, port)
+	w.must(t, w.Apply(w.ctx, entry))
+	me, err := os.Hostname()
+	w.must(t, err)
+	return func(t *testing.T, from harness.Pod) {
+		t.Helper()
+		to := target("machine.example.com", traffic.PortTool)
+		w.awaitDial(t, from, to, me, false)
+		w.must(t, w.Delete(w.ctx, entry))
+		w.awaitDial(t, from, to, "", true)
 	}
 }
 
