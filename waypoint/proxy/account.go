@@ -9,6 +9,7 @@ import (
 	"unique"
 
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -76,7 +77,7 @@ func (r *request) log(took time.Duration) {
 	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 24)
+	attrs := make([]slog.Attr, 0, 30)
 	attrs = append(attrs, slog.String("method", r.method), slog.String("authority", r.authority), slog.String("path", printable(r.path)),
 		slog.String("protocol", r.x.Request.Proto.String()), slog.Int("status", r.status))
 	attrs = r.c.attrs(attrs, r.start, r.endpoint)
@@ -86,9 +87,20 @@ func (r *request) log(took time.Duration) {
 	if r.tries > 1 {
 		attrs = append(attrs, slog.Int("tries", r.tries))
 	}
-	attrs = append(attrs, slog.Int64("bytes_sent", r.x.Sent()))
-	if id := r.x.Request.Header.Get("x-request-id"); id != "" {
-		attrs = append(attrs, slog.String("request_id", printable(id)))
+	if r.cluster != nil {
+		attrs = append(attrs, slog.String("upstream.cluster", r.cluster.Name()))
+	}
+	if r.answered > 0 {
+		attrs = append(attrs, slog.String("upstream.duration", milliseconds(r.answered)))
+	}
+	attrs = append(attrs, slog.Int64("bytes_sent", r.x.Sent()), slog.Int64("bytes_recv", r.x.Received()))
+	for _, f := range [...]struct{ name, field string }{{"request_id", "x-request-id"}, {"user_agent", "user-agent"}} {
+		if value := r.x.Request.Header.Get(f.field); value != "" {
+			attrs = append(attrs, slog.String(f.name, printable(value)))
+		}
+	}
+	if c, ok := trace.Parse(r.x.Request.Header.Get(trace.Parent)); ok {
+		attrs = append(attrs, slog.String("trace_id", c.TraceID()))
 	}
 	if r.flag != telemetry.RequestOK {
 		attrs = append(attrs, slog.String("response_flags", r.flag.String()))
@@ -120,5 +132,8 @@ func (c *connection) attrs(attrs []slog.Attr, start time.Time, e *upstream.Endpo
 			attrs = append(attrs, slog.String("upstream.identity", id.String()))
 		}
 	}
-	return append(attrs, slog.String("duration", strconv.FormatInt(time.Since(start).Milliseconds(), 10)+"ms"))
+	return append(attrs, slog.String("duration", milliseconds(time.Since(start))))
 }
+
+// milliseconds is a duration as logs have it.
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) + "ms" }

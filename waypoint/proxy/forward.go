@@ -258,6 +258,8 @@ func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Re
 	} else {
 		r.taken = true
 	}
+	r.answered = 0
+	asked := time.Now()
 	resp, err := client.RoundTrip(ctx, &r.req, r.inform)
 	if err != nil {
 		f := r.failure(ctx, err)
@@ -267,6 +269,7 @@ func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Re
 		return nil, f
 	}
 	stop()
+	r.answered = time.Since(asked)
 	e.Responded(resp.Status)
 	return resp, nil
 }

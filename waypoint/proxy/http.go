@@ -49,7 +49,8 @@ type request struct {
 	req      message.Request                   // of the last try
 	retrying bool                              // counted as such with the cluster
 	tries    int
-	taken    bool // the body was given to a try as it is
+	answered time.Duration // from when the last try was sent until its response began
+	taken    bool          // the body was given to a try as it is
 	idle     idleState
 	status   int
 	result   int8 // of gRPC

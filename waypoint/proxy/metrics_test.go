@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -179,5 +181,61 @@ func TestTCPMetrics(t *testing.T) {
 		}
 		w.counted(1, "istio_tcp_connections_failed_total", "response_flags=UF", "destination_workload=plain-3", "source_workload=curl")
 		w.counted(1, "istio_tcp_connections_opened_total")
+	}
+}
+
+// TestAccessLog: lines say what docs/observability.md tells of them, all of it and nothing else.
+func TestAccessLog(t *testing.T) {
+	page, err := os.ReadFile("../../docs/observability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "\n### Of waypoints\n")
+	section, _, _ = strings.Cut(section, "\n### ")
+	documented := map[string]bool{"audit": true} // which has a test of its own
+	for line := range strings.Lines(section) {
+		if first, _, found := strings.Cut(strings.TrimPrefix(line, "| `"), " |"); found && strings.HasPrefix(line, "| `") {
+			for field := range strings.SplitSeq(first, ", ") {
+				documented[strings.Trim(field, "`")] = true
+			}
+		}
+	}
+	w := newWorld(t)
+	fails := true
+	w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if fails {
+			fails = false
+			rw.WriteHeader(503)
+			return
+		}
+		rw.Header().Set("content-type", "application/grpc")
+		rw.Header().Set("grpc-status", "0")
+	}))
+	w.apply(`- name: shop/stock/0/0
+  match: {prefix: /}
+  route: {cluster: c, retry_policy: {retry_on: "5xx", num_retries: 1}}`)
+	do(t, w.client("HTTP/2.0"), "POST", "/pkg.Service/Method", "", "content-type: application/grpc", "user-agent: tests",
+		"x-request-id: 4711", "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+	w.endpoints["c"] = nil
+	w.apply(`- {name: one, match: {path: /one}, route: {cluster: c}}`)
+	do(t, w.client("HTTP/1.1"), "GET", "/two", "")
+	await(t, "both are logged", func() bool { return strings.Count(w.log.String(), "request complete") == 2 })
+	logged := w.log.String()
+	for _, want := range []string{"trace_id=4bf92f3577b34da6a3ce929d0e0e4736", "route=shop/stock/0/0", "tries=2", "upstream.cluster=c",
+		"upstream.workload=pod-1", "response_flags=NR", "status=404", "grpc_status=0", "user_agent=tests", "request_id=4711", "src.identity=" + clientID.String()} {
+		if !strings.Contains(logged, want) {
+			t.Errorf("%s is not logged:\n%s", want, logged)
+		}
+	}
+	seen := map[string]bool{"audit": true, "time": true, "level": true, "msg": true}
+	for _, m := range regexp.MustCompile(`(?m)(?:^| )([a-z_.]+)=(?:"(?:[^"\\]|\\.)*"|\S*)`).FindAllStringSubmatch(logged, -1) {
+		if seen[m[1]] = true; !documented[m[1]] && m[1] != "time" && m[1] != "level" && m[1] != "msg" {
+			t.Errorf("docs/observability.md does not tell of the field %s", m[1])
+		}
+	}
+	for field := range documented {
+		if !seen[field] {
+			t.Errorf("docs/observability.md tells of the field %s, which no line has", field)
+		}
 	}
 }
