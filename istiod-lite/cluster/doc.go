@@ -43,6 +43,7 @@ const (
 	KindTLSRoute            Kind = "TLSRoute"
 	KindTCPRoute            Kind = "TCPRoute"
 	KindGateway             Kind = "Gateway"
+	KindDestinationRule     Kind = "DestinationRule"
 )
 
 // Object is one of the nouns of this package.

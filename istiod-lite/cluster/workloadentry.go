@@ -102,10 +102,18 @@ func WorkloadEntryOf(in *unstructured.Unstructured) *WorkloadEntry {
 // readSpec decodes the spec of an object of Istio's. What it does not know is a fault, or a slip in a word would be none.
 func readSpec(in *unstructured.Unstructured, into proto.Message) []string {
 	text, err := json.Marshal(in.Object["spec"])
-	if err == nil && string(text) != "null" {
-		err = protojson.Unmarshal(text, into)
-	}
 	if err != nil {
+		return []string{"spec: " + err.Error()}
+	}
+	return decode(text, into, protojson.UnmarshalOptions{})
+}
+
+// decode is readSpec of what is JSON already.
+func decode(text []byte, into proto.Message, opts protojson.UnmarshalOptions) []string {
+	if string(text) == "null" {
+		return nil
+	}
+	if err := opts.Unmarshal(text, into); err != nil {
 		// protojson varies its spaces, so that nobody relies on its words; problems are compared all the same.
 		return []string{"spec: " + strings.ReplaceAll(err.Error(), "\u00a0", " ")}
 	}

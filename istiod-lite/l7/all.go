@@ -21,7 +21,8 @@ type Config struct {
 	Clusters        []*clusterv3.Cluster
 	LoadAssignments []*endpointv3.ClusterLoadAssignment
 	Statuses        []RouteStatus
-	Policies        []translate.Status
+	// Policies are what AuthorizationPolicies and DestinationRules should say of themselves.
+	Policies []translate.Status
 }
 
 // RouteStatus is what a route should say of itself.
@@ -31,17 +32,17 @@ type RouteStatus struct {
 	Parents []cluster.ParentStatus
 }
 
-// All translates a cluster at once. It looks at everything for each object, so its cost is the square of
+// All translates a cluster at once, for a waypoint of no namespace. It looks at everything for each object, so its cost is the square of
 // the cluster's size: it is for checks and small inputs.
 func All(s translate.Snapshot) Config {
 	every := func(*Host) bool { return true }
-	return all(s, newIndex(s), cluster.Key{}, every, every)
+	return all(s, newIndex(s, ""), cluster.Key{}, every, every)
 }
 
 // For is All for one waypoint: of the services that are bound to it it has the routes, and of those, and of what the routes refer
 // to, the endpoints. Of resources that have their name in common the first counts.
 func For(s translate.Snapshot, gateway cluster.Key) Config {
-	ix := newIndex(s)
+	ix := newIndex(s, gateway.Namespace)
 	bound, sent := map[cluster.ObjectRef]bool{}, map[cluster.ObjectRef]bool{}
 	bind := func(ref cluster.ObjectRef, b translate.Binding) {
 		if b.Waypoint == nil || b.Waypoint.Key != gateway {
@@ -89,7 +90,7 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 			if r := RouteTable(h, port, ix); r != nil && front(h) {
 				out.Routes = append(out.Routes, r)
 			}
-			if c := Cluster(h, port); c != nil && back(h) {
+			if c := Cluster(h, port, ix.Rule(h)); c != nil && back(h) {
 				out.Clusters = append(out.Clusters, c)
 				out.LoadAssignments = append(out.LoadAssignments, LoadAssignment(s.Mesh, h, port, workloads))
 			}
@@ -104,22 +105,31 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 			}))
 		}
 	}
-	slices.SortFunc(out.Policies, func(a, b translate.Status) int { return a.Key.Compare(b.Key) })
 	for _, r := range s.Routes {
 		out.Statuses = append(out.Statuses, RouteStatus{r.Kind, r.Key, Status(r, ix)})
 	}
+	for _, r := range s.DestinationRules {
+		out.Policies = append(out.Policies, RuleStatus(r, ix.rules.Alike(r)))
+	}
+	slices.SortFunc(out.Policies, func(a, b translate.Status) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
 	slices.SortFunc(out.Statuses, func(a, b RouteStatus) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
 	return out
 }
 
 // index finds things in a snapshot.
 type index struct {
+	mesh   translate.Mesh
+	from   string // the namespace of the waypoint
 	routes []*cluster.Route
 	hosts  []*Host
+	rules  *Rules
 }
 
-func newIndex(s translate.Snapshot) index {
-	ix := index{routes: s.Routes}
+func newIndex(s translate.Snapshot, from string) index {
+	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}}
+	for _, r := range s.DestinationRules {
+		ix.rules.Add(r)
+	}
 	for _, svc := range s.Services {
 		ix.hosts = append(ix.hosts, ServiceHost(s.Mesh, s.ServiceInput(svc)))
 	}
@@ -137,6 +147,9 @@ func (ix index) Host(ref cluster.ObjectRef) *Host {
 	}
 	return nil
 }
+
+// Rule is part of Index.
+func (ix index) Rule(h *Host) *cluster.DestinationRule { return ix.rules.Lookup(ix.mesh, ix.from, h) }
 
 // Routes is part of Index.
 func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route {

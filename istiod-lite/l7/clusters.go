@@ -41,12 +41,15 @@ const (
 	metadataServices = "services"
 )
 
-// Cluster translates one port of a host. Nil for one that waypoints do not send to.
-func Cluster(h *Host, port cluster.ServicePort) *clusterv3.Cluster {
+// Cluster translates one port of a host, with the rule that is in force for it, nil if there is none. Nil for one that waypoints do
+// not send to.
+func Cluster(h *Host, port cluster.ServicePort, rule *cluster.DestinationRule) *clusterv3.Cluster {
 	if h.Unfit != "" {
 		return nil
 	}
-	name := ClusterName(h, port.Port)
+	name, policy := ClusterName(h, port.Port), rule.PolicyOf(port.Port)
+	options := protocolOptions(spokenTo(port, policy))
+	applyHTTP(options, policy)
 	out := &clusterv3.Cluster{
 		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
@@ -54,7 +57,7 @@ func Cluster(h *Host, port cluster.ServicePort) *clusterv3.Cluster {
 		LbPolicy:             clusterv3.Cluster_LEAST_REQUEST,
 		ConnectTimeout:       durationpb.New(connectTime),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
-			optionsHTTP: config(protocolOptions(protocolOf(port))),
+			optionsHTTP: config(options),
 		},
 		TransportSocketMatches: []*clusterv3.Cluster_TransportSocketMatch{
 			{Name: "hbone", Match: fields(metadataTunnel, tunnelOverHTTP2), TransportSocket: internalSocket(metadataDst)},
@@ -71,6 +74,7 @@ func Cluster(h *Host, port cluster.ServicePort) *clusterv3.Cluster {
 			"prefer": structpb.NewListValue(&structpb.ListValue{Values: near}),
 		}}
 	}
+	applyPolicy(out, policy)
 	return out
 }
 
@@ -88,6 +92,19 @@ func preferred(b *workload.LoadBalancing) []*structpb.Value {
 		}
 	}
 	return out
+}
+
+// spokenTo is what endpoints are spoken to in.
+func spokenTo(port cluster.ServicePort, policy *cluster.TrafficPolicy) protocol {
+	p := protocolOf(port)
+	switch {
+	case policy == nil || p == opaque:
+	case policy.Pool.ClientProtocol:
+		return http1
+	case policy.Pool.UpgradeHTTP2:
+		return http2
+	}
+	return p
 }
 
 // protocolOptions say what is spoken to endpoints: HTTP/2 where they are known to speak it, else what the client speaks.

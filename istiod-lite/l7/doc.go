@@ -40,6 +40,8 @@ type Index interface {
 	Host(ref cluster.ObjectRef) *Host
 	// Routes returns all routes, of any kind and in any order, that name the object as a parent, each once.
 	Routes(parent cluster.ObjectRef) []*cluster.Route
+	// Rule returns the DestinationRule that is in force for a host at the waypoint that is translated for; nil if there is none.
+	Rule(h *Host) *cluster.DestinationRule
 }
 
 // ClusterName is the name of the Cluster, and of the ClusterLoadAssignment, of a port of a service.

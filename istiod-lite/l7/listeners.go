@@ -46,7 +46,8 @@ func (p *Part) Equal(o *Part) bool {
 }
 
 // HostPart translates one host's share of ListenerMain; nil if nobody can ask for the host by an address of it. It depends on the
-// routes that name the host as a parent, for TCPRoutes on the hosts that these refer to, and on the policies that are for it.
+// routes that name the host as a parent, for TCPRoutes on the hosts that these refer to, on the rule for the host, and on the policies
+// that are for it.
 func HostPart(h *Host, ix Index, policies Policies) *Part {
 	if len(h.Addresses) == 0 || len(h.Ports) == 0 || h.Unfit != "" {
 		return nil
@@ -93,7 +94,7 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 	}
 	if len(parts) == 0 {
 		// Envoy wants a chain in each listener; this one is never chosen.
-		l.FilterChains = []*listenerv3.FilterChain{tcpChain("none", ClusterInvalid)}
+		l.FilterChains = []*listenerv3.FilterChain{chain("none", filterTCP, tcpProxy("none", ClusterInvalid))}
 		l.FilterChainMatcher = &matcher.Matcher{OnNoMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
 			Action: &xdscore.TypedExtensionConfig{Name: "refused", TypedConfig: config(wrapperspb.String("refused"))}}}}
 		return l
@@ -109,10 +110,12 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policies Policies) *listenerv3.FilterChain {
 	name := ChainName(h, port.Port, at.http)
 	if !at.http {
-		c := tcpChain(name, ClusterName(h, port.Port))
+		proxy := tcpProxy(name, ClusterName(h, port.Port))
 		if len(at.producers) > 0 {
-			c = chain(name, filterTCP, splitTCP(name, at.producers[0], ix))
+			proxy = splitTCP(name, at.producers[0], ix)
 		}
+		applyTCP(proxy, ix.Rule(h).PolicyOf(port.Port))
+		c := chain(name, filterTCP, proxy)
 		for i, f := range policies.filters(false) {
 			c.Filters = slices.Insert(c.Filters, i, networkFilter(filterNetworkRBAC, f.network(name)))
 		}
@@ -149,16 +152,16 @@ func networkFilter(name string, settings proto.Message) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: config(settings)}}
 }
 
-func tcpChain(name, to string) *listenerv3.FilterChain {
-	return chain(name, filterTCP, &tcpv3.TcpProxy{
+func tcpProxy(name, to string) *tcpv3.TcpProxy {
+	return &tcpv3.TcpProxy{
 		StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: to}, IdleTimeout: durationpb.New(idleTime),
-	})
+	}
 }
 
 // splitTCP carries connections to the backends of a TCPRoute by their weights. The share of one that cannot be used is refused, and
 // so are all if the rule has none that can.
 func splitTCP(name string, r *cluster.Route, ix Index) *tcpv3.TcpProxy {
-	out := &tcpv3.TcpProxy{StatPrefix: name, ClusterSpecifier: &tcpv3.TcpProxy_Cluster{Cluster: ClusterInvalid}, IdleTimeout: durationpb.New(idleTime)}
+	out := tcpProxy(name, ClusterInvalid)
 	if len(r.Rules) == 0 || len(faultsOf(r, 0)) > 0 {
 		return out
 	}

@@ -36,6 +36,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
+	cluster.KindDestinationRule,
 }
 
 // Config configures a Source. All fields are required.
@@ -116,6 +117,7 @@ var (
 	tlsRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tlsroutes"}
 	tcpRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
 	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
+	destinationRules      = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
 	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
@@ -145,6 +147,7 @@ func (s *Source) watches() []watched {
 		s.custom(grpcRoutes, cluster.KindGRPCRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.GRPCRouteOf(u) }),
 		s.custom(tlsRoutes, cluster.KindTLSRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TLSRouteOf(u) }),
 		s.custom(tcpRoutes, cluster.KindTCPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TCPRouteOf(u) }),
+		s.custom(destinationRules, cluster.KindDestinationRule, func(u *unstructured.Unstructured) cluster.Object { return cluster.DestinationRuleOf(u) }),
 	}
 }
 

@@ -38,6 +38,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setMesh(o.Name, o)
 	case *cluster.Route:
 		s.setRoute(object{o.Kind, o.Key}, o)
+	case *cluster.DestinationRule:
+		s.setRule(o.Key, o)
 	}
 }
 
@@ -72,6 +74,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setDeployment(key, nil)
 	case cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute:
 		s.setRoute(object{kind, key}, nil)
+	case cluster.KindDestinationRule:
+		s.setRule(key, nil)
 	}
 }
 
@@ -118,6 +122,8 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 				out = append(out, o.key)
 			}
 		}
+	case cluster.KindDestinationRule:
+		out = keysOf(s.views.rules)
 	case cluster.KindMesh:
 		for name := range s.bindings.meshes {
 			out = append(out, cluster.Key{Name: name})

@@ -92,7 +92,7 @@ func (c *collector) policyStatus(k cluster.Key) {
 		s.tellBound(translate.Status{Kind: cluster.KindAuthorizationPolicy, Key: k, Type: authz.WaypointConditionType, Gone: true})
 		return
 	}
-	s.tellBound(l7.PolicyStatus(s.mesh, p, c, s.waypointThere))
+	s.tellBound(l7.PolicyStatus(s.mesh, p, seen{c, ""}, s.waypointThere))
 }
 
 // waypointThere is l7.Gateways.

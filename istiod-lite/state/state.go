@@ -320,6 +320,7 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindDeployment:          len(s.bindings.deployments),
 		cluster.KindMesh:                len(s.bindings.meshes),
 		kindRoutes:                      len(s.views.routes),
+		cluster.KindDestinationRule:     len(s.views.rules),
 	}
 }
 

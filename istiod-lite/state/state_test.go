@@ -210,7 +210,7 @@ func checkEmpty(t *testing.T, s *State) {
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
 		"gateways": len(s.bindings.gateways), "classes": len(s.bindings.classes), "deployments": len(s.bindings.deployments),
-		"routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
+		"rules": len(s.views.rules), "found rules": s.views.found.Len(), "routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
 		"bound": len(s.views.bound), "fronts": len(s.views.fronts), "backs": len(s.views.backs), "members": len(s.views.members),
 		"leaving": len(s.views.leaving), "last": len(s.views.last), "memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf),
 		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
@@ -255,7 +255,9 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(28) {
+	switch w.IntN(30) {
+	case 28, 29:
+		return w.destinationRule()
 	case 24, 25, 26, 27:
 		return w.route()
 	case 18, 19, 20:
@@ -379,6 +381,21 @@ func (w world) route() cluster.Object {
 		rule.Backends = append(rule.Backends, cluster.RouteBackend{BackendRef: cluster.BackendRef{Ref: w.ref(), Port: 80}, Weight: uint32(w.IntN(3))})
 	}
 	r.Rules = []cluster.RouteRule{rule}
+	return r
+}
+
+func (w world) destinationRule() cluster.Object {
+	r := &cluster.DestinationRule{
+		Key: w.key(), Created: w.created(), Generation: int64(w.IntN(3)), Selective: w.IntN(6) == 0,
+		Host:     pick(w, "x", "y", "x.a.svc.cluster.local", "y.b.svc.cluster.local", "*.a.svc.cluster.local", "*.local", "*", "*.example", "e.example", ""),
+		ExportTo: pick(w, nil, nil, []string{"*"}, []string{"."}, []string{"b"}),
+	}
+	if w.IntN(6) > 0 {
+		r.Policy = &cluster.TrafficPolicy{Balancer: pick(w, cluster.BalanceRandom, cluster.BalanceRoundRobin), Pool: cluster.ConnectionPool{MaxRequests: uint32(w.IntN(3))}}
+		if w.IntN(3) == 0 {
+			r.Ports = []cluster.PortPolicy{{Port: 80, Policy: &cluster.TrafficPolicy{}}}
+		}
+	}
 	return r
 }
 
@@ -549,7 +566,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {

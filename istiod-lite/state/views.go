@@ -26,6 +26,9 @@ type views struct {
 
 	// policies are AuthorizationPolicies by what they are attached to.
 	policies map[policyTarget]set[cluster.Key]
+	// rules are DestinationRules; found has them by host.
+	rules map[cluster.Key]*cluster.DestinationRule
+	found l7.Rules
 
 	of     map[cluster.Key]*view // by Gateway
 	gone   []cluster.Key         // views that waypoints are still to be told of
@@ -88,11 +91,15 @@ type front struct {
 type back struct {
 	views set[cluster.Key]
 	keys  []string
-	made  map[resource.Name]*resource.Resource
+	// hosts are those that it was when it was translated last; made is what became of it, by the namespace of the waypoint, whose
+	// rules come first.
+	hosts []*l7.Host
+	made  map[string]map[resource.Name]*resource.Resource
 }
 
 func newViews() views {
 	return views{
+		rules:  map[cluster.Key]*cluster.DestinationRule{},
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
 		policies: map[policyTarget]set[cluster.Key]{}, of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
@@ -107,6 +114,8 @@ type dirtyViews struct {
 	routes              set[object]
 	// policies are those of which it may be another thing what waypoints make of them.
 	policies set[cluster.Key]
+	// rules are those of which it is to be said what became of them.
+	rules set[cluster.Key]
 	// listeners are those of views, static what all of them have.
 	listeners set[cluster.Key]
 	// swept have lingered long enough.
@@ -117,8 +126,8 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		policies: set[cluster.Key]{},
-		swept:    set[membership]{},
+		policies: set[cluster.Key]{}, rules: set[cluster.Key]{},
+		swept: set[membership]{},
 	}
 }
 
@@ -337,14 +346,18 @@ func (c *collector) needBack(gateway cluster.Key, ref cluster.ObjectRef) {
 	v.backs[ref]++
 	b := s.views.backs[ref]
 	if b == nil {
-		b = &back{views: set[cluster.Key]{}, made: map[resource.Name]*resource.Resource{}}
+		b = &back{views: set[cluster.Key]{}, made: map[string]map[resource.Name]*resource.Resource{}}
 		s.views.backs[ref] = b
 		s.dirtyViews.backs[ref] = struct{}{}
 	}
 	if _, has := b.views[gateway]; !has {
 		b.views[gateway] = struct{}{}
-		for _, r := range b.made {
-			c.putInView(gateway, ref, r)
+		if made, ok := b.made[gateway.Namespace]; ok {
+			for _, r := range made {
+				c.putInView(gateway, ref, r)
+			}
+		} else {
+			s.dirtyViews.backs[ref] = struct{}{}
 		}
 	}
 }
@@ -362,10 +375,13 @@ func (c *collector) dropBack(gateway cluster.Key, ref cluster.ObjectRef) {
 	if b == nil {
 		return
 	}
-	for n := range b.made {
+	for n := range b.made[gateway.Namespace] {
 		c.dropFromView(gateway, ref, n)
 	}
-	if delete(b.views, gateway); len(b.views) == 0 {
+	if delete(b.views, gateway); !slices.ContainsFunc(slices.Collect(maps.Keys(b.views)), func(k cluster.Key) bool { return k.Namespace == gateway.Namespace }) {
+		delete(b.made, gateway.Namespace)
+	}
+	if len(b.views) == 0 {
 		s.forgetMembers(ref, b.keys)
 		delete(s.views.backs, ref)
 	}
@@ -543,53 +559,68 @@ func (c *collector) flushViews() {
 	for k := range s.dirtyViews.policies {
 		c.policyStatus(k)
 	}
+	for k := range s.dirtyViews.rules {
+		c.ruleStatus(k)
+	}
 	c.takeViews()
 	s.dirtyViews = newDirtyViews()
 }
 
 // front translates what is a service's own in the views that it is in: its share of the listener, and its routes.
 func (c *collector) front(ref cluster.ObjectRef) {
-	made := map[resource.Name]*resource.Resource{}
-	for _, h := range c.hostsOf(ref) {
-		for _, port := range h.Ports {
-			if table := l7.RouteTable(h, port, c); table != nil {
-				c.encode(made, resource.Routes, table.Name, table)
-			}
-		}
-	}
 	for k, f := range c.state.views.fronts[ref] {
+		made := map[resource.Name]*resource.Resource{}
 		var parts []*l7.Part
-		policies := c.state.requestPolicies(ref, k)
+		ix, policies := seen{c, k.Namespace}, c.state.requestPolicies(ref, k)
 		for _, h := range c.hostsOf(ref) {
-			if p := l7.HostPart(h, c, policies); p != nil {
+			if p := l7.HostPart(h, ix, policies); p != nil {
 				parts = append(parts, p)
+			}
+			for _, port := range h.Ports {
+				if table := l7.RouteTable(h, port, ix); table != nil {
+					c.encode(made, resource.Routes, table.Name, table)
+				}
 			}
 		}
 		if !slices.EqualFunc(f.parts, parts, (*l7.Part).Equal) {
 			f.parts = parts
 			c.state.dirtyViews.listeners[k] = struct{}{}
 		}
-		own := maps.Clone(made)
-		c.remake(ref, f.made, own, set[cluster.Key]{k: {}})
-		f.made = own
+		c.remake(ref, f.made, made, set[cluster.Key]{k: {}})
+		f.made = made
 	}
 }
 
 // back translates the clusters of a service and their endpoints.
 func (c *collector) back(ref cluster.ObjectRef, b *back) {
 	s := c.state
-	made := map[resource.Name]*resource.Resource{}
-	for _, h := range c.hostsOf(ref) {
+	b.hosts = c.hostsOf(ref)
+	ends := map[resource.Name]*resource.Resource{} // for all waypoints alike
+	for _, h := range b.hosts {
 		workloads := slices.Collect(maps.Values(s.views.members[translate.EntryName(ref.Key.Namespace, h.Hostname)]))
 		for _, port := range h.Ports {
-			if cl := l7.Cluster(h, port); cl != nil {
-				c.encode(made, resource.Cluster, cl.Name, cl)
-				c.encode(made, resource.Endpoints, cl.Name, l7.LoadAssignment(s.mesh, h, port, workloads))
+			if h.Unfit == "" {
+				c.encode(ends, resource.Endpoints, l7.ClusterName(h, port.Port), l7.LoadAssignment(s.mesh, h, port, workloads))
 			}
 		}
 	}
-	c.remake(ref, b.made, made, b.views)
-	b.made = made
+	views := map[string]set[cluster.Key]{}
+	for k := range b.views {
+		add(views, k.Namespace, k)
+	}
+	for namespace, in := range views {
+		made := maps.Clone(ends)
+		ix := seen{c, namespace}
+		for _, h := range b.hosts {
+			for _, port := range h.Ports {
+				if cl := l7.Cluster(h, port, ix.Rule(h)); cl != nil {
+					c.encode(made, resource.Cluster, cl.Name, cl)
+				}
+			}
+		}
+		c.remake(ref, b.made[namespace], made, in)
+		b.made[namespace] = made
+	}
 }
 
 // encode adds a resource to what an object became. One that cannot be encoded is left out: it has text that is not UTF-8, which

@@ -140,7 +140,7 @@ func (c *collector) routeStatus(o object) {
 		c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Gone: true})
 		return
 	}
-	c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, c), Seen: r.Seen})
+	c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, seen{c, ""}), Seen: r.Seen})
 }
 
 // RouteStatus is what a route should say to its parents that are services, and what it says.

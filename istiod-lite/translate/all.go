@@ -26,8 +26,9 @@ type Snapshot struct {
 	Gateways              []*cluster.Gateway
 	GatewayClasses        []*cluster.GatewayClass
 	Deployments           []*cluster.Deployment
-	// Routes are translated by package l7.
-	Routes []*cluster.Route
+	// Routes and DestinationRules are translated by package l7.
+	Routes           []*cluster.Route
+	DestinationRules []*cluster.DestinationRule
 	// Shortages are those of ServiceEntries.
 	Shortages map[cluster.Key][]cluster.Shortage
 }

@@ -84,6 +84,8 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.TLSRouteOf(u), nil
 	case cluster.KindTCPRoute:
 		return cluster.TCPRouteOf(u), nil
+	case cluster.KindDestinationRule:
+		return cluster.DestinationRuleOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -137,6 +139,8 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.Deployments = append(s.Deployments, o)
 		case *cluster.Route:
 			s.Routes = append(s.Routes, o)
+		case *cluster.DestinationRule:
+			s.DestinationRules = append(s.DestinationRules, o)
 		}
 	}
 	return s
