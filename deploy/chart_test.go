@@ -280,6 +280,7 @@ var writes = []string{
 	"istiod-lite: delete secrets[ambit-ca-rotation]",
 	"istiod-lite: patch authorizationpolicies/status",
 	"istiod-lite: patch deployments",
+	"istiod-lite: patch destinationrules/status",
 	"istiod-lite: patch gatewayclasses/status",
 	"istiod-lite: patch gateways/status",
 	"istiod-lite: patch grpcroutes/status",

@@ -28,6 +28,10 @@ type Settings struct {
 	ConnectTimeout time.Duration
 	// IdleTimeout is how long a pooled connection may be without a request; 0 for ever. 1 h unless set.
 	IdleTimeout time.Duration
+	// MaxRequests is how many requests a connection carries at most before it is closed; 0 for any number.
+	MaxRequests uint32
+	// Keepalive is how connections outside tunnels are probed; nil: as the operating system does.
+	Keepalive *Keepalive
 	// MaxConcurrentStreams bounds the requests of one HTTP/2 connection at a time; 0 for what the endpoint allows.
 	MaxConcurrentStreams uint32
 	// MaxResponseHeader bounds a response's header in bytes, as decoded. 60 KiB unless set. MaxHeaderFields bounds the number of
@@ -46,10 +50,18 @@ type Settings struct {
 	Limits *Limits
 	// Outlier is how endpoints that fail are taken out for a time; nil if none are.
 	Outlier *Outlier
+	// Panic is the percentage of endpoints below which it no longer matters that others are taken out: 0 to 100.
+	Panic float64
 	// TLS is what endpoints outside the mesh are spoken to in, TunnelTLS those in it, inside their tunnels; nil for plain.
 	TLS, TunnelTLS *TLS
 	// Refused is why the control plane lets nothing be sent there, in words for people; "" if it does.
 	Refused string
+}
+
+// Keepalive is when a connection on which nothing moves is probed. What is 0 is as the operating system has it.
+type Keepalive struct {
+	Idle, Interval time.Duration
+	Count          int
 }
 
 // Service names a Kubernetes service.

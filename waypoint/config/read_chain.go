@@ -173,6 +173,9 @@ func (d decoder) common(o *corev3.HttpProtocolOptions, out *HTTP, at *strict.Pat
 	if o.GetMaxResponseHeadersKb() != nil {
 		d.add(at.Field("max_response_headers_kb"), "only in clusters")
 	}
+	if o.GetMaxRequestsPerConnection() != nil {
+		d.add(at.Field("max_requests_per_connection"), "only in clusters")
+	}
 }
 
 // choices reads the enumerations.

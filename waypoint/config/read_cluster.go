@@ -1,6 +1,7 @@
 package config
 
 import (
+	"math"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -11,6 +12,7 @@ import (
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
@@ -127,14 +129,18 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 	}
 	if l := c.GetCommonLbConfig(); l != nil {
 		out.LocalityWeights = l.GetLocalityWeightedLbConfig() != nil
-		if p := l.GetHealthyPanicThreshold().GetValue(); p != 0 {
-			d.add(root.Field("common_lb_config").Field("healthy_panic_threshold"), "must be 0, not %v: health is always heeded", p)
+		if out.Panic = l.GetHealthyPanicThreshold().GetValue(); !(out.Panic >= 0 && out.Panic <= 100) {
+			d.add(root.Field("common_lb_config").Field("healthy_panic_threshold"), "0 to 100, not %v", out.Panic)
 		}
 	}
 	d.protocol(c.GetTypedExtensionProtocolOptions(), out, root.Field("typed_extension_protocol_options"))
 	out.Limits = d.limits(c.GetCircuitBreakers(), root.Field("circuit_breakers").Field("thresholds"))
 	if o := c.GetOutlierDetection(); o != nil {
 		out.Outlier = d.outlier(o, root.Field("outlier_detection"))
+	}
+	if k := c.GetUpstreamConnectionOptions().GetTcpKeepalive(); k != nil {
+		seconds := func(v *wrapperspb.UInt32Value) time.Duration { return time.Duration(v.GetValue()) * time.Second }
+		out.Keepalive = &Keepalive{Idle: seconds(k.GetKeepaliveTime()), Interval: seconds(k.GetKeepaliveInterval()), Count: int(min(k.GetKeepaliveProbes().GetValue(), math.MaxInt32))}
 	}
 	out.Prefer = d.prefer(c.GetMetadata(), root.Field("metadata").Field("filter_metadata").Key(metadataNear).Key("prefer"))
 	d.sockets(c, out)
@@ -189,6 +195,7 @@ func (d decoder) protocol(options map[string]*anypb.Any, out *Settings, at *stri
 	out.MaxConcurrentStreams = h2.GetMaxConcurrentStreams().GetValue()
 	o, at := m.GetCommonHttpProtocolOptions(), at.Field("common_http_protocol_options")
 	out.IdleTimeout = d.duration(o.GetIdleTimeout(), at.Field("idle_timeout"), defaultIdle)
+	out.MaxRequests = o.GetMaxRequestsPerConnection().GetValue()
 	if o.GetMaxStreamDuration() != nil {
 		d.add(at.Field("max_stream_duration"), "not supported in clusters: leave it out")
 	}

@@ -79,7 +79,7 @@ var supported = strict.Table{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig": strict.Known(`upgrade_type
 		enabled`, ``),
 	"envoy.config.core.v3.HttpProtocolOptions": strict.Known(`idle_timeout max_headers_count max_response_headers_kb
-		max_stream_duration headers_with_underscores_action`, ``),
+		max_stream_duration headers_with_underscores_action max_requests_per_connection`, ``),
 	"envoy.config.core.v3.Http1ProtocolOptions": strict.Known(``,
 		`accept_http_10 allow_absolute_url enable_trailers override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods`),
 	"envoy.config.core.v3.Http2ProtocolOptions": strict.Known(`max_concurrent_streams`, `allow_connect
@@ -89,8 +89,8 @@ var supported = strict.Table{
 
 	"envoy.config.cluster.v3.Cluster": strict.Known(`name type eds_cluster_config connect_timeout lb_policy load_assignment
 		typed_extension_protocol_options transport_socket_matches transport_socket metadata least_request_lb_config common_lb_config
-		original_dst_lb_config circuit_breakers outlier_detection`, `alt_stat_name per_connection_buffer_limit_bytes cleanup_interval
-		wait_for_warm_on_init upstream_connection_options track_cluster_stats ignore_health_on_host_removal`),
+		original_dst_lb_config circuit_breakers outlier_detection upstream_connection_options`, `alt_stat_name
+		per_connection_buffer_limit_bytes cleanup_interval wait_for_warm_on_init track_cluster_stats ignore_health_on_host_removal`),
 	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":     strict.Known(`eds_config service_name`, ``),
 	"envoy.config.cluster.v3.Cluster.TransportSocketMatch": strict.Known(`match transport_socket`, `name`),
 	"envoy.config.cluster.v3.Cluster.LeastRequestLbConfig": strict.Known(`choice_count`, ``),
@@ -107,9 +107,9 @@ var supported = strict.Table{
 		split_external_local_origin_errors consecutive_local_origin_failure enforcing_consecutive_local_origin_failure
 		max_ejection_time max_ejection_time_jitter always_eject_one_host enforcing_success_rate
 		enforcing_failure_percentage enforcing_local_origin_success_rate`, `interval`),
-	"envoy.config.cluster.v3.UpstreamConnectionOptions": strict.Known(``, `tcp_keepalive`),
+	"envoy.config.cluster.v3.UpstreamConnectionOptions": strict.Known(`tcp_keepalive`, ``),
 	"envoy.config.cluster.v3.TrackClusterStats":         strict.Known(``, `timeout_budgets request_response_sizes per_endpoint_stats`),
-	"envoy.config.core.v3.TcpKeepalive":                 strict.Known(``, `keepalive_probes keepalive_time keepalive_interval`),
+	"envoy.config.core.v3.TcpKeepalive":                 strict.Known(`keepalive_probes keepalive_time keepalive_interval`, ``),
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": strict.Known(`common_http_protocol_options explicit_http_config
 		use_downstream_protocol_config`, ``),
 	"envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig": strict.Known(`http_protocol_options

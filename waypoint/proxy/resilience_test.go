@@ -392,6 +392,38 @@ func TestOutlierEjection(t *testing.T) {
 	await(t, "it is asked again", func() bool { return do(t, c, "GET", "/", "").body == "well again" })
 }
 
+// TestRequestsPerConnection: a connection to a backend carries as many requests as the settings allow, and no more.
+func TestRequestsPerConnection(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2"} {
+		t.Run(proto, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			var mu sync.Mutex
+			carried := map[string]int{}
+			w.httpPod("c", 1, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				defer mu.Unlock()
+				carried[r.RemoteAddr]++
+			}))
+			w.settings["c"] = "common_http_protocol_options: {max_requests_per_connection: 2}\n    use_downstream_protocol_config: {http_protocol_options: {}, http2_protocol_options: {}}\n"
+			w.apply(`- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s}}`)
+			c := w.client(proto)
+			for range 6 {
+				if a := do(t, c, "GET", "/", ""); a.StatusCode != 200 {
+					t.Fatalf("answered %d", a.StatusCode)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for addr, n := range carried {
+				if n != 2 {
+					t.Errorf("connection %s carried %d requests; want 2 on each of 3: %v", addr, n, carried)
+				}
+			}
+		})
+	}
+}
+
 // TestTCP: what is no HTTP is carried as it is: the server may speak first, ends and resets arrive as such.
 func TestTCP(t *testing.T) {
 	w := newWorld(t)

@@ -130,6 +130,7 @@ type Cluster struct {
 	turn    atomic.Uint64 // of round robin
 
 	usage usage
+	panic atomic.Int64 // until then so many endpoints are ejected that it does not matter which, in Unix nanoseconds
 
 	// Guarded by the manager's lock.
 	cfg   *config.Cluster // that was applied last

@@ -130,7 +130,7 @@ func (e *Endpoint) EndConnection() {
 }
 
 func (e *Endpoint) usable(now int64) bool {
-	return e.out.Load() <= now && e.health.ejected.Load() <= now
+	return e.out.Load() <= now && (e.health.ejected.Load() <= now || e.cluster.panic.Load() > now)
 }
 
 // failed has the endpoint passed over for a while.
@@ -217,7 +217,11 @@ func (e *Endpoint) connect(ctx context.Context, secure *tls.Config) (net.Conn, e
 func (e *Endpoint) dial(ctx context.Context) (net.Conn, error) {
 	cfg := &e.cluster.manager.cfg
 	if !e.key.hbone {
-		return cfg.Dial(ctx, e.key.addr)
+		nc, err := cfg.Dial(ctx, e.key.addr)
+		if err == nil {
+			keepAlive(nc, e.cluster.Settings().Keepalive)
+		}
+		return nc, err
 	}
 	if e.key.id.IsZero() {
 		return nil, errors.New("the control plane names no identity of the endpoint, so nobody can be trusted to be it")
@@ -232,6 +236,13 @@ func (e *Endpoint) dial(ctx context.Context) (net.Conn, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// keepAlive has a connection probed as the settings say. Where that cannot be it goes without: it only finds dead peers sooner.
+func keepAlive(nc net.Conn, k *config.Keepalive) {
+	if tcp, ok := nc.(*net.TCPConn); ok && k != nil {
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: k.Idle, Interval: k.Interval, Count: k.Count})
+	}
 }
 
 // peer is whom the endpoint's tunnel leads to.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -131,14 +132,15 @@ func (e *Endpoint) eject(o *config.Outlier, enforce uint32) {
 		return
 	}
 	at := now()
-	total, out := 0, 0
+	total := 0
+	var out []int64 // until when others are
 	e.cluster.Endpoints(func(x *Endpoint) {
 		total++
-		if x.health.ejected.Load() > at {
-			out++
+		if until := x.health.ejected.Load(); until > at && x != e {
+			out = append(out, until)
 		}
 	})
-	if !(o.AlwaysOne && out == 0) && (out+1)*100 > total*int(o.MaxPercent) {
+	if !(o.AlwaysOne && len(out) == 0) && (len(out)+1)*100 > total*int(o.MaxPercent) {
 		return
 	}
 	h := &e.health
@@ -158,6 +160,18 @@ func (e *Endpoint) eject(o *config.Outlier, enforce uint32) {
 		d += rand.N(o.Jitter)
 	}
 	h.ejected.Store(at + int64(d))
+	e.cluster.panicAfter(append(out, at+int64(d)), total)
+}
+
+// panicAfter looks whether enough endpoints are in, of all that there are, when those that are out come back at these times. If not,
+// it does not matter for a while who is out: those that are in would break down too.
+func (c *Cluster) panicAfter(out []int64, total int) {
+	may := int(float64(total) * (100 - c.Settings().Panic) / 100) // be out
+	if len(out) <= may {
+		return
+	}
+	slices.Sort(out)
+	c.panic.Store(out[len(out)-may-1])
 }
 
 // Ejected tells whether the endpoint is out of balancing since its responses were bad.

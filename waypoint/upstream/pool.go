@@ -44,6 +44,7 @@ func (p *pool) init(e *Endpoint, protocol message.Protocol) {
 type conn struct {
 	client codec.Client
 	parked bool      // it is in pool.ready
+	begun  uint32    // requests that were reserved on it
 	since  time.Time // when it was last seen without requests
 }
 
@@ -117,6 +118,7 @@ func (p *pool) takeLocked() codec.Client {
 	if p.protocol == message.HTTP2 {
 		for _, c := range p.ready {
 			if c.client.Reserve() {
+				p.begunLocked(c)
 				return c.client
 			}
 		}
@@ -128,10 +130,20 @@ func (p *pool) takeLocked() codec.Client {
 		p.ready = p.ready[:n-1]
 		c.parked = false
 		if c.client.Reserve() {
+			p.begunLocked(c)
 			return c.client
 		}
 	}
 	return nil
+}
+
+// begunLocked counts a request on a connection, which takes no more after as many as the settings allow.
+func (p *pool) begunLocked(c *conn) {
+	c.begun++
+	if most := p.endpoint.cluster.Settings().MaxRequests; most > 0 && c.begun >= most {
+		p.unparkLocked(c)
+		c.client.Shutdown() // it ends with the last request
+	}
 }
 
 // serveLocked gives connections to those who wait.
