@@ -400,7 +400,7 @@ func TestRequestsPerConnection(t *testing.T) {
 			w := newWorld(t)
 			var mu sync.Mutex
 			carried := map[string]int{}
-			w.httpPod("c", 1, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			w.plainPod("c", 1, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 				mu.Lock()
 				defer mu.Unlock()
 				carried[r.RemoteAddr]++
