@@ -279,6 +279,7 @@ var writes = []string{
 	"istiod-lite: delete poddisruptionbudgets",
 	"istiod-lite: delete secrets[ambit-ca-rotation]",
 	"istiod-lite: patch authorizationpolicies/status",
+	"istiod-lite: patch backendtlspolicies/status",
 	"istiod-lite: patch deployments",
 	"istiod-lite: patch destinationrules/status",
 	"istiod-lite: patch gatewayclasses/status",

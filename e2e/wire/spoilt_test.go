@@ -70,7 +70,7 @@ func TestSpoilt(t *testing.T) {
 			if file.Name != "in.yaml" {
 				continue
 			}
-			for document := range strings.SplitSeq(string(file.Data), "---\n") {
+			for document := range strings.SplitSeq(string(file.Data), "\n---\n") {
 				text, err := yaml.YAMLToJSON([]byte(document))
 				if err != nil {
 					t.Fatal(err)
@@ -143,9 +143,11 @@ type index struct {
 	route *cluster.Route
 }
 
-func (ix index) Host(ref cluster.ObjectRef) *l7.Host              { return ix.hosts[ref] }
-func (ix index) Rule(*l7.Host) *cluster.DestinationRule           { return nil }
-func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route { return []*cluster.Route{ix.route} }
+func (ix index) Host(ref cluster.ObjectRef) *l7.Host                   { return ix.hosts[ref] }
+func (ix index) Rule(*l7.Host) *cluster.DestinationRule                { return nil }
+func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route      { return []*cluster.Route{ix.route} }
+func (index) BackendTLS(cluster.ObjectRef) []*cluster.BackendTLSPolicy { return nil }
+func (index) Bundle(cluster.Key) *cluster.Bundle                       { return nil }
 
 // takes reports an error if the waypoint rejects something of what it is told because of a route.
 func takes(t *testing.T, ix index, reduce func(*unstructured.Unstructured) *cluster.Route, spec any) {

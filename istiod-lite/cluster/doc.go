@@ -23,7 +23,7 @@ func (k Key) Compare(o Key) int {
 // Kind is a kind of object that the control plane watches.
 type Kind string
 
-// The kinds. The values are what Kubernetes calls them.
+// The kinds. The values are what Kubernetes calls them, but for KindBundle.
 const (
 	KindNamespace           Kind = "Namespace"
 	KindNode                Kind = "Node"
@@ -44,6 +44,9 @@ const (
 	KindTCPRoute            Kind = "TCPRoute"
 	KindGateway             Kind = "Gateway"
 	KindDestinationRule     Kind = "DestinationRule"
+	KindBackendTLSPolicy    Kind = "BackendTLSPolicy"
+	// KindBundle are config maps that say whom to trust.
+	KindBundle Kind = "CABundle"
 )
 
 // Object is one of the nouns of this package.

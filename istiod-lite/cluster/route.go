@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -33,7 +34,7 @@ type Route struct {
 	Seen []ParentStatus
 }
 
-// ParentStatus is what a route says of one of its parents.
+// ParentStatus is what a route says of one of its parents, or a policy of one of what it is for.
 type ParentStatus struct {
 	// Ref is spec.parentRefs' own words.
 	Ref gatewayv1.ParentReference
@@ -413,13 +414,17 @@ func parentsOf(in *unstructured.Unstructured) []ParentStatus {
 		if p.ControllerName != api.ControllerWaypoint {
 			continue
 		}
-		s := ParentStatus{Ref: p.ParentRef}
-		for _, c := range p.Conditions {
-			s.Conditions = append(s.Conditions, Condition{
-				Type: c.Type, Status: string(c.Status), Reason: c.Reason, Message: c.Message, Generation: c.ObservedGeneration})
-		}
-		slices.SortFunc(s.Conditions, func(a, b Condition) int { return strings.Compare(a.Type, b.Type) })
-		out = append(out, s)
+		out = append(out, ParentStatus{Ref: p.ParentRef, Conditions: conditionsOf(p.Conditions)})
 	}
+	return out
+}
+
+// conditionsOf reads conditions, sorted by type.
+func conditionsOf(in []metav1.Condition) []Condition {
+	var out []Condition
+	for _, c := range in {
+		out = append(out, Condition{Type: c.Type, Status: string(c.Status), Reason: c.Reason, Message: c.Message, Generation: c.ObservedGeneration})
+	}
+	slices.SortFunc(out, func(a, b Condition) int { return strings.Compare(a.Type, b.Type) })
 	return out
 }

@@ -25,7 +25,7 @@ type Config struct {
 	Policies []translate.Status
 }
 
-// RouteStatus is what a route should say of itself.
+// RouteStatus is what a route, or a BackendTLSPolicy, should say of itself.
 type RouteStatus struct {
 	Kind    cluster.Kind
 	Key     cluster.Key
@@ -90,10 +90,11 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 			if r := RouteTable(h, port, ix); r != nil && front(h) {
 				out.Routes = append(out.Routes, r)
 			}
-			if c := Cluster(h, port, ix.Rule(h)); c != nil && back(h) {
-				out.Clusters = append(out.Clusters, c)
-				out.LoadAssignments = append(out.LoadAssignments, LoadAssignment(s.Mesh, h, port, workloads))
+			if !back(h) {
+				continue
 			}
+			out.Clusters = append(out.Clusters, Clusters(h, port, ix.Rule(h))...)
+			out.LoadAssignments = append(out.LoadAssignments, LoadAssignments(s.Mesh, h, port, workloads)...)
 		}
 	}
 	out.Listeners = slices.Insert(out.Listeners, 1, MainInternal(parts))
@@ -108,6 +109,9 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	for _, r := range s.Routes {
 		out.Statuses = append(out.Statuses, RouteStatus{r.Kind, r.Key, Status(r, ix)})
 	}
+	for _, p := range s.BackendTLSPolicies {
+		out.Statuses = append(out.Statuses, RouteStatus{p.ObjectKind(), p.Key, BackendTLSStatus(p, ix)})
+	}
 	for _, r := range s.DestinationRules {
 		out.Policies = append(out.Policies, RuleStatus(r, ix.rules.Alike(r)))
 	}
@@ -118,15 +122,17 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 
 // index finds things in a snapshot.
 type index struct {
-	mesh   translate.Mesh
-	from   string // the namespace of the waypoint
-	routes []*cluster.Route
-	hosts  []*Host
-	rules  *Rules
+	mesh     translate.Mesh
+	from     string // the namespace of the waypoint
+	routes   []*cluster.Route
+	hosts    []*Host
+	rules    *Rules
+	policies []*cluster.BackendTLSPolicy
+	bundles  []*cluster.Bundle
 }
 
 func newIndex(s translate.Snapshot, from string) index {
-	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}}
+	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}, policies: s.BackendTLSPolicies, bundles: s.Bundles}
 	for _, r := range s.DestinationRules {
 		ix.rules.Add(r)
 	}
@@ -135,6 +141,9 @@ func newIndex(s translate.Snapshot, from string) index {
 	}
 	for _, e := range s.ServiceEntries {
 		ix.hosts = append(ix.hosts, EntryHosts(s.Mesh, s.EntryInput(e))...)
+	}
+	for i, h := range ix.hosts {
+		ix.hosts[i] = h.Secured(ix)
 	}
 	slices.SortFunc(ix.hosts, (*Host).compare)
 	return ix
@@ -160,4 +169,23 @@ func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route {
 		}
 	}
 	return out
+}
+
+// BackendTLS is part of Index.
+func (ix index) BackendTLS(target cluster.ObjectRef) []*cluster.BackendTLSPolicy {
+	var out []*cluster.BackendTLSPolicy
+	for _, p := range ix.policies {
+		if slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Bundle is part of Index.
+func (ix index) Bundle(key cluster.Key) *cluster.Bundle {
+	if i := slices.IndexFunc(ix.bundles, func(b *cluster.Bundle) bool { return b.Key == key }); i >= 0 {
+		return ix.bundles[i]
+	}
+	return nil
 }

@@ -6,7 +6,6 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
-	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	"google.golang.org/protobuf/proto"
@@ -39,15 +38,29 @@ const (
 	metadataNear     = "ambit.io/near" // of a cluster, prefer: what its endpoints should share with who asks; of an endpoint: its node
 	tunnelOverHTTP2  = "h2"
 	metadataServices = "services"
+	metadataRefused  = "ambit.io/refused" // of a cluster: reason, in words, why nothing may be sent there
 )
 
-// Cluster translates one port of a host, with the rule that is in force for it, nil if there is none. Nil for one that waypoints do
-// not send to.
-func Cluster(h *Host, port cluster.ServicePort, rule *cluster.DestinationRule) *clusterv3.Cluster {
+// Clusters translates one port of a host, with the rule that is in force for it, nil if there is none. It has none for a port that
+// waypoints do not send to, and two for one that is spoken to by TLS: the second is for clients that speak TLS themselves.
+func Clusters(h *Host, port cluster.ServicePort, rule *cluster.DestinationRule) []*clusterv3.Cluster {
 	if h.Unfit != "" {
 		return nil
 	}
-	name, policy := ClusterName(h, port.Port), rule.PolicyOf(port.Port)
+	o := h.TLS[port.Port]
+	out := []*clusterv3.Cluster{makeCluster(h, port, ClusterName(h, port.Port), o, rule)}
+	if o == nil {
+		return out
+	}
+	if o.Fault != "" {
+		out[0].Metadata.FilterMetadata[metadataRefused] = fields("reason", o.Fault)
+	}
+	return append(out, makeCluster(h, port, asIsCluster(h, port.Port), nil, rule))
+}
+
+// makeCluster makes a cluster of a port, whose endpoints are spoken to by TLS unless o is nil.
+func makeCluster(h *Host, port cluster.ServicePort, name string, o *Origination, rule *cluster.DestinationRule) *clusterv3.Cluster {
+	policy := rule.PolicyOf(port.Port)
 	options := protocolOptions(spokenTo(port, policy))
 	applyHTTP(options, policy)
 	out := &clusterv3.Cluster{
@@ -60,8 +73,8 @@ func Cluster(h *Host, port cluster.ServicePort, rule *cluster.DestinationRule) *
 			optionsHTTP: config(options),
 		},
 		TransportSocketMatches: []*clusterv3.Cluster_TransportSocketMatch{
-			{Name: "hbone", Match: fields(metadataTunnel, tunnelOverHTTP2), TransportSocket: internalSocket(metadataDst)},
-			{Name: "plain", Match: &structpb.Struct{}, TransportSocket: socket(socketRaw, &rawv3.RawBuffer{})},
+			{Name: "hbone", Match: fields(metadataTunnel, tunnelOverHTTP2), TransportSocket: internalSocket(endpointSocket(o), metadataDst)},
+			{Name: "plain", Match: &structpb.Struct{}, TransportSocket: endpointSocket(o)},
 		},
 		Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
 			metadataIstio: {Fields: map[string]*structpb.Value{metadataServices: structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{
@@ -125,9 +138,9 @@ func socket(name string, settings proto.Message) *corev3.TransportSocket {
 	return &corev3.TransportSocket{Name: name, ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: config(settings)}}
 }
 
-// internalSocket leads to an internal listener, which is told these of the endpoint's metadata.
-func internalSocket(pass ...string) *corev3.TransportSocket {
-	s := &internalv3.InternalUpstreamTransport{TransportSocket: socket(socketRaw, &rawv3.RawBuffer{})}
+// internalSocket leads to an internal listener, which is told these of the endpoint's metadata; inside is what is spoken through it.
+func internalSocket(inside *corev3.TransportSocket, pass ...string) *corev3.TransportSocket {
+	s := &internalv3.InternalUpstreamTransport{TransportSocket: inside}
 	for _, name := range pass {
 		s.PassthroughMetadata = append(s.PassthroughMetadata, &internalv3.InternalUpstreamTransport_MetadataValueSource{
 			Kind: &metadatav3.MetadataKind{Kind: &metadatav3.MetadataKind_Host_{Host: &metadatav3.MetadataKind_Host{}}}, Name: name})

@@ -42,11 +42,25 @@ type Index interface {
 	Routes(parent cluster.ObjectRef) []*cluster.Route
 	// Rule returns the DestinationRule that is in force for a host at the waypoint that is translated for; nil if there is none.
 	Rule(h *Host) *cluster.DestinationRule
+	Securing
 }
 
 // ClusterName is the name of the Cluster, and of the ClusterLoadAssignment, of a port of a service.
 func ClusterName(h *Host, port uint16) string {
 	return fmt.Sprintf("outbound|%d||%s", port, h.Hostname)
+}
+
+// rawClusterName is that of the second cluster of a port that is spoken to by TLS. No subset can be called so.
+func rawClusterName(h *Host, port uint16) string {
+	return fmt.Sprintf("outbound|%d|.as-is|%s", port, h.Hostname)
+}
+
+// asIsCluster is the name of the cluster for bytes that are TLS already.
+func asIsCluster(h *Host, port uint16) string {
+	if h.TLS[port] != nil {
+		return rawClusterName(h, port)
+	}
+	return ClusterName(h, port)
 }
 
 // ChainName is the name of the filter chain that a port of a service has in ListenerMain; that of an HTTP port is the name of

@@ -17,6 +17,23 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
+// LoadAssignments are the endpoints of each of Clusters. A cluster that is refused has none.
+func LoadAssignments(m translate.Mesh, h *Host, port cluster.ServicePort, workloads []*workload.Workload) []*endpointv3.ClusterLoadAssignment {
+	if h.Unfit != "" {
+		return nil
+	}
+	all := LoadAssignment(m, h, port, workloads)
+	o := h.TLS[port.Port]
+	if o == nil {
+		return []*endpointv3.ClusterLoadAssignment{all}
+	}
+	asIs := &endpointv3.ClusterLoadAssignment{ClusterName: asIsCluster(h, port.Port), Endpoints: all.Endpoints}
+	if o.Fault != "" {
+		all = &endpointv3.ClusterLoadAssignment{ClusterName: all.ClusterName}
+	}
+	return []*endpointv3.ClusterLoadAssignment{all, asIs}
+}
+
 // LoadAssignment translates the endpoints of one port of a host. The workloads, in any order, are those that node proxies are told of
 // as the host's; the others among them are left out. Only endpoints that may get new requests are in the result: ready ones, or all of
 // a service that publishes those that are not. An endpoint that has to be reached by a tunnel is there with the identity that it must

@@ -4,10 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -30,15 +27,10 @@ type Host struct {
 	// asks for. They are empty if it asks for none.
 	Bound          bool
 	Waypoint, Told string
+	// TLS is how the endpoints of a port are spoken to by TLS, by port; what is not there is as it is.
+	TLS map[uint16]*Origination
 	// Unfit says why waypoints do not send to it, in words that follow its name; "" if they do.
 	Unfit string
-}
-
-// Equal reports whether both are the same in every field.
-func (h *Host) Equal(o *Host) bool {
-	return h.Ref == o.Ref && h.Hostname == o.Hostname && slices.Equal(h.Addresses, o.Addresses) && slices.Equal(h.Ports, o.Ports) &&
-		proto.Equal(h.Balancing, o.Balancing) && h.Families == o.Families && h.Unfit == o.Unfit &&
-		h.Bound == o.Bound && h.Waypoint == o.Waypoint && h.Told == o.Told
 }
 
 func (h *Host) compare(o *Host) int {

@@ -18,7 +18,9 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
 // Names of filters, Envoy's own.
@@ -110,9 +112,13 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policies Policies) *listenerv3.FilterChain {
 	name := ChainName(h, port.Port, at.http)
 	if !at.http {
+		encrypted := translate.AppProtocol(port) == workload.AppProtocol_TLS
 		proxy := tcpProxy(name, ClusterName(h, port.Port))
-		if len(at.producers) > 0 {
-			proxy = splitTCP(name, at.producers[0], ix)
+		switch {
+		case len(at.producers) > 0:
+			proxy = splitTCP(name, at.producers[0], ix, encrypted)
+		case encrypted:
+			proxy = tcpProxy(name, asIsCluster(h, port.Port))
 		}
 		applyTCP(proxy, ix.Rule(h).PolicyOf(port.Port))
 		c := chain(name, filterTCP, proxy)
@@ -159,22 +165,29 @@ func tcpProxy(name, to string) *tcpv3.TcpProxy {
 }
 
 // splitTCP carries connections to the backends of a TCPRoute by their weights. The share of one that cannot be used is refused, and
-// so are all if the rule has none that can.
-func splitTCP(name string, r *cluster.Route, ix Index) *tcpv3.TcpProxy {
+// so are all if the rule has none that can. What clients send is encrypted, or it is not known to be.
+func splitTCP(name string, r *cluster.Route, ix Index, encrypted bool) *tcpv3.TcpProxy {
 	out := tcpProxy(name, ClusterInvalid)
 	if len(r.Rules) == 0 || len(faultsOf(r, 0)) > 0 {
 		return out
 	}
+	to := func(b cluster.BackendRef) string {
+		t := resolve(b, ix)
+		if encrypted {
+			return t.asIs
+		}
+		return t.cluster
+	}
 	backends := shares(&r.Rules[0])
 	if len(backends) == 1 {
-		out.ClusterSpecifier = &tcpv3.TcpProxy_Cluster{Cluster: resolve(backends[0].BackendRef, ix).cluster}
+		out.ClusterSpecifier = &tcpv3.TcpProxy_Cluster{Cluster: to(backends[0].BackendRef)}
 	}
 	if len(backends) < 2 {
 		return out
 	}
 	weighted := &tcpv3.TcpProxy_WeightedCluster{}
 	for _, b := range backends {
-		weighted.Clusters = append(weighted.Clusters, &tcpv3.TcpProxy_WeightedCluster_ClusterWeight{Name: resolve(b.BackendRef, ix).cluster, Weight: b.Weight})
+		weighted.Clusters = append(weighted.Clusters, &tcpv3.TcpProxy_WeightedCluster_ClusterWeight{Name: to(b.BackendRef), Weight: b.Weight})
 	}
 	out.ClusterSpecifier = &tcpv3.TcpProxy_WeightedClusters{WeightedClusters: weighted}
 	return out

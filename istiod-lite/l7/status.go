@@ -13,17 +13,17 @@ import (
 
 // target is what a reference to a backend led to.
 type target struct {
-	// cluster is ClusterInvalid if there is a fault.
-	cluster string
-	reason  gatewayv1.RouteConditionReason
-	fault   string
+	// cluster is ClusterInvalid if there is a fault, and so is asIs, which is for bytes that are TLS already.
+	cluster, asIs string
+	reason        gatewayv1.RouteConditionReason
+	fault         string
 }
 
 // resolve finds a backend. Routes of the mesh may refer to any namespace: whoever can send to a service directly can do so by a
 // route.
 func resolve(b cluster.BackendRef, ix Index) target {
 	bad := func(reason gatewayv1.RouteConditionReason, format string, args ...any) target {
-		return target{ClusterInvalid, reason, fmt.Sprintf(format, args...)}
+		return target{ClusterInvalid, ClusterInvalid, reason, fmt.Sprintf(format, args...)}
 	}
 	if !b.Ref.IsService() && !b.Ref.IsEntry() {
 		kind := string(b.Ref.Kind)
@@ -45,7 +45,7 @@ func resolve(b cluster.BackendRef, ix Index) target {
 	if _, ok := h.Port(b.Port); !ok {
 		return bad(gatewayv1.RouteReasonBackendNotFound, "%s has no TCP port %d", b.Ref, b.Port)
 	}
-	return target{cluster: ClusterName(h, b.Port)}
+	return target{cluster: ClusterName(h, b.Port), asIs: asIsCluster(h, b.Port)}
 }
 
 // What a route says of the waypoint of a parent: without one nothing executes the route. Istio's names.

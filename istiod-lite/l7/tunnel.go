@@ -133,7 +133,7 @@ func toMain() *clusterv3.Cluster {
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{ClusterName: ListenerMain, Endpoints: []*endpointv3.LocalityLbEndpoints{{
 			LbEndpoints: []*endpointv3.LbEndpoint{{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: internalAddress(ListenerMain, "")}}}},
 		}}},
-		TransportSocket: internalSocket(),
+		TransportSocket: internalSocket(endpointSocket(nil)),
 	}
 }
 

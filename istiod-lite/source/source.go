@@ -37,6 +37,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
 	cluster.KindDestinationRule,
+	cluster.KindBackendTLSPolicy, cluster.KindBundle,
 }
 
 // Config configures a Source. All fields are required.
@@ -116,6 +117,7 @@ var (
 	grpcRoutes            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "grpcroutes"}
 	tlsRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tlsroutes"}
 	tcpRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
+	backendTLSPolicies    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "backendtlspolicies"}
 	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	destinationRules      = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
 	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
@@ -146,6 +148,8 @@ func (s *Source) watches() []watched {
 		s.custom(httpRoutes, cluster.KindHTTPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.HTTPRouteOf(u) }),
 		s.custom(grpcRoutes, cluster.KindGRPCRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.GRPCRouteOf(u) }),
 		s.custom(tlsRoutes, cluster.KindTLSRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TLSRouteOf(u) }),
+		of(typed(core.ConfigMaps(metav1.NamespaceAll), "", "", cluster.BundleOf), cluster.KindBundle, &corev1.ConfigMap{}),
+		s.custom(backendTLSPolicies, cluster.KindBackendTLSPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.BackendTLSPolicyOf(u) }),
 		s.custom(tcpRoutes, cluster.KindTCPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TCPRouteOf(u) }),
 		s.custom(destinationRules, cluster.KindDestinationRule, func(u *unstructured.Unstructured) cluster.Object { return cluster.DestinationRuleOf(u) }),
 	}

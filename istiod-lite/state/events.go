@@ -40,6 +40,10 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setRoute(object{o.Kind, o.Key}, o)
 	case *cluster.DestinationRule:
 		s.setRule(o.Key, o)
+	case *cluster.BackendTLSPolicy:
+		s.setBackendTLS(o.Key, o)
+	case *cluster.Bundle:
+		s.setBundle(o.Key, o)
 	}
 }
 
@@ -76,6 +80,10 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setRoute(object{kind, key}, nil)
 	case cluster.KindDestinationRule:
 		s.setRule(key, nil)
+	case cluster.KindBackendTLSPolicy:
+		s.setBackendTLS(key, nil)
+	case cluster.KindBundle:
+		s.setBundle(key, nil)
 	}
 }
 
@@ -124,6 +132,10 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		}
 	case cluster.KindDestinationRule:
 		out = keysOf(s.views.rules)
+	case cluster.KindBackendTLSPolicy:
+		out = keysOf(s.views.backendTLS)
+	case cluster.KindBundle:
+		out = keysOf(s.views.bundles)
 	case cluster.KindMesh:
 		for name := range s.bindings.meshes {
 			out = append(out, cluster.Key{Name: name})

@@ -319,6 +319,8 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindGatewayClass:        len(s.bindings.classes),
 		cluster.KindDeployment:          len(s.bindings.deployments),
 		cluster.KindMesh:                len(s.bindings.meshes),
+		cluster.KindBackendTLSPolicy:    len(s.views.backendTLS),
+		cluster.KindBundle:              len(s.views.bundles),
 		kindRoutes:                      len(s.views.routes),
 		cluster.KindDestinationRule:     len(s.views.rules),
 	}

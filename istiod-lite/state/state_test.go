@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unique"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -255,11 +256,19 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(30) {
-	case 28, 29:
+	switch w.IntN(33) {
+	case 31, 32:
 		return w.destinationRule()
 	case 24, 25, 26, 27:
 		return w.route()
+	case 28, 29:
+		return w.backendTLS()
+	case 30:
+		b := &cluster.Bundle{Key: w.key()}
+		if text := pick(w, "", "one", "two"); text != "" {
+			b.Certificates = unique.Make(text)
+		}
+		return b
 	case 18, 19, 20:
 		return w.gateway()
 	case 21, 22:
@@ -397,6 +406,21 @@ func (w world) destinationRule() cluster.Object {
 		}
 	}
 	return r
+}
+
+func (w world) backendTLS() cluster.Object {
+	p := &cluster.BackendTLSPolicy{Key: w.key(), Created: w.created(), Generation: int64(w.IntN(3)), Hostname: pick(w, "a.example", "b.example"), System: w.IntN(3) == 0}
+	for range 1 + w.IntN(2) {
+		section := pick(w, "", "", "http", "tcp")
+		p.Targets = append(p.Targets, cluster.PolicyTarget{Ref: w.ref(), Section: section})
+	}
+	for !p.System && len(p.Authorities) < 2 {
+		p.Authorities = append(p.Authorities, cluster.Key{Namespace: p.Namespace, Name: w.key().Name})
+	}
+	if w.IntN(6) == 0 {
+		p.Faults = []string{"a fault"}
+	}
+	return p
 }
 
 // followRoutes lets known follow what is to be reported of routes.
@@ -566,7 +590,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule, cluster.KindBackendTLSPolicy, cluster.KindBundle)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {

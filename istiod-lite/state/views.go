@@ -24,6 +24,11 @@ type views struct {
 	// attached are the routes that name an object as a parent, referring those that name it as a backend.
 	attached, referring map[cluster.ObjectRef]set[object]
 
+	// backendTLS are BackendTLSPolicies, securing those that have an object as a target, and trusting those that refer to a bundle.
+	backendTLS map[cluster.Key]*cluster.BackendTLSPolicy
+	securing   map[cluster.ObjectRef]set[cluster.Key]
+	bundles    map[cluster.Key]*cluster.Bundle
+	trusting   map[cluster.Key]set[cluster.Key]
 	// policies are AuthorizationPolicies by what they are attached to.
 	policies map[policyTarget]set[cluster.Key]
 	// rules are DestinationRules; found has them by host.
@@ -101,6 +106,8 @@ func newViews() views {
 	return views{
 		rules:  map[cluster.Key]*cluster.DestinationRule{},
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
+		backendTLS: map[cluster.Key]*cluster.BackendTLSPolicy{}, securing: map[cluster.ObjectRef]set[cluster.Key]{},
+		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
 		policies: map[policyTarget]set[cluster.Key]{}, of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
 		replicas: map[cluster.Key]replica{}, leaving: set[membership]{}, last: set[membership]{},
@@ -116,6 +123,8 @@ type dirtyViews struct {
 	policies set[cluster.Key]
 	// rules are those of which it is to be said what became of them.
 	rules set[cluster.Key]
+	// backendTLS are BackendTLSPolicies of which it may be so.
+	backendTLS set[cluster.Key]
 	// listeners are those of views, static what all of them have.
 	listeners set[cluster.Key]
 	// swept have lingered long enough.
@@ -126,7 +135,7 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		policies: set[cluster.Key]{}, rules: set[cluster.Key]{},
+		policies: set[cluster.Key]{}, rules: set[cluster.Key]{}, backendTLS: set[cluster.Key]{},
 		swept: set[membership]{},
 	}
 }
@@ -187,6 +196,9 @@ func (s *State) touchFront(ref cluster.ObjectRef) {
 func (s *State) touchHost(ref cluster.ObjectRef) {
 	s.touchFront(ref)
 	s.dirtyViews.backs[ref] = struct{}{}
+	for k := range s.views.securing[ref] {
+		s.dirtyViews.backendTLS[k] = struct{}{}
+	}
 	for o := range s.views.referring[ref] {
 		s.dirtyViews.routes[o] = struct{}{}
 		for _, p := range s.views.routes[o].Parents {
@@ -506,6 +518,9 @@ func (c *collector) hostsOf(ref cluster.ObjectRef) []*l7.Host {
 			slices.SortFunc(out, func(a, b *l7.Host) int { return strings.Compare(a.Hostname, b.Hostname) })
 		}
 	}
+	for i, h := range out {
+		out[i] = h.Secured(c)
+	}
 	c.hosts[ref] = out
 	return out
 }
@@ -556,6 +571,9 @@ func (c *collector) flushViews() {
 	for o := range s.dirtyViews.routes {
 		c.routeStatus(o)
 	}
+	for k := range s.dirtyViews.backendTLS {
+		c.backendTLSStatus(k)
+	}
 	for k := range s.dirtyViews.policies {
 		c.policyStatus(k)
 	}
@@ -599,8 +617,8 @@ func (c *collector) back(ref cluster.ObjectRef, b *back) {
 	for _, h := range b.hosts {
 		workloads := slices.Collect(maps.Values(s.views.members[translate.EntryName(ref.Key.Namespace, h.Hostname)]))
 		for _, port := range h.Ports {
-			if h.Unfit == "" {
-				c.encode(ends, resource.Endpoints, l7.ClusterName(h, port.Port), l7.LoadAssignment(s.mesh, h, port, workloads))
+			for _, a := range l7.LoadAssignments(s.mesh, h, port, workloads) {
+				c.encode(ends, resource.Endpoints, a.ClusterName, a)
 			}
 		}
 	}
@@ -613,7 +631,7 @@ func (c *collector) back(ref cluster.ObjectRef, b *back) {
 		ix := seen{c, namespace}
 		for _, h := range b.hosts {
 			for _, port := range h.Ports {
-				if cl := l7.Cluster(h, port, ix.Rule(h)); cl != nil {
+				for _, cl := range l7.Clusters(h, port, ix.Rule(h)) {
 					c.encode(made, resource.Cluster, cl.Name, cl)
 				}
 			}

@@ -143,12 +143,13 @@ func (c *collector) routeStatus(o object) {
 	c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, seen{c, ""}), Seen: r.Seen})
 }
 
-// RouteStatus is what a route should say to its parents that are services, and what it says.
+// RouteStatus is what a route should say to its parents that are services, or a BackendTLSPolicy of its targets that are, and what it
+// says.
 type RouteStatus struct {
 	Kind       cluster.Kind
 	Key        cluster.Key
 	Generation int64
 	Want, Seen []cluster.ParentStatus
-	// Gone says that the route is gone.
+	// Gone says that the object is gone.
 	Gone bool
 }

@@ -40,13 +40,17 @@ func condition[T, R ~string](typ T, good bool, reason R, generation int64, forma
 	return c
 }
 
-// routeBody is what a route says to its parents that are services; nil if it is gone.
+// routeBody is what a route says to its parents that are services, or a policy of its targets; nil if it is gone.
 func routeBody(r state.RouteStatus) *body {
 	if r.Gone {
 		return nil
 	}
+	names := routeEntries
+	if r.Kind == cluster.KindBackendTLSPolicy {
+		names = policyEntries
+	}
 	return &body{
-		generation: r.Generation, parents: r.Want, controller: api.ControllerWaypoint,
+		generation: r.Generation, parents: r.Want, entries: names, controller: api.ControllerWaypoint,
 		settled: slices.EqualFunc(r.Want, r.Seen, cluster.ParentStatus.Equal),
 	}
 }

@@ -191,11 +191,16 @@ func TestMerge(t *testing.T) {
 			map[string]any{"controllerName": "example.com/edge", "parentRef": asRef},
 			map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": map[string]any{"name": "left"}},
 			map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": asRef, "conditions": []any{ours("PartiallyInvalid", "True", then), theirs()}}}},
-			body{controller: "istio.io/mesh-controller", parents: []cluster.ParentStatus{{Ref: ref, Conditions: []cluster.Condition{is("Accepted", "True")}}, {Ref: gatewayv1.ParentReference{Name: "new"}}}},
+			body{controller: "istio.io/mesh-controller", entries: routeEntries, parents: []cluster.ParentStatus{{Ref: ref, Conditions: []cluster.Condition{is("Accepted", "True")}}, {Ref: gatewayv1.ParentReference{Name: "new"}}}},
 			map[string]any{"parents": []any{
 				map[string]any{"controllerName": "example.com/edge", "parentRef": asRef},
 				map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": asRef, "conditions": []any{theirs(), ours("Accepted", "True", now)}},
 				map[string]any{"controllerName": "istio.io/mesh-controller", "parentRef": map[string]any{"name": "new"}, "conditions": []any{}}}}},
+		"ancestors": {map[string]any{"ancestors": []any{map[string]any{"controllerName": "example.com/edge", "ancestorRef": asRef}}},
+			body{controller: "istio.io/mesh-controller", entries: policyEntries, parents: []cluster.ParentStatus{{Ref: ref, Conditions: []cluster.Condition{is("Accepted", "True")}}}},
+			map[string]any{"ancestors": []any{
+				map[string]any{"controllerName": "example.com/edge", "ancestorRef": asRef},
+				map[string]any{"controllerName": "istio.io/mesh-controller", "ancestorRef": asRef, "conditions": []any{ours("Accepted", "True", now)}}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := tc.body.merge(tc.status, now)

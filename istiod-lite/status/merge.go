@@ -22,10 +22,23 @@ type body struct {
 	addresses []any
 	listeners []listener
 	features  []string
-	// parents are a route's, under the name of controller.
+	// parents are a route's, or a policy's ancestors, under the name of controller.
 	parents    []cluster.ParentStatus
+	entries    entryNames
 	controller string
 }
+
+// entryNames are what status calls a list of entries, each a controller's for an object, and the field of an entry that names the object.
+type entryNames struct{ list, ref string }
+
+// The lists of routes and of policies.
+var (
+	routeEntries  = entryNames{"parents", "parentRef"}
+	policyEntries = entryNames{"ancestors", "ancestorRef"}
+)
+
+// maxAncestors is how many entries status.ancestors may have, those of others included. The definition's.
+const maxAncestors = 16
 
 // listener is the mesh's share of the status of one listener.
 type listener struct {
@@ -58,9 +71,12 @@ func (b body) merge(status map[string]any, now string) map[string]any {
 		set("supportedFeatures", mergeFeatures(list(status["supportedFeatures"]), b.features))
 	}
 	if b.controller != "" {
-		parents := b.mergeParents(list(status["parents"]), now)
-		if len(parents) > 0 || status["parents"] != nil {
-			set("parents", parents)
+		parents := b.mergeParents(list(status[b.entries.list]), now)
+		if b.entries == policyEntries {
+			parents = parents[:min(len(parents), maxAncestors)]
+		}
+		if len(parents) > 0 || status[b.entries.list] != nil {
+			set(b.entries.list, parents)
 		}
 	}
 	return changed
@@ -176,7 +192,7 @@ func (b body) mergeParents(there []any, now string) []any {
 			continue
 		}
 		for i, p := range b.parents {
-			if !done[i] && reflect.DeepEqual(refs[i], entry["parentRef"]) {
+			if !done[i] && reflect.DeepEqual(refs[i], entry[b.entries.ref]) {
 				done[i] = true
 				entry["conditions"] = mergeConditions(list(entry["conditions"]), p.Conditions, droppedFromRoutes, now)
 				out = append(out, entry)
@@ -187,7 +203,7 @@ func (b body) mergeParents(there []any, now string) []any {
 	for i, p := range b.parents {
 		if !done[i] {
 			out = append(out, map[string]any{
-				"parentRef": refs[i], "controllerName": b.controller, "conditions": mergeConditions(nil, p.Conditions, nil, now),
+				b.entries.ref: refs[i], "controllerName": b.controller, "conditions": mergeConditions(nil, p.Conditions, nil, now),
 			})
 		}
 	}

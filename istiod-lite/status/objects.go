@@ -25,13 +25,14 @@ const (
 
 // gatewayKinds are the kinds of the Gateway API whose objects the mesh answers.
 var gatewayKinds = map[cluster.Kind]schema.GroupVersionResource{
-	cluster.KindGateway:      {Group: groupGateway, Version: "v1", Resource: "gateways"},
-	cluster.KindGatewayClass: {Group: groupGateway, Version: "v1", Resource: "gatewayclasses"},
-	cluster.KindHTTPRoute:    {Group: groupGateway, Version: "v1", Resource: "httproutes"},
-	cluster.KindGRPCRoute:    {Group: groupGateway, Version: "v1", Resource: "grpcroutes"},
-	cluster.KindTCPRoute:     {Group: groupGateway, Version: "v1", Resource: "tcproutes"},
-	cluster.KindTLSRoute:     {Group: groupGateway, Version: "v1", Resource: "tlsroutes"},
-	cluster.KindMesh:         {Group: groupMesh, Version: "v1alpha1", Resource: "xmeshes"},
+	cluster.KindGateway:          {Group: groupGateway, Version: "v1", Resource: "gateways"},
+	cluster.KindGatewayClass:     {Group: groupGateway, Version: "v1", Resource: "gatewayclasses"},
+	cluster.KindHTTPRoute:        {Group: groupGateway, Version: "v1", Resource: "httproutes"},
+	cluster.KindGRPCRoute:        {Group: groupGateway, Version: "v1", Resource: "grpcroutes"},
+	cluster.KindTCPRoute:         {Group: groupGateway, Version: "v1", Resource: "tcproutes"},
+	cluster.KindTLSRoute:         {Group: groupGateway, Version: "v1", Resource: "tlsroutes"},
+	cluster.KindBackendTLSPolicy: {Group: groupGateway, Version: "v1", Resource: "backendtlspolicies"},
+	cluster.KindMesh:             {Group: groupMesh, Version: "v1alpha1", Resource: "xmeshes"},
 }
 
 // target names an object of the Gateway API.

@@ -26,9 +26,11 @@ type Snapshot struct {
 	Gateways              []*cluster.Gateway
 	GatewayClasses        []*cluster.GatewayClass
 	Deployments           []*cluster.Deployment
-	// Routes and DestinationRules are translated by package l7.
-	Routes           []*cluster.Route
-	DestinationRules []*cluster.DestinationRule
+	// Those that follow are translated by package l7.
+	Routes             []*cluster.Route
+	DestinationRules   []*cluster.DestinationRule
+	BackendTLSPolicies []*cluster.BackendTLSPolicy
+	Bundles            []*cluster.Bundle
 	// Shortages are those of ServiceEntries.
 	Shortages map[cluster.Key][]cluster.Shortage
 }

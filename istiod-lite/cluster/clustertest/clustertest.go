@@ -59,6 +59,9 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 	case cluster.KindNamespace:
 		return as(u, &corev1.Namespace{}, cluster.NamespaceOf)
 	case cluster.KindConfigMap:
+		if data, _, _ := unstructured.NestedStringMap(u.Object, "data"); data[cluster.BundleKey] != "" {
+			return as(u, &corev1.ConfigMap{}, cluster.BundleOf)
+		}
 		return as(u, &corev1.ConfigMap{}, cluster.ConfigMapOf)
 	case cluster.KindPeerAuthentication:
 		return cluster.PeerAuthenticationOf(u), nil
@@ -86,6 +89,8 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.TCPRouteOf(u), nil
 	case cluster.KindDestinationRule:
 		return cluster.DestinationRuleOf(u), nil
+	case cluster.KindBackendTLSPolicy:
+		return cluster.BackendTLSPolicyOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -141,6 +146,10 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.Routes = append(s.Routes, o)
 		case *cluster.DestinationRule:
 			s.DestinationRules = append(s.DestinationRules, o)
+		case *cluster.BackendTLSPolicy:
+			s.BackendTLSPolicies = append(s.BackendTLSPolicies, o)
+		case *cluster.Bundle:
+			s.Bundles = append(s.Bundles, o)
 		}
 	}
 	return s
