@@ -64,18 +64,6 @@ func (s *State) setBundle(key cluster.Key, b *cluster.Bundle) {
 	}
 }
 
-// BackendTLS is part of l7.Index.
-func (c *collector) BackendTLS(target cluster.ObjectRef) []*cluster.BackendTLSPolicy {
-	var out []*cluster.BackendTLSPolicy
-	for k := range c.state.views.securing[target] {
-		out = append(out, c.state.views.backendTLS[k])
-	}
-	return out
-}
-
-// Bundle is part of l7.Index.
-func (c *collector) Bundle(key cluster.Key) *cluster.Bundle { return c.state.views.bundles[key] }
-
 // backendTLSStatus says what became of a policy.
 func (c *collector) backendTLSStatus(k cluster.Key) {
 	out := RouteStatus{Kind: cluster.KindBackendTLSPolicy, Key: k, Gone: true}
