@@ -31,6 +31,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/proxy"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -115,6 +116,7 @@ type parts struct {
 	judge     chan struct{} // holds one when tunnels are to be judged again
 	tunnels   *hbone.Pool
 	clusters  *upstream.Clusters
+	tracers   *trace.Tracers
 	store     *config.Store
 	proxy     *proxy.Proxy
 	discovery *xds.Client
@@ -182,6 +184,8 @@ func (p *parts) make() error {
 	p.closers = append(p.closers, p.tunnels)
 	p.clusters = upstream.New(upstream.Config{Tunnels: p.tunnels, Source: own, Baggage: s.baggage(), Dial: p.network.dial})
 	p.closers = append(p.closers, closer(p.clusters.Close))
+	p.tracers = trace.New(trace.Config{Dial: p.clusters.Dial, Resource: s.resource(), Registerer: p.registry, Logger: p.target("proxy")})
+	p.closers = append(p.closers, closer(p.tracers.Close))
 	p.proxy = proxy.New(proxy.Config{
 		TLS: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			svid, err := p.certs.SVID(hello.Context(), own)
@@ -193,11 +197,14 @@ func (p *parts) make() error {
 		Revoked:  func(client []*x509.Certificate) error { return p.trust.StillClient(client, own.TrustDomain) },
 		Clusters: p.clusters, Requests: telemetry.NewRequests("waypoint", p.registry),
 		Policies:  telemetry.NewPolicies(p.registry, func(key string) bool { return p.store.Load().HasPolicy(key) }),
-		AccessLog: p.target(telemetry.TargetAccess), Sampling: s.Sampling, Leave: s.Leave, Logger: p.target("proxy"),
+		AccessLog: p.target(telemetry.TargetAccess), Sampling: s.Sampling, Tracers: p.tracers, Leave: s.Leave, Logger: p.target("proxy"),
 	})
 	p.closers = append(p.closers, closer(p.proxy.Close))
-	p.store = config.NewStore(func(_, next *config.Snapshot) {
+	p.store = config.NewStore(func(old, next *config.Snapshot) {
 		p.clusters.Apply(next) // first: no route may lead to a cluster that is not known here yet
+		if collectors, changed := next.Collectors(old); changed {
+			p.tracers.Apply(collectors)
+		}
 		p.proxy.Apply(next)
 	})
 	node, err := s.node()

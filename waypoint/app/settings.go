@@ -12,9 +12,11 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	"go.opentelemetry.io/otel/attribute"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/build"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 )
@@ -158,6 +160,21 @@ func (s *settings) node() (*corev3.Node, error) {
 func (s *settings) baggage() string {
 	return fmt.Sprintf("k8s.cluster.name=%s,k8s.namespace.name=%s,k8s.deployment.name=%s,service.name=%s,service.version=latest",
 		s.ClusterID, s.PodNamespace, s.Gateway, s.Gateway)
+}
+
+// resource describes the waypoint in spans: by OpenTelemetry's conventions, and as Istio's proxies do.
+func (s *settings) resource() []attribute.KeyValue {
+	var out []attribute.KeyValue
+	for _, a := range [...]struct{ name, value string }{
+		{"service.version", build.Version()}, {"k8s.namespace.name", s.PodNamespace}, {"k8s.pod.name", s.PodName}, {"k8s.pod.ip", s.InstanceIP}, {"k8s.node.name", s.NodeName},
+		{"k8s.cluster.name", s.ClusterID}, {"istio.canonical_service", s.Gateway}, {"istio.canonical_revision", "latest"}, {"istio.namespace", s.PodNamespace},
+		{"istio.cluster_id", s.ClusterID}, {"istio.mesh_id", s.TrustDomain},
+	} {
+		if a.value != "" {
+			out = append(out, attribute.String(a.name, a.value))
+		}
+	}
+	return out
 }
 
 func (e *env) fail(name, format string, args ...any) {

@@ -54,6 +54,8 @@ type HTTP struct {
 	// ServerHeader says what becomes of the response's server field; ServerName is what we are called there.
 	ServerHeader ServerHeader
 	ServerName   string
+	// Tracing says what requests leave behind in traces; nil: nothing.
+	Tracing *Tracing
 }
 
 // ServerHeader says what becomes of the server field of a response.

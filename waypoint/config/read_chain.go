@@ -153,6 +153,7 @@ func (d decoder) http(m *hcmv3.HttpConnectionManager, at *strict.Path) *HTTP {
 	}
 	d.common(m.GetCommonHttpProtocolOptions(), out, at.Field("common_http_protocol_options"))
 	d.choices(m, out, at)
+	out.Tracing = d.tracing(m.GetTracing(), at.Field("tracing"))
 	for i, u := range m.GetUpgradeConfigs() {
 		at := at.Field("upgrade_configs").Index(i)
 		switch name := strings.ToLower(u.GetUpgradeType()); {

@@ -77,6 +77,9 @@ func (d decoder) connect(m *hcmv3.HttpConnectionManager, at *strict.Path) {
 	if m.GetRds() != nil {
 		d.add(at.Field("rds"), "not supported here: use route_config")
 	}
+	if m.GetTracing() != nil {
+		d.add(at.Field("tracing"), "not supported here: tunnels are no requests")
+	}
 	at2 := at.Field("route_config").Field("virtual_hosts")
 	hosts := m.GetRouteConfig().GetVirtualHosts()
 	if len(hosts) != 1 || len(hosts[0].GetRoutes()) != 1 {

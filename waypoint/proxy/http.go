@@ -16,6 +16,7 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -58,6 +59,9 @@ type request struct {
 	audits   []*policy.RequestPolicy
 	claims   map[string]any // of the token that was verified
 	err      error
+
+	tracing *config.Tracing // nil: nothing says how the request is to be traced
+	span    trace.Span      // of tracing; the zero Span: the request is not recorded
 }
 
 // serve answers one request.
@@ -108,6 +112,7 @@ func (r *request) answer() (*message.Response, *refusal) {
 	req.Path = path
 
 	snapshot := r.c.proxy.snapshot.Load()
+	r.trace(snapshot)
 	if refused := r.authorize(snapshot); refused != nil {
 		return nil, refused
 	}
@@ -226,6 +231,7 @@ func (r *request) finish() {
 	took := time.Since(r.start)
 	r.count(took)
 	r.log(took)
+	r.endSpan(took)
 }
 
 // cancelable makes ctx one that can be ended before the client's.

@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/trace"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -69,6 +70,8 @@ type Config struct {
 	// MaxMirrored bounds what waits of requests' bodies for the backends of all copies together, in bytes; a copy that is in need of more
 	// is given up. Zero means DefaultMaxMirrored.
 	MaxMirrored int64
+	// Tracers send spans; nil: none are. They stay the caller's, to be closed after the proxy.
+	Tracers *trace.Tracers
 	// Logger takes what concerns the proxy itself.
 	Logger *slog.Logger
 }
@@ -290,6 +293,7 @@ type connection struct {
 	source      unique.Handle[telemetry.Party]
 	client      netip.AddrPort               // the client's address, as its proxy says
 	server      *codec.Server                // of HTTP
+	traced      atomic.Pointer[traced]       // how its requests are, by the snapshot that was in force last
 	judged      atomic.Pointer[config.Chain] // of others: by whose policies
 	audits      []*policy.RequestPolicy      // of others
 }
