@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
 	networkingv1 "istio.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -268,6 +269,10 @@ func (f *fields) balancer(at string, in *networkingv1.LoadBalancerSettings, out 
 			h.Size = 0
 		}
 	}
+	if h.Header != "" && !httpguts.ValidHeaderFieldName(h.Header) {
+		f.add(at+".httpHeaderName", "%q is no name of a header field", h.Header)
+		h.Header = ""
+	}
 	if h.Header == "" && h.Query == "" && h.Cookie == nil && !h.SourceIP {
 		f.add(at, "says nothing that requests are told apart by")
 		return
@@ -275,9 +280,9 @@ func (f *fields) balancer(at string, in *networkingv1.LoadBalancerSettings, out 
 	out.Balancer, out.Hash = balancer, h
 }
 
-// Bounds of what consistent hashing may take of a waypoint's memory. Envoy's.
+// Bounds of what consistent hashing may take of a waypoint's memory; that of a table is Envoy's.
 const (
-	maxRing   = 8 << 20
+	maxRing   = 1 << 20
 	maxMaglev = 5_000_011
 )
 
@@ -294,17 +299,29 @@ func prime(n uint64) bool {
 }
 
 func (f *fields) cookie(at string, in *networkingv1.LoadBalancerSettings_ConsistentHashLB_HTTPCookie) *HashCookie {
-	if in.GetName() == "" {
-		f.add(at+".name", "required")
+	if !httpguts.ValidHeaderFieldName(in.GetName()) {
+		f.add(at+".name", "%q cannot be the name of a cookie", in.GetName())
 		return nil
+	}
+	good := func(at, s string) bool {
+		ok := httpguts.ValidHeaderFieldValue(s) && !strings.ContainsAny(s, ";,")
+		if !ok {
+			f.add(at, "%q cannot be part of a cookie", s)
+		}
+		return ok
 	}
 	out := &HashCookie{Name: in.GetName(), Path: in.GetPath()}
 	if in.GetTtl() != nil {
 		ttl := f.duration(at+".ttl", in.GetTtl())
 		out.TTL = &ttl
 	}
-	for _, a := range in.GetAttributes() {
-		out.Attributes = append(out.Attributes, Attribute{a.GetName(), a.GetValue()})
+	if !good(at+".path", out.Path) {
+		out.Path = ""
+	}
+	for i, a := range in.GetAttributes() {
+		if at := fmt.Sprintf("%s.attributes[%d]", at, i); a.GetName() != "" && good(at+".name", a.GetName()) && good(at+".value", a.GetValue()) {
+			out.Attributes = append(out.Attributes, Attribute{a.GetName(), a.GetValue()})
+		}
 	}
 	return out
 }

@@ -116,6 +116,11 @@ func act(out *routev3.Route, e entry, port cluster.ServicePort, ix Index) {
 	}
 	action := forward(rule, nil)
 	spread(action, backends, ix)
+	var refs []cluster.BackendRef
+	for _, b := range backends {
+		refs = append(refs, b.BackendRef)
+	}
+	action.HashPolicy = hashing(refs, ix)
 	rewriteRequest(action, rewrite, match.Path)
 	if host := hostOf(f); host != "" {
 		action.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: host}

@@ -46,10 +46,12 @@ func RouteTable(h *Host, port cluster.ServicePort, ix Index) *routev3.RouteConfi
 		host.Routes = append(host.Routes, e.translate(port, ix)...)
 	}
 	if len(at.producers) == 0 {
+		own := forward(&cluster.RouteRule{}, &routev3.RouteAction_Cluster{Cluster: ClusterName(h, port.Port)})
+		own.HashPolicy = hashing([]cluster.BackendRef{{Ref: h.Ref, Port: port.Port}}, ix)
 		host.Routes = append(host.Routes, &routev3.Route{
 			Name:   "default",
 			Match:  &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
-			Action: &routev3.Route_Route{Route: forward(&cluster.RouteRule{}, &routev3.RouteAction_Cluster{Cluster: ClusterName(h, port.Port)})},
+			Action: &routev3.Route_Route{Route: own},
 		})
 	}
 	return &routev3.RouteConfiguration{

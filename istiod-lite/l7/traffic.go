@@ -2,12 +2,15 @@ package l7
 
 import (
 	"math"
+	"slices"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -24,6 +27,16 @@ func applyPolicy(c *clusterv3.Cluster, p *cluster.TrafficPolicy) {
 		c.LbPolicy = clusterv3.Cluster_ROUND_ROBIN
 	case cluster.BalanceRandom:
 		c.LbPolicy = clusterv3.Cluster_RANDOM
+	case cluster.BalanceRing:
+		c.LbPolicy = clusterv3.Cluster_RING_HASH
+		if n := p.Hash.Size; n > 0 {
+			c.LbConfig = &clusterv3.Cluster_RingHashLbConfig_{RingHashLbConfig: &clusterv3.Cluster_RingHashLbConfig{MinimumRingSize: wrapperspb.UInt64(n)}}
+		}
+	case cluster.BalanceMaglev:
+		c.LbPolicy = clusterv3.Cluster_MAGLEV
+		if n := p.Hash.Size; n > 0 {
+			c.LbConfig = &clusterv3.Cluster_MaglevLbConfig_{MaglevLbConfig: &clusterv3.Cluster_MaglevLbConfig{TableSize: wrapperspb.UInt64(n)}}
+		}
 	}
 	if d := p.Pool.ConnectTimeout; d > 0 {
 		c.ConnectTimeout = durationpb.New(d)
@@ -46,6 +59,46 @@ func applyPolicy(c *clusterv3.Cluster, p *cluster.TrafficPolicy) {
 		c.OutlierDetection = outliers(o)
 		c.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: float64(o.MinHealthPercent)}}
 	}
+}
+
+// hashing is what tells requests apart that go to backends: what the policies of these say, each once.
+func hashing(backends []cluster.BackendRef, ix Index) []*routev3.RouteAction_HashPolicy {
+	var out []*routev3.RouteAction_HashPolicy
+	for _, b := range backends {
+		h := ix.Host(b.Ref)
+		if h == nil {
+			continue
+		}
+		if p := ix.Rule(h).PolicyOf(b.Port); p != nil && p.Hash != nil {
+			one := hashPolicy(p.Hash)
+			if !slices.ContainsFunc(out, func(o *routev3.RouteAction_HashPolicy) bool { return proto.Equal(o, one) }) {
+				out = append(out, one)
+			}
+		}
+	}
+	return out
+}
+
+func hashPolicy(h *cluster.ConsistentHash) *routev3.RouteAction_HashPolicy {
+	switch {
+	case h.Header != "":
+		return &routev3.RouteAction_HashPolicy{PolicySpecifier: &routev3.RouteAction_HashPolicy_Header_{
+			Header: &routev3.RouteAction_HashPolicy_Header{HeaderName: h.Header}}}
+	case h.Query != "":
+		return &routev3.RouteAction_HashPolicy{PolicySpecifier: &routev3.RouteAction_HashPolicy_QueryParameter_{
+			QueryParameter: &routev3.RouteAction_HashPolicy_QueryParameter{Name: h.Query}}}
+	case h.Cookie != nil:
+		c := &routev3.RouteAction_HashPolicy_Cookie{Name: h.Cookie.Name, Path: h.Cookie.Path}
+		if h.Cookie.TTL != nil {
+			c.Ttl = durationpb.New(*h.Cookie.TTL)
+		}
+		for _, a := range h.Cookie.Attributes {
+			c.Attributes = append(c.Attributes, &routev3.RouteAction_HashPolicy_CookieAttribute{Name: a.Name, Value: a.Value})
+		}
+		return &routev3.RouteAction_HashPolicy{PolicySpecifier: &routev3.RouteAction_HashPolicy_Cookie_{Cookie: c}}
+	}
+	return &routev3.RouteAction_HashPolicy{PolicySpecifier: &routev3.RouteAction_HashPolicy_ConnectionProperties_{
+		ConnectionProperties: &routev3.RouteAction_HashPolicy_ConnectionProperties{SourceIp: true}}}
 }
 
 // seconds rounds up to whole ones.
@@ -139,6 +192,9 @@ func applyHTTP(out *httpv3.HttpProtocolOptions, p *cluster.TrafficPolicy) {
 func applyTCP(out *tcpv3.TcpProxy, p *cluster.TrafficPolicy) {
 	if p == nil {
 		return
+	}
+	if p.Hash != nil && p.Hash.SourceIP {
+		out.HashPolicy = []*typev3.HashPolicy{{PolicySpecifier: &typev3.HashPolicy_SourceIp_{SourceIp: &typev3.HashPolicy_SourceIp{}}}}
 	}
 	if d := p.Pool.TCPIdle; d > 0 {
 		out.IdleTimeout = durationpb.New(d)

@@ -93,6 +93,8 @@ type TCP struct {
 	MaxDuration time.Duration
 	// ConnectAttempts is how many endpoints are tried; at least 1.
 	ConnectAttempts int
+	// BySource: the client's address is the key of a connection, if its cluster goes by keys.
+	BySource bool
 
 	split *route.Split
 }

@@ -41,6 +41,8 @@ type Settings struct {
 	// Balancer chooses among endpoints. Choices is how many LeastRequest compares: 2 unless set.
 	Balancer Balancer
 	Choices  uint32
+	// TableSize is the least number of points of a RingHash, at most MaxRing, and the size of a Maglev table, a prime.
+	TableSize uint64
 	// LocalityWeights: localities of one priority share requests by their weights; else only endpoints' weights count.
 	LocalityWeights bool
 	// Prefer is what an endpoint should have in common with the proxy, the most important first: one that has all of it is used before
@@ -88,6 +90,15 @@ const (
 	LeastRequest Balancer = iota
 	RoundRobin
 	Random
+	// RingHash and Maglev are consistent hashing: they go by the key of a request. Without one they are LeastRequest.
+	RingHash
+	Maglev
+)
+
+// MaxRing bounds the points of a RingHash, and MaxMaglev a Maglev table; each takes 12 or 4 bytes a point.
+const (
+	MaxRing   = 1 << 20
+	MaxMaglev = 5_000_011 // Envoy's
 )
 
 // Scope is something that places may have in common. A place that is in the same zone need not be in the same region for that.

@@ -103,6 +103,11 @@ func (d decoder) tcp(m *tcpv3.TcpProxy, at *strict.Path) *TCP {
 	if m.GetTunnelingConfig() != nil {
 		d.add(at.Field("tunneling_config"), "only in connect_originate: endpoints say for themselves how they are reached")
 	}
+	for i, h := range m.GetHashPolicy() {
+		if out.BySource = h.GetSourceIp() != nil; !out.BySource {
+			d.add(at.Field("hash_policy").Index(i), "only source_ip")
+		}
+	}
 	var weights []uint32
 	if w := m.GetWeightedClusters(); w != nil {
 		for i, c := range w.GetClusters() {

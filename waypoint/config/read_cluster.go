@@ -2,6 +2,7 @@ package config
 
 import (
 	"math"
+	"math/big"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -23,6 +24,8 @@ const httpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 const (
 	defaultConnect    = 5 * time.Second
 	defaultChoices    = 2
+	defaultRing       = 1024
+	defaultMaglev     = 65537
 	defaultLimit      = 1024
 	defaultRetryLimit = 3
 	defaultBudget     = 20 // per cent
@@ -124,8 +127,17 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 		out.Balancer = RoundRobin
 	case clusterv3.Cluster_RANDOM:
 		out.Balancer = Random
+	case clusterv3.Cluster_RING_HASH:
+		out.Balancer, out.TableSize = RingHash, d.ring(c.GetRingHashLbConfig(), root.Field("ring_hash_lb_config"))
+	case clusterv3.Cluster_MAGLEV:
+		out.Balancer, out.TableSize = Maglev, defaultMaglev
+		if n := c.GetMaglevLbConfig().GetTableSize(); n != nil {
+			if out.TableSize = n.GetValue(); out.TableSize > MaxMaglev || !big.NewInt(int64(out.TableSize)).ProbablyPrime(0) {
+				d.add(root.Field("maglev_lb_config").Field("table_size"), "a prime of at most %d, not %d", MaxMaglev, n.GetValue())
+			}
+		}
 	default:
-		d.add(root.Field("lb_policy"), "%v is not supported: LEAST_REQUEST, ROUND_ROBIN or RANDOM", c.GetLbPolicy())
+		d.add(root.Field("lb_policy"), "%v is not supported: LEAST_REQUEST, ROUND_ROBIN, RANDOM, RING_HASH or MAGLEV", c.GetLbPolicy())
 	}
 	if l := c.GetCommonLbConfig(); l != nil {
 		out.LocalityWeights = l.GetLocalityWeightedLbConfig() != nil
@@ -161,6 +173,20 @@ func (d decoder) prefer(m *corev3.Metadata, at *strict.Path) (out []Scope) {
 		out = append(out, scope)
 	}
 	return out
+}
+
+// ring reads how many points a ring has at least.
+func (d decoder) ring(c *clusterv3.Cluster_RingHashLbConfig, at *strict.Path) uint64 {
+	if f := c.GetHashFunction(); f != clusterv3.Cluster_RingHashLbConfig_XX_HASH {
+		d.add(at.Field("hash_function"), "%v is not supported: XX_HASH", f)
+	}
+	size := uint64(defaultRing)
+	if n := c.GetMinimumRingSize(); n != nil {
+		if size = n.GetValue(); size < 1 || size > MaxRing {
+			d.add(at.Field("minimum_ring_size"), "1 to %d, not %d", MaxRing, size)
+		}
+	}
+	return size
 }
 
 // serviceOf reads the service that Istio names in a cluster's metadata.

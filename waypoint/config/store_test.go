@@ -238,7 +238,7 @@ func TestDump(t *testing.T) {
 		take(t, s, kind, map[string]proto.Message{name: m})
 	}
 	bad := edsCluster("outbound|80||shop.ns.svc.cluster.local")
-	bad.LbPolicy = clusterv3.Cluster_MAGLEV
+	bad.LbPolicy = clusterv3.Cluster_CLUSTER_PROVIDED
 	if r := push(t, s, "cluster", map[string]proto.Message{bad.Name: bad, "new": bad}); len(r) != 2 {
 		t.Fatalf("rejected: %v", r)
 	}
@@ -276,7 +276,7 @@ func TestDump(t *testing.T) {
 		{nil, []any{0, "dynamic_active_clusters", 2, "cluster"}},
 		{"outbound|80||shop.ns.svc.cluster.local", []any{0, "dynamic_active_clusters", 3, "cluster", "name"}},
 		{"LEAST_REQUEST", []any{0, "dynamic_active_clusters", 3, "cluster", "lb_policy"}},
-		{"MAGLEV", []any{0, "dynamic_active_clusters", 3, "error_state", "failed_configuration", "lb_policy"}},
+		{"CLUSTER_PROVIDED", []any{0, "dynamic_active_clusters", 3, "error_state", "failed_configuration", "lb_policy"}},
 		{"v", []any{1, "dynamic_endpoint_configs", 0, "version_info"}},
 		{"outbound|80||shop.ns.svc.cluster.local", []any{1, "dynamic_endpoint_configs", 0, "endpoint_config", "cluster_name"}},
 		{"connect_originate", []any{2, "dynamic_listeners", 0, "name"}},
@@ -287,7 +287,7 @@ func TestDump(t *testing.T) {
 			t.Errorf("%v: %v, want %v", tt.path, got, tt.want)
 		}
 	}
-	if details := at(0, "dynamic_active_clusters", 3, "error_state", "details"); !strings.Contains(fmt.Sprint(details), "lb_policy: MAGLEV is not supported") {
+	if details := at(0, "dynamic_active_clusters", 3, "error_state", "details"); !strings.Contains(fmt.Sprint(details), "lb_policy: CLUSTER_PROVIDED is not supported") {
 		t.Errorf("details %v", details)
 	}
 }

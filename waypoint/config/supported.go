@@ -65,7 +65,7 @@ var supported = strict.Table{
 	"envoy.type.v3.Int32Range":                                                strict.Known(`start end`, ``),
 	"envoy.config.core.v3.CidrRange":                                          strict.Known(`address_prefix prefix_len`, ``),
 	"envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig":      strict.Known(`path_template`, ``),
-	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                  strict.Known(`cluster weighted_clusters idle_timeout max_downstream_connection_duration max_connect_attempts tunneling_config`, `stat_prefix`),
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                  strict.Known(`cluster weighted_clusters idle_timeout max_downstream_connection_duration max_connect_attempts tunneling_config hash_policy`, `stat_prefix`),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster":  strict.Known(`clusters`, ``),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig":  strict.Known(``, `hostname headers_to_add propagate_response_headers propagate_response_trailers`),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing": strict.Known(`random_sampling
@@ -101,12 +101,14 @@ var supported = strict.Table{
 		max_inbound_window_update_frames_per_data_frame_sent override_stream_error_on_invalid_http_message`),
 
 	"envoy.config.cluster.v3.Cluster": strict.Known(`name type eds_cluster_config connect_timeout lb_policy load_assignment
-		typed_extension_protocol_options transport_socket_matches transport_socket metadata least_request_lb_config common_lb_config
+		typed_extension_protocol_options transport_socket_matches transport_socket metadata least_request_lb_config ring_hash_lb_config maglev_lb_config common_lb_config
 		original_dst_lb_config circuit_breakers outlier_detection upstream_connection_options`, `alt_stat_name
 		per_connection_buffer_limit_bytes cleanup_interval wait_for_warm_on_init track_cluster_stats ignore_health_on_host_removal`),
 	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":     strict.Known(`eds_config service_name`, ``),
 	"envoy.config.cluster.v3.Cluster.TransportSocketMatch": strict.Known(`match transport_socket`, `name`),
 	"envoy.config.cluster.v3.Cluster.LeastRequestLbConfig": strict.Known(`choice_count`, ``),
+	"envoy.config.cluster.v3.Cluster.RingHashLbConfig":     strict.Known(`minimum_ring_size hash_function`, `maximum_ring_size`),
+	"envoy.config.cluster.v3.Cluster.MaglevLbConfig":       strict.Known(`table_size`, ``),
 	"envoy.config.cluster.v3.Cluster.OriginalDstLbConfig":  strict.Known(``, `upstream_port_override`),
 	"envoy.config.cluster.v3.Cluster.CommonLbConfig": strict.Known(`healthy_panic_threshold locality_weighted_lb_config`,
 		`update_merge_window`),
@@ -148,6 +150,9 @@ var supported = strict.Table{
 	"envoy.config.core.v3.Locality":       strict.Known(`region zone sub_zone`, ``),
 	"envoy.config.endpoint.v3.LbEndpoint": strict.Known(`endpoint health_status metadata load_balancing_weight`, ``),
 	"envoy.config.endpoint.v3.Endpoint":   strict.Known(`address`, `hostname observability_name`),
+
+	"envoy.type.v3.HashPolicy":          strict.Known(`source_ip`, ``),
+	"envoy.type.v3.HashPolicy.SourceIp": strict.Known(``, ``),
 }
 
 // tunnels are the fields that are understood beside those, in what describes tunnels: connect_terminate and connect_originate,

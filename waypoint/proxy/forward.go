@@ -33,6 +33,12 @@ var (
 // forward sends the request to a backend and returns its response.
 func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 	req := &r.x.Request
+	if len(f.Keys) > 0 {
+		var cookie string
+		if r.key, r.keyed, cookie = f.Key(req, r.c.client.Addr()); cookie != "" {
+			r.cookies = append(r.cookies, cookie)
+		}
+	}
 	target := f.Choose()
 	target.EditRequest(req)
 	if req.Upgrade != "" && !r.mayUpgrade(f, req.Upgrade) {
@@ -112,6 +118,9 @@ func (r *request) endRetry() {
 func (r *request) edited(target *route.Target, resp *message.Response) *message.Response {
 	r.endRetry()
 	target.EditResponse(&resp.Header)
+	for _, line := range r.cookies {
+		resp.Header.Add("set-cookie", line)
+	}
 	r.cross(resp)
 	return resp
 }
@@ -232,7 +241,7 @@ type failure struct {
 // try sends the request to one endpoint.
 func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Response, *failure) {
 	r.leaveTry()
-	e, err := r.cluster.Choose(tried)
+	e, err := r.choose(tried)
 	if err != nil {
 		return nil, &failure{err: err}
 	}
@@ -272,6 +281,14 @@ func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Re
 	r.answered = time.Since(asked)
 	e.Responded(resp.Status)
 	return resp, nil
+}
+
+// choose chooses an endpoint for the next try.
+func (r *request) choose(tried []*upstream.Endpoint) (*upstream.Endpoint, error) {
+	if r.keyed {
+		return r.cluster.ChooseFor(r.key, tried)
+	}
+	return r.cluster.Choose(tried)
 }
 
 // boundTry returns the context of a try; stop ends its bound, since the response has come.

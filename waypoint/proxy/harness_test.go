@@ -62,6 +62,7 @@ type world struct {
 	endpoints map[string][]string // YAML by cluster
 	settings  map[string]string   // YAML of protocol options by cluster
 	more      map[string]string   // YAML of further fields by cluster
+	policy    map[string]string   // how endpoints are chosen, by cluster
 	tls       map[string]string   // YAML of TLS by cluster
 	refused   map[string]string   // why, by cluster
 
@@ -94,7 +95,7 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, ca: ca, registry: prometheus.NewRegistry(), log: &logBuffer{}, endpoints: map[string][]string{},
-		settings: map[string]string{}, more: map[string]string{}, tls: map[string]string{}, refused: map[string]string{}, behind: map[netip.AddrPort]string{}}
+		settings: map[string]string{}, more: map[string]string{}, policy: map[string]string{}, tls: map[string]string{}, refused: map[string]string{}, behind: map[netip.AddrPort]string{}}
 	own := w.svid(waypointID)
 	tunnels := hbone.NewPool(hbone.PoolConfig{Dial: w.dialBackend, TLS: func(_ context.Context, target hbone.Target) (*tls.Config, error) {
 		return identity.ClientTLS(own, target.Expect), nil
@@ -319,7 +320,7 @@ func (w *world) applyTypes(routes, listener string, types ...string) {
 	w.t.Helper()
 	resources := configtest.Resources{Listener: listener, Routes: routes}
 	for name, endpoints := range w.endpoints {
-		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], More: w.more[name], TLS: w.tls[name], Refused: w.refused[name], Endpoints: endpoints})
+		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], More: w.more[name], Policy: w.policy[name], TLS: w.tls[name], Refused: w.refused[name], Endpoints: endpoints})
 	}
 	for typeURL, push := range resources.All(w.t) {
 		for _, h := range w.store.Handlers() {

@@ -47,8 +47,11 @@ type request struct {
 	endpoint *upstream.Endpoint                // of the last try
 	target   atomic.Pointer[upstream.Endpoint] // the same, for Messages
 	begun    bool                              // and it is not over
-	req      message.Request                   // of the last try
-	retrying bool                              // counted as such with the cluster
+	key      uint64                            // by which endpoints are chosen, if keyed
+	keyed    bool
+	cookies  []string        // that the response gives
+	req      message.Request // of the last try
+	retrying bool            // counted as such with the cluster
 	tries    int
 	answered time.Duration // from when the last try was sent until its response began
 	taken    bool          // the body was given to a try as it is

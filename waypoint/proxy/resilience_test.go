@@ -424,6 +424,38 @@ func TestRequestsPerConnection(t *testing.T) {
 	}
 }
 
+// TestConsistentHash: a client that has no cookie yet is given one, and with it meets the same endpoint, whatever version of HTTP it
+// speaks.
+func TestConsistentHash(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []string{"RING_HASH", "MAGLEV"} {
+		w := newWorld(t)
+		for i := range 4 {
+			w.httpPod("c", i+1, name(fmt.Sprint("pod-", i)))
+		}
+		w.policy["c"] = policy
+		w.apply(`- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s, hash_policy: [{cookie: {name: sid, ttl: 0s}}]}}`)
+		c, met := w.client("HTTP/1.1"), map[string]bool{}
+		for i := 0; i < 20 || len(met) < 4 && i < 400; i++ {
+			first := do(t, c, "GET", "/", "")
+			given := first.Header.Values("Set-Cookie")
+			if len(given) != 1 || !strings.HasSuffix(given[0], "; HttpOnly") || strings.Contains(given[0], "Max-Age") {
+				t.Fatalf("cookies that are given: %q", given)
+			}
+			met[first.body] = true
+			pair, _, _ := strings.Cut(given[0], ";")
+			for _, version := range []string{"HTTP/1.1", "HTTP/2"} {
+				if again := do(t, w.client(version), "GET", "/", "", "cookie: "+pair); again.body != first.body || again.Header.Get("Set-Cookie") != "" {
+					t.Fatalf("%s: with the cookie of %s it was %s, and was given %q", version, first.body, again.body, again.Header.Get("Set-Cookie"))
+				}
+			}
+		}
+		if len(met) != 4 {
+			t.Errorf("%s: 400 clients met %v; want all 4", policy, met)
+		}
+	}
+}
+
 // TestTCP: what is no HTTP is carried as it is: the server may speak first, ends and resets arrive as such.
 func TestTCP(t *testing.T) {
 	w := newWorld(t)

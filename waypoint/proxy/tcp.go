@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
@@ -128,7 +130,13 @@ func (c *connection) connect(ctx context.Context) (*upstream.Cluster, *upstream.
 	}
 	var tried []*upstream.Endpoint
 	for {
-		e, err := cluster.Choose(tried)
+		var e *upstream.Endpoint
+		var err error
+		if t.BySource {
+			e, err = cluster.ChooseFor(xxhash.Sum64(c.client.Addr().AsSlice()), tried)
+		} else {
+			e, err = cluster.Choose(tried)
+		}
 		if err != nil {
 			return cluster, nil, nil, fmt.Errorf("%s: %w", name, err)
 		}

@@ -43,6 +43,8 @@ type Forward struct {
 	GRPCTimeoutMax time.Duration
 	// Retry is nil if nothing is tried again.
 	Retry *Retry
+	// Keys say what requests have in common that go to the same endpoint, if their cluster goes by keys; see Key.
+	Keys []*KeyPart
 	// Mirrors are sent copies of the request.
 	Mirrors []*Mirror
 	// Upgrades says which upgrades, in lower case, the route allows or forbids; those it does not have are as HCM says.

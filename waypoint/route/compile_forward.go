@@ -49,6 +49,9 @@ func (c *compiler) forward(a *routev3.RouteAction, path *pathMatch, route, host 
 	if p := a.GetRetryPolicy(); p != nil {
 		out.Retry = c.retry(p, at.Field("retry_policy"))
 	}
+	for i, p := range a.GetHashPolicy() {
+		out.Keys = append(out.Keys, c.keyPart(p, at.Field("hash_policy").Index(i)))
+	}
 	for i, m := range a.GetRequestMirrorPolicies() {
 		out.Mirrors = append(out.Mirrors, c.mirror(m, at.Field("request_mirror_policies").Index(i)))
 	}

@@ -21,9 +21,15 @@ var supported = strict.Table{
 	"envoy.config.route.v3.QueryParameterMatcher": strict.Known(`name string_match present_match`, ``),
 	"envoy.config.route.v3.RouteAction": strict.Known(`cluster weighted_clusters cluster_not_found_response_code prefix_rewrite
 		regex_rewrite host_rewrite_literal host_rewrite_header append_x_forwarded_host timeout idle_timeout retry_policy
-		request_mirror_policies upgrade_configs max_stream_duration`, ``),
-	"envoy.config.route.v3.RouteAction.UpgradeConfig":     strict.Known(`upgrade_type enabled`, ``),
-	"envoy.config.route.v3.RouteAction.MaxStreamDuration": strict.Known(`max_stream_duration grpc_timeout_header_max`, ``),
+		request_mirror_policies upgrade_configs max_stream_duration hash_policy`, ``),
+	"envoy.config.route.v3.RouteAction.HashPolicy":                      strict.Known(`header cookie connection_properties query_parameter terminal`, ``),
+	"envoy.config.route.v3.RouteAction.HashPolicy.Header":               strict.Known(`header_name`, ``),
+	"envoy.config.route.v3.RouteAction.HashPolicy.Cookie":               strict.Known(`name ttl path attributes`, ``),
+	"envoy.config.route.v3.RouteAction.HashPolicy.CookieAttribute":      strict.Known(`name value`, ``),
+	"envoy.config.route.v3.RouteAction.HashPolicy.ConnectionProperties": strict.Known(`source_ip`, ``),
+	"envoy.config.route.v3.RouteAction.HashPolicy.QueryParameter":       strict.Known(`name`, ``),
+	"envoy.config.route.v3.RouteAction.UpgradeConfig":                   strict.Known(`upgrade_type enabled`, ``),
+	"envoy.config.route.v3.RouteAction.MaxStreamDuration":               strict.Known(`max_stream_duration grpc_timeout_header_max`, ``),
 	"envoy.config.route.v3.RouteAction.RequestMirrorPolicy": strict.Known(`cluster runtime_fraction
 		disable_shadow_host_suffix_append`, `trace_sampled`),
 	"envoy.config.route.v3.WeightedCluster": strict.Known(`clusters`, `runtime_key_prefix total_weight`),

@@ -16,6 +16,9 @@ type level struct {
 	// kept with probability prob[i] in 2^32, else alias[i] is taken. Nil: all weights are equal.
 	prob  []uint32
 	alias []int32
+	// ring or maglev is set in clusters that go by keys.
+	ring   *ring
+	maglev maglev
 }
 
 // newLevel makes a level of endpoints with weights, of which none is zero.
@@ -102,8 +105,12 @@ func (l *level) choose(c chooser, tried []*Endpoint, now int64) *Endpoint {
 
 // scan returns the first that may be used, from a random place on.
 func (l *level) scan(may func(*Endpoint) bool) *Endpoint {
+	return l.scanFrom(rand.IntN(len(l.endpoints)), may)
+}
+
+// scanFrom is scan from a place on.
+func (l *level) scanFrom(at int, may func(*Endpoint) bool) *Endpoint {
 	n := len(l.endpoints)
-	at := rand.IntN(n)
 	for i := range n {
 		if e := l.endpoints[(at+i)%n]; may(e) {
 			return e

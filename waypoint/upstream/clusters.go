@@ -236,12 +236,16 @@ func (c *Cluster) apply(cfg *config.Cluster) {
 	}
 }
 
-// levels arranges endpoints: the healthy ones of each priority, near ones first if the cluster prefers those, and then the degraded ones. Those that are draining or not
-// healthy are known, and not chosen.
+// levels arranges endpoints: the healthy ones of each priority, near ones first if the cluster prefers those, and then the degraded
+// ones. Those that are draining or not healthy are known, and not chosen.
 func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []level {
 	var out []level
+	prefer := cfg.Settings.Prefer
+	if b := cfg.Settings.Balancer; b == config.RingHash || b == config.Maglev {
+		prefer = nil // all waypoints are to find the same endpoint for a key, wherever they are
+	}
 	for _, health := range [...]config.Health{config.Healthy, config.Degraded} {
-		for _, p := range c.manager.place.arrange(cfg.Settings.Prefer, cfg.Endpoints.Priorities) {
+		for _, p := range c.manager.place.arrange(prefer, cfg.Endpoints.Priorities) {
 			var endpoints []*Endpoint
 			var weights []float64
 			for _, l := range p.Localities {
@@ -263,7 +267,14 @@ func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []
 				}
 			}
 			if len(endpoints) > 0 {
-				out = append(out, newLevel(endpoints, weights))
+				l := newLevel(endpoints, weights)
+				switch cfg.Settings.Balancer {
+				case config.RingHash:
+					l.ring = newRing(endpoints, weights, cfg.Settings.TableSize)
+				case config.Maglev:
+					l.maglev = newMaglev(endpoints, weights, cfg.Settings.TableSize)
+				}
+				out = append(out, l)
 			}
 		}
 	}

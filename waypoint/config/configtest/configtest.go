@@ -2,6 +2,7 @@
 package configtest
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -29,6 +30,8 @@ type Cluster struct {
 	Name string
 	// Options is YAML of HttpProtocolOptions; "" for HTTP as the client speaks it.
 	Options string
+	// Policy is the lb_policy; "" for LEAST_REQUEST.
+	Policy string
 	// More is YAML of further fields of the cluster.
 	More string
 	// Refused is why nothing may be sent there; "" if it may.
@@ -131,7 +134,7 @@ func (c Cluster) yaml() string {
 name: "%[1]s"
 type: EDS
 connect_timeout: 10s
-lb_policy: LEAST_REQUEST
+lb_policy: %[5]s
 eds_cluster_config: {service_name: "%[1]s", eds_config: {ads: {}, resource_api_version: V3}}
 metadata: {filter_metadata: {ambit.io/refused: {reason: %[4]q}, istio: {services: [{host: stock.shop.svc.cluster.local, name: stock, namespace: shop}]}}}
 transport_socket_matches:
@@ -150,7 +153,7 @@ typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
     '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     %[2]s
-`, c.Name, options, socket, c.Refused) + c.More
+`, c.Name, options, socket, c.Refused, cmp.Or(c.Policy, "LEAST_REQUEST")) + c.More
 }
 
 // Terminate is the YAML of connect_terminate.
