@@ -58,20 +58,13 @@ func check(t testing.TB, limit time.Duration, ignored []goleak.Option) {
 
 // eventually tries until there is no error or the limit is reached, and returns the last error.
 func eventually(limit time.Duration, try func() error) error {
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
+	deadline := time.Now().Add(limit)
 	for {
 		err := try()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-deadline.C:
+		if err == nil || time.Now().After(deadline) {
 			return err
-		case <-tick.C:
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
