@@ -148,6 +148,7 @@ func (ix index) Rule(*l7.Host) *cluster.DestinationRule                { return 
 func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route      { return []*cluster.Route{ix.route} }
 func (index) BackendTLS(cluster.ObjectRef) []*cluster.BackendTLSPolicy { return nil }
 func (index) Bundle(cluster.Key) *cluster.Bundle                       { return nil }
+func (ix index) Named(string, string) *l7.Host                         { return nil }
 
 // takes reports an error if the waypoint rejects something of what it is told because of a route.
 func takes(t *testing.T, ix index, reduce func(*unstructured.Unstructured) *cluster.Route, spec any) {

@@ -19,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/meshconfig"
 	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
@@ -36,7 +37,7 @@ var stories = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.lo
 //
 // where the pseudo-header from is the namespace of the client, or its namespace/account, and token has the claims of one that was
 // verified. What becomes of it is "denied", with the
-// policy that does it if there is one; a status, with the location of a redirect;
+// policy that does it if there is one; "ask", with who is asked outside and for which policies; a status, with the location of a redirect;
 // "preflight" with the origin and the methods that are allowed;
 // or the clusters with their weights, the path and the headers of what they get; or "rule" and the rule
 // that is chosen, as route/rule.
@@ -55,7 +56,7 @@ func TestWaypointTakes(t *testing.T) {
 			for _, f := range archive.Files {
 				story[f.Name] = f.Data
 			}
-			snapshot, hosts := take(t, story["in.yaml"])
+			snapshot, hosts := take(t, story["in.yaml"], story["mesh.yaml"])
 			for line := range strings.Lines(string(story["requests"])) {
 				request, want, _ := strings.Cut(strings.TrimSpace(line), " -> ")
 				got, rule := answer(t, snapshot, hosts, request)
@@ -70,13 +71,19 @@ func TestWaypointTakes(t *testing.T) {
 	}
 }
 
-func take(t *testing.T, objects []byte) (*config.Snapshot, map[string]netip.Addr) {
+func take(t *testing.T, objects, settings []byte) (*config.Snapshot, map[string]netip.Addr) {
 	t.Helper()
 	parsed, err := clustertest.Parse(objects)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := l7.All(clustertest.Snapshot(stories, parsed))
+	set, err := meshconfig.Parse(settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := stories
+	in.Providers = set.ExtensionProviders
+	c := l7.All(clustertest.Snapshot(in, parsed))
 	sent := map[string][]*discoveryv3.Resource{}
 	for _, r := range c.Clusters {
 		send(t, sent, xds.TypeCluster, r.Name, r)
@@ -153,7 +160,11 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 			req.Header.Add(name, value)
 		}
 	}
-	if d := decide(t, chain, req, client, claims); !d.Allowed() {
+	d, asked := decide(t, chain, req, client, claims)
+	if asked != "" {
+		return "ask " + asked, ""
+	}
+	if !d.Allowed() {
 		return strings.TrimSpace("denied " + d.Policy), ""
 	}
 	if chain.TCP != nil {
@@ -205,8 +216,8 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 	return strings.Join(out, " "), rule
 }
 
-// decide asks the policies of a chain.
-func decide(t *testing.T, chain *config.Chain, req *message.Request, client route.Client, claims map[string]any) policy.RequestDecision {
+// decide asks the policies of a chain. It names those who would be asked outside before.
+func decide(t *testing.T, chain *config.Chain, req *message.Request, client route.Client, claims map[string]any) (policy.RequestDecision, string) {
 	t.Helper()
 	id, err := identity.Parse(client.Principal)
 	if err != nil {
@@ -223,7 +234,13 @@ func decide(t *testing.T, chain *config.Chain, req *message.Request, client rout
 	if chain.HTTP != nil {
 		r.Head = &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}
 	}
-	return chain.Authorization.Decide(&r)
+	var asked []string
+	for _, a := range chain.Asks {
+		if p := policy.Matching(a.Policies, &r); p != nil {
+			asked = append(asked, fmt.Sprintf("%s(%s) for %s", a.Provider.Name, short(a.Provider.Cluster), p.Policy.Key()))
+		}
+	}
+	return chain.Authorization.Decide(&r), strings.Join(asked, ", ")
 }
 
 // shares counts where connections go.

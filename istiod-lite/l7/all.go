@@ -12,6 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
 // Config is what a waypoint that all services of a cluster are bound to is told.
@@ -52,6 +53,13 @@ func For(s translate.Snapshot, gateway cluster.Key) Config {
 		for _, r := range ix.Routes(ref) {
 			for _, b := range r.Backends() {
 				sent[b.Ref] = true
+			}
+		}
+		for _, p := range s.AuthorizationPolicies {
+			if p.Policy.Action == authz.Custom && Applies(s.Mesh, p, ref, gateway) {
+				if _, h, err := Provider(s.Mesh, p.Policy.Provider, ix); err == nil {
+					sent[h.Ref] = true
+				}
 			}
 		}
 	}
@@ -159,6 +167,19 @@ func (ix index) Host(ref cluster.ObjectRef) *Host {
 
 // Rule is part of Index.
 func (ix index) Rule(h *Host) *cluster.DestinationRule { return ix.rules.Lookup(ix.mesh, ix.from, h) }
+
+// Named is part of Index.
+func (ix index) Named(namespace, hostname string) *Host {
+	if key, is := KubernetesService(ix.mesh, hostname); is {
+		return ix.Host(cluster.ServiceRef(key))
+	}
+	if i := slices.IndexFunc(ix.hosts, func(h *Host) bool {
+		return h.Hostname == hostname && (namespace == "" || h.Ref.Key.Namespace == namespace)
+	}); i >= 0 {
+		return ix.hosts[i]
+	}
+	return nil
+}
 
 // Routes is part of Index.
 func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route {

@@ -66,8 +66,9 @@ type rbac struct {
 	prefix        string // of the shadow's statistics
 }
 
-// filters are the filters of a chain, in the order in which Istio has them.
-func (p Policies) filters(http bool) []rbac {
+// filters are the filters of a chain, in the order in which Istio has them. CUSTOM policies are of those that deny; on HTTP the given
+// ones only.
+func (p Policies) filters(http bool, refusing []*cluster.AuthorizationPolicy) []rbac {
 	all := slices.Clone(p.All)
 	slices.SortFunc(all, func(a, b *cluster.AuthorizationPolicy) int { return a.Key.Compare(b.Key) })
 	var out []rbac
@@ -85,6 +86,9 @@ func (p Policies) filters(http bool) []rbac {
 			if !slices.Contains(step.actions, one.Policy.Action) || step.action == rbacv3.RBAC_LOG && one.Policy.DryRun {
 				continue
 			}
+			if one.Policy.Action == authz.Custom && (one.Policy.DryRun || http && !slices.Contains(refusing, one)) {
+				continue
+			}
 			to := &f.rules
 			if one.Policy.DryRun {
 				to = &f.shadow
@@ -92,7 +96,7 @@ func (p Policies) filters(http bool) []rbac {
 			if *to == nil {
 				*to = &rbacv3.RBAC{Action: step.action, Policies: map[string]*rbacv3.Policy{}}
 			}
-			p.add((*to).Policies, one, http)
+			p.add((*to).Policies, one, http, "")
 		}
 		if f.rules != nil || f.shadow != nil {
 			out = append(out, f)
@@ -101,8 +105,8 @@ func (p Policies) filters(http bool) []rbac {
 	return out
 }
 
-// add adds the rules of a policy, under the names that Istio gives them. A policy without rules is there too, and matches nothing.
-func (p Policies) add(to map[string]*rbacv3.Policy, one *cluster.AuthorizationPolicy, http bool) {
+// add adds the rules of a policy, under the names that Istio gives them, which may have a prefix. A policy without rules is there too, and matches nothing.
+func (p Policies) add(to map[string]*rbacv3.Policy, one *cluster.AuthorizationPolicy, http bool, prefix string) {
 	rules := one.Policy.RequestRules(p.Mesh.Authorization())
 	if len(rules) == 0 {
 		rules = []policy.RequestRule{{Source: policy.Any{}, Operation: policy.Any{}}}
@@ -111,7 +115,7 @@ func (p Policies) add(to map[string]*rbacv3.Policy, one *cluster.AuthorizationPo
 	// What cannot be told on a connection counts as the worse for whoever asks.
 	doubt := one.Policy.Action != authz.Allow
 	for i, r := range rules {
-		to[fmt.Sprintf("ns[%s]-policy[%s]-rule[%d]", one.Namespace, one.Name, i)] = &rbacv3.Policy{
+		to[prefix+fmt.Sprintf("ns[%s]-policy[%s]-rule[%d]", one.Namespace, one.Name, i)] = &rbacv3.Policy{
 			Permissions: []*rbacv3.Permission{e.permission(r.Operation, doubt)},
 			Principals:  []*rbacv3.Principal{e.principal(r.Source, doubt)},
 		}

@@ -38,6 +38,9 @@ const FilterStatePeer = "io.istio.peer_principal"
 type Index interface {
 	// Host returns a service; nil if there is none. Of a ServiceEntry with several hosts it is the first.
 	Host(ref cluster.ObjectRef) *Host
+	// Named returns the host of that name, of a service or else of the first ServiceEntry in the namespace, or in any if that is "".
+	// Nil if there is none.
+	Named(namespace, hostname string) *Host
 	// Routes returns all routes, of any kind and in any order, that name the object as a parent, each once.
 	Routes(parent cluster.ObjectRef) []*cluster.Route
 	// Rule returns the DestinationRule that is in force for a host at the waypoint that is translated for; nil if there is none.

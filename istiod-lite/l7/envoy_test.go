@@ -82,6 +82,7 @@ func everything(t *testing.T) *bootstrapv3.Bootstrap {
 		name = strings.TrimSuffix(filepath.Base(name), ".txtar")
 		own := mesh
 		own.ClusterDomain = name + ".example"
+		own.Providers = s.providers(t, own.ClusterDomain)
 		c := l7.All(clustertest.Snapshot(own, s.objects))
 		if len(b.StaticResources.Listeners) > 0 {
 			isStatic := func(name string) bool {

@@ -15,24 +15,27 @@ import (
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/meshconfig"
 )
 
 var update = flag.Bool("update", false, "rewrite the wanted results")
 
 var mesh = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
 
-// story is one txtar of testdata: in.yaml are objects; show names what the
+// story is one txtar of testdata: in.yaml are objects; mesh.yaml, if it is there, the mesh settings; show names what the
 // story is about, of what can be wanted: listeners, static, routes, clusters, endpoints, status.
 type story struct {
 	archive *txtar.Archive
 	files   map[string][]byte
 	objects []cluster.Object
+	mesh    translate.Mesh
 	config  l7.Config
 }
 
@@ -55,10 +58,22 @@ func stories(t *testing.T) map[string]*story {
 		if s.objects, err = clustertest.Parse(s.files["in.yaml"]); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		s.config = l7.All(clustertest.Snapshot(mesh, s.objects))
+		s.mesh = mesh
+		s.mesh.Providers = s.providers(t, mesh.ClusterDomain)
+		s.config = l7.All(clustertest.Snapshot(s.mesh, s.objects))
 		out[name] = s
 	}
 	return out
+}
+
+// providers are those of the story's mesh settings, with services of a cluster domain.
+func (s *story) providers(t *testing.T, domain string) []*meshv1alpha1.MeshConfig_ExtensionProvider {
+	t.Helper()
+	settings, err := meshconfig.Parse(bytes.ReplaceAll(s.files["mesh.yaml"], []byte(mesh.ClusterDomain), []byte(domain)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return settings.ExtensionProviders
 }
 
 // TestGoldens translates in.yaml of each story in testdata, and compares what the story is about with the files want.*.
@@ -171,7 +186,7 @@ func TestOrder(t *testing.T) {
 	for name, s := range stories(t) {
 		objects := slices.Clone(s.objects)
 		slices.Reverse(objects)
-		again := l7.All(clustertest.Snapshot(mesh, objects))
+		again := l7.All(clustertest.Snapshot(s.mesh, objects))
 		for _, what := range []string{"listeners", "static", "routes", "clusters", "endpoints", "status"} {
 			if diff := cmp.Diff(string(render(t, what, s.config)), string(render(t, what, again))); diff != "" {
 				t.Errorf("%s: the order of objects changes %s:\n%s", name, what, diff)

@@ -122,13 +122,13 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 		}
 		applyTCP(proxy, ix.Rule(h).PolicyOf(port.Port))
 		c := chain(name, filterTCP, proxy)
-		for i, f := range policies.filters(false) {
+		for i, f := range policies.filters(false, nil) {
 			c.Filters = slices.Insert(c.Filters, i, networkFilter(filterNetworkRBAC, f.network(name)))
 		}
 		return c
 	}
-	var filters []*hcmv3.HttpFilter
-	for _, f := range policies.filters(true) {
+	filters, refusing := policies.asks(ix)
+	for _, f := range policies.filters(true, refusing) {
 		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))
 	}
 	return chain(name, filterHCM, &hcmv3.HttpConnectionManager{

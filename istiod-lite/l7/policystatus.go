@@ -49,6 +49,13 @@ func PolicyStatus(m translate.Mesh, p *cluster.AuthorizationPolicy, ix Index, ga
 	if verdict.Message != "" {
 		faults = append([]string{verdict.Message}, faults...)
 	}
+	asks := p.Policy.Action == authz.Custom && !p.Policy.DryRun
+	if asks && p.Policy.Provider != "" {
+		if _, _, err := Provider(m, p.Policy.Provider, ix); err != nil {
+			verdict = authz.Verdict{}
+			faults = append([]string{err.Error() + ". What the policy matches is refused"}, faults...)
+		}
+	}
 	message := strings.Join(faults, "; ")
 	switch {
 	case !verdict.Whole && verdict.Some && bound > 0:
@@ -59,8 +66,12 @@ func PolicyStatus(m translate.Mesh, p *cluster.AuthorizationPolicy, ix Index, ga
 		c.add(authz.WaypointConditionType, false, gatewayv1.RouteConditionReason(cmp.Or(reason, policyInvalid)), message)
 	case len(faults) > 0:
 		c.add(authz.WaypointConditionType, true, policyPartially, message)
+	case p.Policy.DryRun && p.Policy.Action == authz.Custom:
+		c.add(authz.WaypointConditionType, true, policyAccepted, "dry run: nobody is asked, and nothing is enforced")
 	case p.Policy.DryRun:
 		c.add(authz.WaypointConditionType, true, policyAccepted, "dry run: waypoints count what the policy would decide, and enforce nothing")
+	case asks:
+		c.add(authz.WaypointConditionType, true, policyAccepted, "waypoints ask provider "+p.Policy.Provider+"; on ports that are not HTTP what the policy matches is refused")
 	default:
 		c.add(authz.WaypointConditionType, true, policyAccepted, "enforced by waypoints")
 	}

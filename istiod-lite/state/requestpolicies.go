@@ -1,6 +1,8 @@
 package state
 
 import (
+	"slices"
+
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
@@ -99,4 +101,74 @@ func (c *collector) policyStatus(k cluster.Key) {
 func (s *State) waypointThere(k cluster.Key) (there, waypoint bool) {
 	w := s.waypoint(k)
 	return s.bindings.gateways[k] != nil, w != nil && w.Unready == ""
+}
+
+// asked are the services of those whom the policies for a service at a waypoint want to be asked.
+func (c *collector) asked(ref cluster.ObjectRef, gateway cluster.Key) (out []cluster.ObjectRef) {
+	for _, p := range c.state.requestPolicies(ref, gateway).All {
+		if p.Policy.Action != authz.Custom {
+			continue
+		}
+		if _, h, err := l7.Provider(c.state.mesh, p.Policy.Provider, seen{c, gateway.Namespace}); err == nil {
+			out = append(out, h.Ref)
+		}
+	}
+	return out
+}
+
+// Named is part of l7.Index.
+func (c *collector) Named(namespace, hostname string) *l7.Host {
+	s := c.state
+	if key, is := l7.KubernetesService(s.mesh, hostname); is {
+		return c.Host(cluster.ServiceRef(key))
+	}
+	var refs []cluster.ObjectRef
+	if claims := s.hosts[hostname]; claims != nil {
+		for in, entries := range claims.in {
+			for _, e := range entries {
+				if namespace == "" || namespace == in {
+					refs = append(refs, cluster.EntryRef(e.Key))
+				}
+			}
+		}
+	}
+	slices.SortFunc(refs, cluster.ObjectRef.Compare)
+	for _, ref := range refs {
+		for _, h := range c.hostsOf(ref) {
+			if h.Hostname == hostname {
+				return h
+			}
+		}
+	}
+	return nil
+}
+
+// touchAsked marks what depends on who can be asked, if a service that is another than before may be one of those.
+func (s *State) touchAsked(ref cluster.ObjectRef) {
+	if !s.mayBeAsked(ref) {
+		return
+	}
+	for k, p := range s.authorizations {
+		if p.Policy.Action != authz.Custom {
+			continue
+		}
+		s.dirtyViews.policies[k] = struct{}{}
+		for _, t := range p.Policy.Requests.Targets {
+			s.touchTarget(policyTarget{t.Kind, cluster.Key{Namespace: k.Namespace, Name: t.Name}})
+		}
+	}
+}
+
+// mayBeAsked reports whether a service is named by the mesh settings; a ServiceEntry, whether one may be.
+func (s *State) mayBeAsked(ref cluster.ObjectRef) bool {
+	for _, p := range s.mesh.Providers {
+		_, hostname, err := l7.ProviderService(s.mesh, l7.ProviderOf(p))
+		if err != nil {
+			continue
+		}
+		if key, is := l7.KubernetesService(s.mesh, hostname); is == ref.IsService() && (!is || key == ref.Key) {
+			return true
+		}
+	}
+	return false
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/proto"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -509,7 +510,7 @@ func (w world) serviceEntry() cluster.Object {
 
 func (w world) authorizationPolicy() cluster.Object {
 	key := w.key()
-	spec := map[string]any{"action": pick(w, "ALLOW", "DENY", "AUDIT"), "rules": []any{map[string]any{
+	spec := map[string]any{"action": pick(w, "ALLOW", "DENY", "AUDIT", "CUSTOM", "CUSTOM"), "provider": map[string]any{"name": pick(w, "service", "entry", "none")}, "rules": []any{map[string]any{
 		"to": []any{map[string]any{"operation": pick(w, map[string]any{"ports": []any{"80"}}, map[string]any{"methods": []any{"GET"}})}},
 	}}}
 	if w.IntN(3) > 0 {
@@ -527,6 +528,15 @@ func (w world) authorizationPolicy() cluster.Object {
 	return cluster.AuthorizationPolicyOf(&unstructured.Unstructured{Object: map[string]any{
 		"metadata": map[string]any{"namespace": key.Namespace, "name": key.Name, "generation": int64(w.IntN(3))}, "spec": spec,
 	}})
+}
+
+// providers are external authorizers: a Kubernetes service, and the host of a ServiceEntry.
+func providers(service, entry string) []*meshv1alpha1.MeshConfig_ExtensionProvider {
+	of := func(name, host string) *meshv1alpha1.MeshConfig_ExtensionProvider {
+		return &meshv1alpha1.MeshConfig_ExtensionProvider{Name: name, Provider: &meshv1alpha1.MeshConfig_ExtensionProvider_EnvoyExtAuthzGrpc{
+			EnvoyExtAuthzGrpc: &meshv1alpha1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationGrpcProvider{Service: host, Port: 80}}}
+	}
+	return []*meshv1alpha1.MeshConfig_ExtensionProvider{of("service", service), of("entry", entry)}
 }
 
 // said is a condition of an object.
@@ -612,6 +622,7 @@ func TestIncrementalIsAll(t *testing.T) {
 					changed.TrustDomainAliases = pick(w, nil, []string{"old.example"})
 					changed.RootNamespace = pick(w, "istio-system", "a")
 					changed.Network = pick(w, "", "net1")
+					changed.Providers = pick(w, nil, providers("x.a.svc.cluster.local", "h1.example"), providers("y.b.svc.cluster.local", "b/h2.example"))
 					s.SetMesh(changed)
 				}
 				if w.IntN(3) == 0 {

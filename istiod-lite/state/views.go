@@ -198,6 +198,7 @@ func (s *State) touchHost(ref cluster.ObjectRef) {
 	for k := range s.views.securing[ref] {
 		s.dirtyViews.backendTLS[k] = struct{}{}
 	}
+	s.touchAsked(ref)
 	for o := range s.views.referring[ref] {
 		s.dirtyViews.routes[o] = struct{}{}
 		for _, p := range s.views.routes[o].Parents {
@@ -253,6 +254,7 @@ func (c *collector) bindFronts() {
 	for ref := range s.dirtyViews.fronts {
 		c.frontNeeds(ref)
 	}
+	clear(c.hosts) // of ServiceEntries it is not settled yet which hosts they have
 }
 
 // frontNeeds works out in whose views a service is, and what it needs there.
@@ -286,7 +288,14 @@ func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 			}
 		}
 	}
+	routed := needs
 	for k, f := range s.views.fronts[ref] {
+		needs := slices.Clone(routed)
+		for _, asked := range c.asked(ref, k) {
+			if !slices.Contains(needs, asked) {
+				needs = append(needs, asked)
+			}
+		}
 		for _, need := range needs {
 			if !slices.Contains(f.needs, need) {
 				c.needBack(k, need)

@@ -57,6 +57,13 @@ spec:
 `
 )
 
+// askFor is a policy that wants somebody outside asked.
+const askFor = `
+kind: AuthorizationPolicy
+metadata: {name: ask, namespace: shop}
+spec: {action: CUSTOM, provider: {name: service}, targetRefs: [{kind: Service, group: "", name: web}], rules: [{}]}
+`
+
 // policyOf is a policy that is attached to something.
 func policyOf(kind, group, name string) string {
 	return fmt.Sprintf(`
@@ -239,6 +246,17 @@ func TestViewSteps(t *testing.T) {
 		{"that goes", func() {
 			s.Delete(cluster.KindAuthorizationPolicy, cluster.Key{Namespace: "istio-system", Name: "p"})
 		}, []string{"Listener main_internal"}},
+		{"a policy wants somebody asked whom nobody knows", func() { s.Upsert(parse(askFor)) }, []string{"Listener main_internal"}},
+		{"that is known now", func() {
+			m := s.Mesh()
+			m.Providers = providers("web-v2.shop.svc.cluster.local", "")
+			s.SetMesh(m)
+		}, []string{"Cluster " + v2, "ClusterLoadAssignment " + v2, "Listener main_internal"}},
+		{"it goes", func() { s.Delete(cluster.KindService, service) }, []string{"-Cluster " + v2, "-ClusterLoadAssignment " + v2, "Listener main_internal"}},
+		{"it comes back", func() { s.Upsert(parse(webV2)) }, []string{"Cluster " + v2, "ClusterLoadAssignment " + v2, "Listener main_internal"}},
+		{"nobody is asked", func() {
+			s.Delete(cluster.KindAuthorizationPolicy, cluster.Key{Namespace: "shop", Name: "ask"})
+		}, []string{"-Cluster " + v2, "-ClusterLoadAssignment " + v2, "Listener main_internal"}},
 		{"a service leaves", func() { s.Delete(cluster.KindService, route) }, []string{"-Cluster " + web, "-ClusterLoadAssignment " + web, "-RouteConfiguration " + table, "Listener main_internal"}},
 		{"the waypoint goes", func() { s.Delete(cluster.KindGateway, cluster.Key{Namespace: "shop", Name: "w"}) }, []string{"gone shop/w"}},
 	} {

@@ -7,6 +7,9 @@ package translate
 import (
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
+
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -28,13 +31,16 @@ type Mesh struct {
 	RootNamespace string
 	// Network is the network of this cluster's pods, "" if the mesh has one network only.
 	Network string
+	// Providers are the external authorizers and the like that policies name.
+	Providers []*meshv1alpha1.MeshConfig_ExtensionProvider
 }
 
 // Equal reports whether both are the same in every field.
 func (m Mesh) Equal(o Mesh) bool {
 	return m.ClusterID == o.ClusterID && m.ClusterDomain == o.ClusterDomain && m.TrustDomain == o.TrustDomain &&
 		slices.Equal(m.TrustDomainAliases, o.TrustDomainAliases) && m.RegistryOnly == o.RegistryOnly &&
-		m.RootNamespace == o.RootNamespace && m.Network == o.Network
+		m.RootNamespace == o.RootNamespace && m.Network == o.Network &&
+		slices.EqualFunc(m.Providers, o.Providers, func(a, b *meshv1alpha1.MeshConfig_ExtensionProvider) bool { return proto.Equal(a, b) })
 }
 
 // Settings is what data planes of ours are told of the mesh itself.

@@ -45,6 +45,8 @@ type Policy struct {
 	// Attached says that the policy has targetRefs: it is a waypoint's, and node proxies do not enforce it.
 	Attached bool
 	DryRun   bool
+	// Provider is who is asked by a CUSTOM policy.
+	Provider string
 	// Problems say what of the policy does not mean at layer 4 what it says, in the order of the text.
 	Problems []Problem
 	// Requests is what it means at waypoints; zero if it has no targetRefs.
@@ -110,6 +112,7 @@ func Read(namespace, name string, annotations map[string]string, spec any) *Poli
 	}
 	p.readAction(fields["action"])
 	p.readSelector(fields["selector"])
+	p.readProvider(fields["provider"])
 	unreadable := slices.Clone(p.Problems)
 	p.readRules(fields["rules"])
 	if len(unreadable) > 0 {
@@ -172,6 +175,24 @@ func (p *Policy) readAction(value any) {
 		return
 	}
 	p.Action = action
+}
+
+// readProvider reads who is asked.
+func (p *Policy) readProvider(value any) {
+	fields, ok := value.(map[string]any)
+	if value != nil && !ok {
+		p.invalid("provider", "is not an object")
+		return
+	}
+	for field := range fields {
+		if field != "name" {
+			p.invalid("provider."+field, "is not known")
+			return
+		}
+	}
+	if p.Provider, ok = fields["name"].(string); fields["name"] != nil && !ok {
+		p.invalid("provider.name", "is not a string")
+	}
 }
 
 // readSelector takes a policy whose selector cannot be read for one of its whole namespace.

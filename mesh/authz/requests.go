@@ -28,14 +28,13 @@ type part struct {
 // errLater is the fault of what waypoints do not do.
 var errLater = errors.New("is not supported at waypoints in this release")
 
-// denies reports whether the policy refuses what it matches. Those who would be asked about requests are not asked yet, so that
-// these are refused.
+// denies reports whether the policy is against what it matches: it refuses that, or has somebody asked, who may refuse it.
 func (p *Policy) denies() bool { return p.Action == Deny || p.Action == Custom }
 
 // readRequests reads the rules for waypoints, each by itself.
 func (p *Policy) readRequests(value any) {
-	if p.Action == Custom {
-		p.Requests.problem(Problem{Unsupported, "action", "CUSTOM " + errLater.Error() + ": what the policy matches is refused"})
+	if p.Action == Custom && p.Provider == "" {
+		p.Requests.problem(Problem{Invalid, "provider", "name is missing: there is nobody to be asked, so that what the policy matches is refused"})
 	}
 	list, ok := value.([]any)
 	if !ok && value != nil {
@@ -388,13 +387,15 @@ func (p *Policy) AtWaypoints() Verdict {
 	if len(q.Problems) == 0 {
 		return Verdict{Whole: true}
 	}
-	v := Verdict{Some: p.Action != Custom && q.spoilt > 0 && len(q.rules) > 0 && (!p.denies() || len(q.rules) > q.spoilt)}
-	if q.spoilt == 0 && p.Action != Custom { // a target, or the annotation
+	v := Verdict{Some: q.spoilt > 0 && len(q.rules) > 0 && (!p.denies() || len(q.rules) > q.spoilt)}
+	if q.spoilt == 0 && !(p.Action == Custom && p.Provider == "") { // a target, or the annotation
 		v.Some = true
 	}
 	v.Message = list(q.Problems)
 	switch {
 	case q.spoilt == 0:
+	case p.Action == Custom:
+		v.Message += ". Without such parts the policy has somebody asked about more than it says"
 	case p.denies():
 		v.Message += ". Without such parts the policy denies more than it says"
 	case p.Action == Audit:

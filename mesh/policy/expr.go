@@ -228,6 +228,9 @@ func NewRegexp(expression string) (Text, error) {
 	return Text{Kind: Regexp, Value: expression, re: re}, nil
 }
 
+// Matches reports whether the test holds for s.
+func (t Text) Matches(s string) bool { return t.is(s) }
+
 func (t Text) is(s string) bool {
 	if t.Fold && t.Kind != Regexp {
 		s = strings.ToLower(s)

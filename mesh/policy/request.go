@@ -44,6 +44,9 @@ func (p *RequestPolicy) matches(r *Request, doubt bool) bool {
 	return false
 }
 
+// Matching returns the first of some policies that applies to a request, nil if none does. What cannot be told counts as if it did.
+func Matching(all []*RequestPolicy, r *Request) *RequestPolicy { return first(all, r, true) }
+
 // StepKind says what a Step is for.
 type StepKind uint8
 

@@ -51,6 +51,8 @@ const (
 	RequestUpstreamProtocol
 	// RequestMalformed: the request was not as HTTP has it, or larger than allowed.
 	RequestMalformed
+	// RequestUnauthorized: refused by an external authorizer, or since it has not decided.
+	RequestUnauthorized
 
 	requestFlagCount
 )
@@ -60,6 +62,7 @@ var requestFlags = [requestFlagCount]string{
 	RequestUpstreamEnded: "UC", RequestTimeout: "UT", RequestRetriesExhausted: "URX", RequestOverflow: "UO",
 	RequestClientGone: "DC", RequestDenied: "RBAC", RequestUpstreamProtocol: "UPE",
 	RequestUpstreamReset: "UR", RequestIdle: "SI", RequestTooLong: "DT", RequestMalformed: "DPE",
+	RequestUnauthorized: "UAEX",
 }
 
 // String is the value of the response_flags label.

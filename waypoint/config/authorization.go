@@ -72,7 +72,7 @@ type rbacReader struct {
 }
 
 // ruleName is how Istio names the rules of an AuthorizationPolicy.
-var ruleName = regexp.MustCompile(`^ns\[([^\[\]]*)\]-policy\[([^\[\]]*)\]-rule\[([0-9]+)\]$`)
+var ruleName = regexp.MustCompile(`^(?:istio-ext-authz-.+-)?ns\[([^\[\]]*)\]-policy\[([^\[\]]*)\]-rule\[([0-9]+)\]$`)
 
 // policyKey names what rules are of.
 type policyKey struct{ namespace, name string }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/policy"
+	"github.com/ambit-mesh/ambit/waypoint/extauthz"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
@@ -23,8 +24,16 @@ type Chain struct {
 	Name string
 	HTTP *HTTP
 	TCP  *TCP
+	// Asks are those outside who are asked about a request, one after the other, before Authorization.
+	Asks []Ask
 	// Authorization is what is asked before a request, or a connection that is not of HTTP, is served.
 	Authorization policy.Steps
+}
+
+// Ask is somebody outside who is asked about requests that match one of some policies.
+type Ask struct {
+	Provider *extauthz.Config
+	Policies []*policy.RequestPolicy
 }
 
 // HTTP serves connections as HTTP/1.1 or HTTP/2, whichever the client speaks. A duration of 0 is no limit.

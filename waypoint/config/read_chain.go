@@ -8,13 +8,13 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	httpauthv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
-	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
@@ -26,6 +26,7 @@ const (
 	typeRouter      = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 	typeHTTPRBAC    = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 	typeNetworkRBAC = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC"
+	typeExtAuthz    = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"
 	typeCORS        = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
 )
 
@@ -80,7 +81,7 @@ func (d decoder) chain(c *listenerv3.FilterChain, at *strict.Path) *Chain {
 		out.HTTP = &HTTP{}
 		if d.unpack(filter, &m, at) {
 			out.HTTP = d.http(&m, at)
-			out.Authorization = d.filters(m.GetHttpFilters(), at.Field("http_filters"))
+			d.filters(out, m.GetHttpFilters(), at.Field("http_filters"))
 		}
 	case typeTCP:
 		var m tcpv3.TcpProxy
@@ -217,10 +218,11 @@ func (d decoder) choices(m *hcmv3.HttpConnectionManager, out *HTTP, at *strict.P
 	}
 }
 
-// filters reads the HTTP filters: RBAC and then cors, if at all, and then router. RBAC is asked first wherever it is, but it is not
-// taken where it would come after cors, which answers some requests itself.
-func (d decoder) filters(all []*hcmv3.HttpFilter, at *strict.Path) policy.Steps {
-	var steps policy.Steps
+// filters reads the HTTP filters: external authorization, each after an RBAC that selects what it is asked about, then RBAC and then
+// cors, if at all, and then router. What judges is asked first wherever it is, but it is not taken where it would come after cors,
+// which answers some requests itself.
+func (d decoder) filters(out *Chain, all []*hcmv3.HttpFilter, at *strict.Path) {
+	var asks asking
 	cors := false
 	for i, f := range all {
 		at := at.Index(i).Field("typed_config")
@@ -233,20 +235,27 @@ func (d decoder) filters(all []*hcmv3.HttpFilter, at *strict.Path) policy.Steps 
 			}
 		case url == typeHTTPRBAC && !last && !cors:
 			var m httprbacv3.RBAC
+			if !d.unpack(f.GetTypedConfig(), &m, at) || d.selects(&asks, &m, at) {
+				break
+			}
+			if step, does := d.step(&m, true, at); does {
+				out.Authorization = append(out.Authorization, step)
+			}
+		case url == typeExtAuthz && !last && !cors && len(out.Authorization) == 0:
+			var m httpauthv3.ExtAuthz
 			if d.unpack(f.GetTypedConfig(), &m, at) {
-				if step, does := d.step(&m, true, at); does {
-					steps = append(steps, step)
-				}
+				d.ask(&asks, &m, at)
 			}
 		case url == typeCORS && !last:
 			cors = true
 			d.unpack(f.GetTypedConfig(), &corsv3.Cors{}, at)
 		default:
-			d.add(at, "filter %q (%s) is not supported here: rbac, cors, then router last", f.GetName(), url)
+			d.add(at, "filter %q (%s) is not supported here: ext_authz, rbac, cors, then router last", f.GetName(), url)
 		}
 	}
 	if len(all) == 0 {
 		d.add(at, "required: the last must be the router")
 	}
-	return steps
+	d.end(&asks)
+	out.Asks = asks.asks
 }

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"time"
 	"unique"
 
@@ -67,20 +68,16 @@ func (p *Proxy) sampled() bool {
 func (r *request) log(took time.Duration) {
 	log := r.c.proxy.cfg.AccessLog
 	bad := r.flag != telemetry.RequestOK || r.status >= 500
-	if log == nil || !bad && len(r.audits) == 0 && !r.c.proxy.sampled() {
+	if log == nil || !bad && len(r.audits)+len(r.failedOpen) == 0 && !r.c.proxy.sampled() {
 		return
 	}
 	level := slog.LevelInfo
 	if bad {
 		level = slog.LevelWarn
 	}
-	if log.Enabled(context.Background(), level) {
-		r.writeLine(log, level, took)
+	if !log.Enabled(context.Background(), level) {
+		return
 	}
-}
-
-// writeLine is no part of log, whose stack every request pays for.
-func (r *request) writeLine(log *slog.Logger, level slog.Level, took time.Duration) {
 	attrs := make([]slog.Attr, 0, 30)
 	attrs = append(attrs, slog.String("method", r.method), slog.String("authority", r.authority), slog.String("path", printable(r.path)),
 		slog.String("protocol", r.x.Request.Proto.String()), slog.Int("status", r.status))
@@ -113,6 +110,9 @@ func (r *request) writeLine(log *slog.Logger, level slog.Level, took time.Durati
 		attrs = append(attrs, slog.Int("grpc_status", int(r.result)))
 	}
 	attrs = auditAttrs(attrs, r.audits)
+	if len(r.failedOpen) > 0 {
+		attrs = append(attrs, slog.String("ext_authz_failed_open", strings.Join(r.failedOpen, ",")))
+	}
 	if r.err != nil {
 		attrs = append(attrs, slog.String("error", r.err.Error()))
 	}

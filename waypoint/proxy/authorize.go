@@ -22,8 +22,8 @@ const accessDenied = "RBAC: access denied"
 // errPolicyChange is why a connection ended that was open when policy changed.
 var errPolicyChange = errors.New("closed due to policy change")
 
-// decide asks the policies of a chain. head is nil for a connection that is not of HTTP, claims for who has no token.
-func (c *connection) decide(chain *config.Chain, head *policy.Head, claims map[string]any) policy.RequestDecision {
+// judgedAs is what policies look at. head is nil for a connection that is not of HTTP, claims for who has no token.
+func (c *connection) judgedAs(head *policy.Head, claims map[string]any) policy.Request {
 	r := policy.Request{
 		Connection: policy.Connection{Peer: c.peer, Source: c.holder, Destination: c.destination},
 		URI:        c.principal, Remote: c.holder, Head: head, Claims: claims,
@@ -31,12 +31,12 @@ func (c *connection) decide(chain *config.Chain, head *policy.Head, claims map[s
 	if head != nil {
 		r.Remote = remote(head.Header, c.holder)
 	}
-	return chain.Authorization.Decide(&r)
+	return r
 }
 
-// counted is decide for what begins now.
-func (c *connection) counted(chain *config.Chain, head *policy.Head, claims map[string]any) policy.RequestDecision {
-	d := c.decide(chain, head, claims)
+// counted asks the policies of a chain about what begins now.
+func (c *connection) counted(chain *config.Chain, r policy.Request) policy.RequestDecision {
+	d := chain.Authorization.Decide(&r)
 	if c.proxy.cfg.Policies != nil {
 		c.proxy.cfg.Policies.Decided(d.Decision)
 	}
@@ -67,11 +67,13 @@ func (r *request) authorize(snapshot *config.Snapshot) *refusal {
 	if chain == nil {
 		chain = r.c.chain // nobody can connect any more
 	}
+	if refused := r.ask(chain.Asks); refused != nil {
+		return refused
+	}
 	if len(chain.Authorization) == 0 {
 		return nil
 	}
-	req := &r.x.Request
-	d := r.c.counted(chain, &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}, r.claims)
+	d := r.c.counted(chain, r.judged())
 	r.audits = d.Audits
 	if d.Allowed() {
 		return nil
@@ -112,7 +114,7 @@ func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCause
 	if len(chain.Authorization) == 0 {
 		return stop, true
 	}
-	d := c.counted(chain, nil, nil)
+	d := c.counted(chain, c.judgedAs(nil, nil))
 	c.audits = d.Audits
 	if d.Allowed() {
 		return stop, true
@@ -142,7 +144,8 @@ func (p *Proxy) rejudge(s *config.Snapshot) {
 	}
 	p.mu.Unlock()
 	for _, one := range all {
-		d := one.c.decide(one.chain, nil, nil)
+		r := one.c.judgedAs(nil, nil)
+		d := one.chain.Authorization.Decide(&r)
 		if d.Allowed() {
 			continue
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/extauthz"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 	"github.com/ambit-mesh/ambit/waypoint/trace"
@@ -65,6 +66,11 @@ type request struct {
 
 	tracing *config.Tracing // nil: nothing says how the request is to be traced
 	span    trace.Span      // of tracing; the zero Span: the request is not recorded
+
+	asCame     message.Fields // the header before those outside changed it, for routes; nil: Request.Header
+	toClient   extauthz.Edits
+	denied     *extauthz.Answer // the answer of those outside, if it is no
+	failedOpen []string         // authorizers without whose decision it is served
 }
 
 // serve answers one request.
@@ -80,7 +86,9 @@ func (c *connection) serve(x *codec.Exchange) {
 	resp, refused := r.answer()
 	if refused != nil {
 		r.flag, r.err = refused.flag, errors.New(refused.text)
-		resp = refused.response(r.grpc)
+		if resp = refused.response(r.grpc); r.denied != nil {
+			resp = refused.denial(r.denied, r.grpc)
+		}
 		if r.route != nil {
 			r.route.EditResponse(&resp.Header)
 			r.cross(resp)
@@ -128,7 +136,11 @@ func (r *request) answer() (*message.Response, *refusal) {
 		return nil, &refusal{503, telemetry.RequestNoRoute, fmt.Sprintf(
 			"the control plane has not sent the routes %q yet; try again in a moment", r.http.Routes)}
 	}
-	r.route = table.Match(req, route.Client{Principal: r.c.principal})
+	match := *req
+	if r.asCame != nil {
+		match.Header = r.asCame
+	}
+	r.route = table.Match(&match, route.Client{Principal: r.c.principal})
 	if r.route == nil {
 		return nil, &refusal{404, telemetry.RequestNoRoute, fmt.Sprintf(
 			"no rule of the routes for %s matches %s %s: look at the HTTPRoutes and GRPCRoutes of the service", r.http.Routes, r.method, printable(r.path))}
@@ -189,6 +201,7 @@ func (r *request) cross(resp *message.Response) {
 
 // respond sends the response.
 func (r *request) respond(resp *message.Response) {
+	r.toClient.Apply(&resp.Header)
 	r.status = resp.Status
 	header, body := resp.Header, resp.Body
 	if r.grpc {

@@ -52,8 +52,14 @@ func (r *refusal) grpcStatus() int {
 // response makes the answer.
 func (r *refusal) response(grpc bool) *message.Response {
 	text := "waypoint: " + r.text
-	if r.flag == telemetry.RequestDenied {
+	secret := true // which policies there are is nothing for clients to know
+	switch r.flag {
+	case telemetry.RequestDenied:
 		text = accessDenied
+	case telemetry.RequestUnauthorized:
+		text = noDecision
+	default:
+		secret = false
 	}
 	if grpc {
 		return &message.Response{Status: 200, Header: message.Fields{
@@ -62,7 +68,7 @@ func (r *refusal) response(grpc bool) *message.Response {
 			{Name: "grpc-message", Value: grpcMessage(text), Sensitive: true},
 		}}
 	}
-	if r.flag != telemetry.RequestDenied {
+	if !secret {
 		text += "\n"
 	}
 	return &message.Response{Status: r.status, Length: int64(len(text)), Body: message.String(text), Header: message.Fields{

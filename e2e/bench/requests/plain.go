@@ -10,7 +10,6 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
-	"sync"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -21,7 +20,6 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
-	"github.com/ambit-mesh/ambit/mesh/thrift"
 	"github.com/ambit-mesh/ambit/mesh/xds"
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/proxy"
@@ -67,11 +65,6 @@ func serveWaypoint(ctx context.Context, ln net.Listener, backend string) error {
 			}
 		}
 	}
-	var rooms sync.WaitGroup
-	defer rooms.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	rooms.Go(func() { _ = thrift.Collector(ctx) }) // it returns nil
 	return p.ServePlain(ctx, ln, netip.MustParseAddrPort("10.96.0.1:80"))
 }
 
