@@ -11,7 +11,7 @@ func TestPercentFor(t *testing.T) {
 		{4 << 20, 4 << 20, 100}, {4 << 20, 16 << 20, 200}, {1 << 20, 16 << 20, 200}, {4 << 20, 1 << 30, 800}, {64 << 20, 1 << 30, 50},
 		{256 << 20, 1 << 30, 25},
 	} {
-		if got := percentFor(c.live, c.rate); got != c.want {
+		if got := percentFor(c.live, c.rate, 32<<20); got != c.want {
 			t.Errorf("percentFor(%d, %d) = %d, want %d", c.live, c.rate, got, c.want)
 		}
 	}

@@ -99,6 +99,9 @@ func standardNetwork() network {
 // targets are those of log lines.
 var targets = [...]string{telemetry.TargetAccess, "app", "identity", "proxy", "xds"}
 
+// MuchGarbage is how many bytes of garbage may wait while much is being allocated, which is so with every load of requests.
+const MuchGarbage = 8 << 20
+
 // parts are the rooms of a running waypoint.
 type parts struct {
 	settings  *settings
@@ -333,7 +336,7 @@ func (p *parts) run(ctx context.Context) error {
 	room("revocation", p.judgeTunnels)
 	room("discovery", p.discovery.Run)
 	room("processors", func(ctx context.Context) error { return thrift.Processors(ctx, nil) })
-	room("collector", thrift.Collector)
+	room("collector", func(ctx context.Context) error { return thrift.Collector(ctx, MuchGarbage) })
 	if err := p.listenTunnels(ctx, room); err != nil {
 		p.quit(partError{"tunnel port", err})
 	}

@@ -76,6 +76,10 @@ func Run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	}
 }
 
+// muchGarbage is how many bytes of garbage may wait while much is being allocated: thousands of connections a second should not wait
+// for a collection often.
+const muchGarbage = 32 << 20
+
 // parts are the rooms of a running proxy.
 type parts struct {
 	cfg       *config.Config
@@ -300,7 +304,7 @@ func (p *parts) run(ctx context.Context) error {
 	room("keys", p.sweepKeys)
 	room("connections", p.node.Run)
 	room("processors", func(ctx context.Context) error { return thrift.Processors(ctx, p.node.Late) })
-	room("collector", thrift.Collector)
+	room("collector", func(ctx context.Context) error { return thrift.Collector(ctx, muchGarbage) })
 
 	// A pod's connections must not be decided on half of the cluster's state.
 	if p.awaitState(ctx) == nil {

@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
+	"sync"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -20,7 +21,9 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/mesh/thrift"
 	"github.com/ambit-mesh/ambit/mesh/xds"
+	"github.com/ambit-mesh/ambit/waypoint/app"
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/proxy"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
@@ -65,6 +68,11 @@ func serveWaypoint(ctx context.Context, ln net.Listener, backend string) error {
 			}
 		}
 	}
+	var rooms sync.WaitGroup
+	defer rooms.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	rooms.Go(func() { _ = thrift.Collector(ctx, app.MuchGarbage) }) // it returns nil
 	return p.ServePlain(ctx, ln, netip.MustParseAddrPort("10.96.0.1:80"))
 }
 
