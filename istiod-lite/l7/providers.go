@@ -131,7 +131,8 @@ func askHTTP(m translate.Mesh, p *meshv1alpha1.MeshConfig_ExtensionProvider_Envo
 		ServerUri: &corev3.HttpUri{
 			Uri: fmt.Sprintf("http://%s:%d", h.Hostname, port), Timeout: timeout, HttpUpstreamType: &corev3.HttpUri_Cluster{Cluster: ClusterName(h, port)}},
 	}
-	asked := append(slices.Clone(p.GetIncludeRequestHeadersInCheck()), p.GetIncludeHeadersInCheck()...) //nolint:staticcheck // settings still say it so
+	//lint:ignore SA1019 settings may still say it in this older form
+	asked := append(slices.Clone(p.GetIncludeRequestHeadersInCheck()), p.GetIncludeHeadersInCheck()...)
 	response := &authv3.AuthorizationResponse{}
 	for _, one := range []struct {
 		field  string

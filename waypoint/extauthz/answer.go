@@ -168,10 +168,12 @@ var actions = map[corev3.HeaderValueOption_HeaderAppendAction]Action{
 // option notes a change as gRPC has it; otherwise is what is done where it does not say.
 func (e *Edits) option(h *corev3.HeaderValueOption, otherwise Action) error {
 	action, named := actions[h.GetAppendAction()]
+	//lint:ignore SA1019 servers still say it in this older form
+	appends := h.GetAppend()
 	switch {
-	case h.GetAppend() != nil && h.GetAppend().GetValue(): //nolint:staticcheck // servers still say it so
+	case appends.GetValue():
 		action = Append
-	case h.GetAppend() != nil: //nolint:staticcheck // servers still say it so
+	case appends != nil:
 		action = Set
 	case !named:
 		action = otherwise
