@@ -125,8 +125,20 @@ type RouteRule struct {
 	Timeout, TryTimeout time.Duration
 	// Retry is nil if the rule does not speak of it.
 	Retry *RouteRetry
+	// Session keeps clients with one endpoint; nil if the rule does not ask for it.
+	Session *Session
 	// Faults are why the rule cannot be executed. What it still matches must not be answered as if there were no such rule.
 	Faults []Fault
+}
+
+// Session is how a client's requests are kept together.
+type Session struct {
+	// Name is that of the cookie or header field; "" if it was not said.
+	Name string
+	// Header: a header field instead of a cookie.
+	Header bool
+	// Lifetime is how long a cookie lasts; 0 for the client's session.
+	Lifetime time.Duration
 }
 
 // RouteMatch is what a request has to have, all of it.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
@@ -206,9 +207,33 @@ func (b *ruleReader) retry(in *gatewayv1.HTTPRouteRetry) {
 const maxAttempts = 1000
 
 func (b *ruleReader) persistence(in *gatewayv1.SessionPersistence) {
-	if in != nil {
-		b.fault("%s.sessionPersistence is not supported", b.where)
+	if in == nil {
+		return
 	}
+	at := b.where + ".sessionPersistence"
+	out := &Session{}
+	if in.SessionName != nil {
+		if out.Name = *in.SessionName; !httpguts.ValidHeaderFieldName(out.Name) {
+			b.fault("%s.sessionName: %q cannot be the name of a cookie or header field", at, out.Name)
+		}
+	}
+	permanent := in.CookieConfig != nil && in.CookieConfig.LifetimeType != nil && *in.CookieConfig.LifetimeType == gatewayv1.PermanentCookieLifetimeType
+	absolute := b.duration(at+".absoluteTimeout", in.AbsoluteTimeout)
+	switch kind := in.Type; {
+	case kind != nil && *kind == gatewayv1.HeaderBasedSessionPersistence:
+		out.Header = true
+		if absolute > 0 {
+			b.fault("%s.absoluteTimeout is not supported for type Header: a header field has no end", at)
+		}
+	case kind != nil && *kind != gatewayv1.CookieBasedSessionPersistence:
+		b.fault("%s.type: %q is not supported", at, *kind)
+	case permanent && absolute == 0:
+		b.fault("%s.absoluteTimeout is required with lifetimeType Permanent", at)
+	case !permanent && absolute > 0:
+		b.fault("%s.absoluteTimeout is supported with cookieConfig.lifetimeType Permanent only", at)
+	}
+	out.Lifetime = absolute
+	b.rule.Session = out
 }
 
 // regex reports whether an expression compiles, and adds a fault if not. Go's syntax and Envoy's are both RE2's.

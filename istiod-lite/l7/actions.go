@@ -1,6 +1,7 @@
 package l7
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"regexp"
 	"slices"
@@ -11,9 +12,14 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	sessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
+	cookiesessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/stateful_session/cookie/v3"
+	headersessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/stateful_session/header/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	httptypev3 "github.com/envoyproxy/go-control-plane/envoy/type/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -92,7 +98,7 @@ func act(out *routev3.Route, e entry, port cluster.ServicePort, ix Index) {
 	f := rule.Filters
 	out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = headerOptions(f.Response), removals(f.Response)
 	if f.CORS != nil {
-		out.TypedPerFilterConfig = map[string]*anypb.Any{filterCORS: config(corsPolicy(f.CORS))}
+		setFilter(out, filterCORS, corsPolicy(f.CORS))
 	}
 	if f.Redirect != nil {
 		out.Action = &routev3.Route_Redirect{Redirect: redirect(f.Redirect, match.Path, port)}
@@ -132,7 +138,38 @@ func act(out *routev3.Route, e entry, port cluster.ServicePort, ix Index) {
 			action.RequestMirrorPolicies = append(action.RequestMirrorPolicies, mirror(to, m.PerMillion))
 		}
 	}
+	if s := rule.Session; s != nil {
+		setFilter(out, filterSession, sessionOf(s, e))
+	}
 	out.Action = &routev3.Route_Route{Route: action}
+}
+
+// setFilter gives a filter settings for a route alone.
+func setFilter(out *routev3.Route, name string, settings proto.Message) {
+	if out.TypedPerFilterConfig == nil {
+		out.TypedPerFilterConfig = map[string]*anypb.Any{}
+	}
+	out.TypedPerFilterConfig[name] = config(settings)
+}
+
+// sessionOf keeps clients of a rule with one endpoint. Each rule without a name has a session of its own.
+func sessionOf(s *cluster.Session, e entry) *sessionv3.StatefulSessionPerRoute {
+	name := s.Name
+	if name == "" {
+		name = fmt.Sprintf("ambit-session-%x", sha256.Sum256([]byte(string(e.route.Kind)+"/"+e.route.Key.String()+"/"+strconv.Itoa(e.rule))))[:len("ambit-session-")+10]
+	}
+	state := &corev3.TypedExtensionConfig{}
+	if s.Header {
+		state.Name, state.TypedConfig = "envoy.http.stateful_session.header", config(&headersessionv3.HeaderBasedSessionState{Name: name})
+	} else {
+		c := &httptypev3.Cookie{Name: name, Path: "/"}
+		if s.Lifetime > 0 {
+			c.Ttl = durationpb.New(s.Lifetime)
+		}
+		state.Name, state.TypedConfig = "envoy.http.stateful_session.cookie", config(&cookiesessionv3.CookieBasedSessionState{Cookie: c})
+	}
+	return &sessionv3.StatefulSessionPerRoute{Override: &sessionv3.StatefulSessionPerRoute_StatefulSession{
+		StatefulSession: &sessionv3.StatefulSession{SessionState: state}}}
 }
 
 // hostOf is the host that filters give to requests, "" if they leave it.

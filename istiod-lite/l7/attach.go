@@ -126,3 +126,12 @@ func (a *attachment) settle(routes []*cluster.Route) []*cluster.Route {
 	}
 	return nil
 }
+
+// sessions reports whether a route of the port keeps clients with endpoints.
+func (a *attachment) sessions() bool {
+	keeps := func(r *cluster.Route) bool {
+		return slices.ContainsFunc(r.Rules, func(rule cluster.RouteRule) bool { return rule.Session != nil })
+	}
+	return slices.ContainsFunc(a.producers, keeps) ||
+		slices.ContainsFunc(a.consumers, func(c consumer) bool { return slices.ContainsFunc(c.routes, keeps) })
+}

@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	sessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	networkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
@@ -25,10 +26,11 @@ import (
 
 // Names of filters, Envoy's own.
 const (
-	filterHCM    = "envoy.filters.network.http_connection_manager"
-	filterTCP    = "envoy.filters.network.tcp_proxy"
-	filterCORS   = "envoy.filters.http.cors"
-	filterRouter = "envoy.filters.http.router"
+	filterHCM     = "envoy.filters.network.http_connection_manager"
+	filterTCP     = "envoy.filters.network.tcp_proxy"
+	filterCORS    = "envoy.filters.http.cors"
+	filterSession = "envoy.filters.http.stateful_session"
+	filterRouter  = "envoy.filters.http.router"
 )
 
 // idleTime is how long a connection may be without a request, or without bytes where it is none of HTTP. Istio's.
@@ -131,14 +133,16 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 	for _, f := range policies.filters(true, refusing) {
 		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))
 	}
+	filters = append(filters, httpFilter(filterCORS, &corsv3.Cors{}))
+	if at.sessions() {
+		filters = append(filters, httpFilter(filterSession, &sessionv3.StatefulSession{}))
+	}
 	return chain(name, filterHCM, &hcmv3.HttpConnectionManager{
 		StatPrefix: name,
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			ConfigSource: ads(), RouteConfigName: name,
 		}},
-		HttpFilters: append(filters,
-			httpFilter(filterCORS, &corsv3.Cors{}),
-			httpFilter(filterRouter, &routerv3.Router{SuppressEnvoyHeaders: true})),
+		HttpFilters:               append(filters, httpFilter(filterRouter, &routerv3.Router{SuppressEnvoyHeaders: true})),
 		UpgradeConfigs:            []*hcmv3.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 		UseRemoteAddress:          wrapperspb.Bool(false),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(idleTime)},

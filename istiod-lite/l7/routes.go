@@ -10,6 +10,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -149,13 +150,14 @@ func (e entry) translate(port cluster.ServicePort, ix Index) []*routev3.Route {
 		Match: matchOf(match),
 	}
 	act(r, e, port, ix)
-	if r.TypedPerFilterConfig == nil || match.Method == "" || match.Method == methodPreflight || len(match.Headers) > 0 {
+	cors := r.TypedPerFilterConfig[filterCORS]
+	if cors == nil || match.Method == "" || match.Method == methodPreflight || len(match.Headers) > 0 {
 		return []*routev3.Route{r}
 	}
 	asked := match.Method
 	match.Method = methodPreflight
 	preflight := &routev3.Route{
-		Name: r.Name + "/preflight", Match: matchOf(match), TypedPerFilterConfig: r.TypedPerFilterConfig,
+		Name: r.Name + "/preflight", Match: matchOf(match), TypedPerFilterConfig: map[string]*anypb.Any{filterCORS: cors},
 		Action: respond(404), // to what looks like a preflight and is none
 	}
 	preflight.Match.Headers = append(preflight.Match.Headers, headerMatch("access-control-request-method", asked, false))

@@ -53,6 +53,8 @@ const (
 	RequestMalformed
 	// RequestUnauthorized: refused by an external authorizer, or since it has not decided.
 	RequestUnauthorized
+	// RequestFault: answered by a fault that is injected.
+	RequestFault
 
 	requestFlagCount
 )
@@ -62,7 +64,7 @@ var requestFlags = [requestFlagCount]string{
 	RequestUpstreamEnded: "UC", RequestTimeout: "UT", RequestRetriesExhausted: "URX", RequestOverflow: "UO",
 	RequestClientGone: "DC", RequestDenied: "RBAC", RequestUpstreamProtocol: "UPE",
 	RequestUpstreamReset: "UR", RequestIdle: "SI", RequestTooLong: "DT", RequestMalformed: "DPE",
-	RequestUnauthorized: "UAEX",
+	RequestUnauthorized: "UAEX", RequestFault: "FI",
 }
 
 // String is the value of the response_flags label.

@@ -9,8 +9,10 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	httpauthv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	sessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -28,6 +30,8 @@ const (
 	typeNetworkRBAC = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC"
 	typeExtAuthz    = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"
 	typeCORS        = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
+	typeFault       = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
+	typeSession     = "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
 )
 
 // Envoy's defaults, which the control plane relies on where it leaves a field out.
@@ -249,8 +253,12 @@ func (d decoder) filters(out *Chain, all []*hcmv3.HttpFilter, at *strict.Path) {
 		case url == typeCORS && !last:
 			cors = true
 			d.unpack(f.GetTypedConfig(), &corsv3.Cors{}, at)
+		case url == typeFault && !last: // routes say what it does
+			d.unpack(f.GetTypedConfig(), &faultv3.HTTPFault{}, at)
+		case url == typeSession && !last:
+			d.unpack(f.GetTypedConfig(), &sessionv3.StatefulSession{}, at)
 		default:
-			d.add(at, "filter %q (%s) is not supported here: ext_authz, rbac, cors, then router last", f.GetName(), url)
+			d.add(at, "filter %q (%s) is not supported here: ext_authz, rbac, cors, fault, stateful_session, then router last", f.GetName(), url)
 		}
 	}
 	if len(all) == 0 {

@@ -78,7 +78,7 @@ func (r *request) authorize(snapshot *config.Snapshot) *refusal {
 	if d.Allowed() {
 		return nil
 	}
-	return &refusal{403, telemetry.RequestDenied, d.Reason}
+	return &refusal{status: 403, flag: telemetry.RequestDenied, text: d.Reason}
 }
 
 // auditAttrs names the policies that ask for what they match to be told.

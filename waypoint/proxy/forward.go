@@ -33,19 +33,13 @@ var (
 // forward sends the request to a backend and returns its response.
 func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 	req := &r.x.Request
-	if len(f.Keys) > 0 {
-		var cookie string
-		if r.key, r.keyed, cookie = f.Key(req, r.c.client.Addr()); cookie != "" {
-			r.cookies = append(r.cookies, cookie)
-		}
-	}
-	target := f.Choose()
+	target := r.pick(f)
 	target.EditRequest(req)
 	if req.Upgrade != "" && !r.mayUpgrade(f, req.Upgrade) {
 		req.Upgrade = "" // RFC 9110 section 7.8: a server may ignore it
 	}
 	if r.cluster = r.c.proxy.cfg.Clusters.Lookup(target.Cluster); r.cluster == nil {
-		return nil, &refusal{f.NotFoundStatus, telemetry.RequestNoCluster, fmt.Sprintf(
+		return nil, &refusal{status: f.NotFoundStatus, flag: telemetry.RequestNoCluster, text: fmt.Sprintf(
 			"the backend of route %s does not exist or may not be referred to: see the status of the route", r.route.Name)}
 	}
 	r.prepare(f)
@@ -118,9 +112,7 @@ func (r *request) endRetry() {
 func (r *request) edited(target *route.Target, resp *message.Response) *message.Response {
 	r.endRetry()
 	target.EditResponse(&resp.Header)
-	for _, line := range r.cookies {
-		resp.Header.Add("set-cookie", line)
-	}
+	r.remind(resp)
 	r.cross(resp)
 	return resp
 }
@@ -283,14 +275,6 @@ func (r *request) try(f *route.Forward, tried []*upstream.Endpoint) (*message.Re
 	return resp, nil
 }
 
-// choose chooses an endpoint for the next try.
-func (r *request) choose(tried []*upstream.Endpoint) (*upstream.Endpoint, error) {
-	if r.keyed {
-		return r.cluster.ChooseFor(r.key, tried)
-	}
-	return r.cluster.Choose(tried)
-}
-
 // boundTry returns the context of a try; stop ends its bound, since the response has come.
 func (r *request) boundTry(f *route.Forward) (ctx context.Context, stop func()) {
 	if f.Retry == nil || f.Retry.PerTryTimeout <= 0 {
@@ -395,30 +379,30 @@ func (r *request) refuse(f *failure) *refusal {
 	to := fmt.Sprintf("of route %s", r.route.Name)
 	switch err := f.err; {
 	case r.x.Context().Err() != nil:
-		return &refusal{0, telemetry.RequestClientGone, fmt.Sprintf("the client is gone: %v", err)}
+		return &refusal{status: 0, flag: telemetry.RequestClientGone, text: fmt.Sprintf("the client is gone: %v", err)}
 	case errors.Is(err, errTimeout), errors.Is(err, errTryTimeout):
-		return &refusal{504, telemetry.RequestTimeout, fmt.Sprintf("no answer in time from the backend %s: %v", to, err)}
+		return &refusal{status: 504, flag: telemetry.RequestTimeout, text: fmt.Sprintf("no answer in time from the backend %s: %v", to, err)}
 	case errors.Is(err, errIdleStream):
-		return &refusal{504, telemetry.RequestIdle, fmt.Sprintf("the backend %s: %v", to, err)}
+		return &refusal{status: 504, flag: telemetry.RequestIdle, text: fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, upstream.ErrOverflow):
-		return &refusal{503, telemetry.RequestOverflow, fmt.Sprintf("the backend %s: %v", to, err)}
+		return &refusal{status: 503, flag: telemetry.RequestOverflow, text: fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, upstream.ErrRefused):
-		return &refusal{503, telemetry.RequestNoHealthy, fmt.Sprintf("the backend %s (%s): %v", to, r.cluster.Name(), err)}
+		return &refusal{status: 503, flag: telemetry.RequestNoHealthy, text: fmt.Sprintf("the backend %s (%s): %v", to, r.cluster.Name(), err)}
 	case errors.Is(err, upstream.ErrNoEndpoint):
-		return &refusal{503, telemetry.RequestNoHealthy, fmt.Sprintf("the backend %s (%s) has no endpoint that is ready", to, r.cluster.Name())}
+		return &refusal{status: 503, flag: telemetry.RequestNoHealthy, text: fmt.Sprintf("the backend %s (%s) has no endpoint that is ready", to, r.cluster.Name())}
 	case errors.Is(err, codec.ErrRequestBody):
-		return &refusal{400, telemetry.RequestOK, fmt.Sprintf("the request's body cannot be read: %v", err)}
+		return &refusal{status: 400, flag: telemetry.RequestOK, text: fmt.Sprintf("the request's body cannot be read: %v", err)}
 	case errors.Is(err, codec.ErrBadResponse):
-		return &refusal{502, telemetry.RequestUpstreamProtocol, fmt.Sprintf("the backend %s does not answer as HTTP has it: %v; does the port speak HTTP?", to, err)}
+		return &refusal{status: 502, flag: telemetry.RequestUpstreamProtocol, text: fmt.Sprintf("the backend %s does not answer as HTTP has it: %v; does the port speak HTTP?", to, err)}
 	case errors.As(err, &denied) && denied.Status == 401:
-		return &refusal{503, telemetry.RequestConnectFailed, fmt.Sprintf(
+		return &refusal{status: 503, flag: telemetry.RequestConnectFailed, text: fmt.Sprintf(
 			"the backend %s refused this waypoint: %v; its policies must allow the waypoint's identity", to, err)}
 	case errors.As(err, &connect):
-		return &refusal{503, telemetry.RequestConnectFailed, fmt.Sprintf("the backend %s could not be reached in %d tries: %v", to, r.tries, err)}
+		return &refusal{status: 503, flag: telemetry.RequestConnectFailed, text: fmt.Sprintf("the backend %s could not be reached in %d tries: %v", to, r.tries, err)}
 	case errors.As(err, &reset) && reset.Remote && r.protocol(&r.req) == message.HTTP2:
-		return &refusal{503, telemetry.RequestUpstreamReset, fmt.Sprintf("the backend %s gave the request up before it answered: %v", to, err)}
+		return &refusal{status: 503, flag: telemetry.RequestUpstreamReset, text: fmt.Sprintf("the backend %s gave the request up before it answered: %v", to, err)}
 	default:
-		return &refusal{503, telemetry.RequestUpstreamEnded, fmt.Sprintf("the backend %s ended the connection before it answered: %v", to, err)}
+		return &refusal{status: 503, flag: telemetry.RequestUpstreamEnded, text: fmt.Sprintf("the backend %s ended the connection before it answered: %v", to, err)}
 	}
 }
 

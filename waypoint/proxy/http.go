@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -50,9 +51,12 @@ type request struct {
 	begun    bool                              // and it is not over
 	key      uint64                            // by which endpoints are chosen, if keyed
 	keyed    bool
-	cookies  []string        // that the response gives
-	req      message.Request // of the last try
-	retrying bool            // counted as such with the cluster
+	cookies  []string           // that the response gives
+	session  *route.Session     // that the request is part of
+	named    netip.AddrPort     // the endpoint that it names
+	pinned   *upstream.Endpoint // which that is
+	req      message.Request    // of the last try
+	retrying bool               // counted as such with the cluster
 	tries    int
 	answered time.Duration // from when the last try was sent until its response began
 	taken    bool          // the body was given to a try as it is
@@ -116,7 +120,7 @@ func (r *request) answer() (*message.Response, *refusal) {
 	path, verdict := r.http.Paths.Apply(req.Path)
 	switch verdict {
 	case route.PathRefused:
-		return nil, &refusal{400, telemetry.RequestOK, "the path has an escaped slash or a null character, which services here do not take"}
+		return nil, &refusal{status: 400, flag: telemetry.RequestOK, text: "the path has an escaped slash or a null character, which services here do not take"}
 	case route.PathRedirected:
 		return &message.Response{Status: 307, Header: message.Fields{{Name: "location", Value: path}}}, nil
 	}
@@ -133,7 +137,7 @@ func (r *request) answer() (*message.Response, *refusal) {
 		table = r.c.proxy.await(r.x.Context(), func(s *config.Snapshot) bool { return s.Routes(name) != nil }).Routes(name)
 	}
 	if table == nil {
-		return nil, &refusal{503, telemetry.RequestNoRoute, fmt.Sprintf(
+		return nil, &refusal{status: 503, flag: telemetry.RequestNoRoute, text: fmt.Sprintf(
 			"the control plane has not sent the routes %q yet; try again in a moment", r.http.Routes)}
 	}
 	match := *req
@@ -142,7 +146,7 @@ func (r *request) answer() (*message.Response, *refusal) {
 	}
 	r.route = table.Match(&match, route.Client{Principal: r.c.principal})
 	if r.route == nil {
-		return nil, &refusal{404, telemetry.RequestNoRoute, fmt.Sprintf(
+		return nil, &refusal{status: 404, flag: telemetry.RequestNoRoute, text: fmt.Sprintf(
 			"no rule of the routes for %s matches %s %s: look at the HTTPRoutes and GRPCRoutes of the service", r.http.Routes, r.method, printable(r.path))}
 	}
 	if cors := r.route.CORS; cors != nil {
@@ -151,6 +155,11 @@ func (r *request) answer() (*message.Response, *refusal) {
 			return resp, nil
 		}
 		r.origin = req.Header.Get("origin")
+	}
+	if f := r.route.Fault; f != nil {
+		if refused := r.meet(f); refused != nil {
+			return nil, refused
+		}
 	}
 	switch {
 	case r.route.Redirect != nil:
@@ -171,7 +180,7 @@ func (r *request) direct() (*message.Response, *refusal) {
 		if resp.Body != nil {
 			resp.Body.Close()
 		}
-		return nil, &refusal{resp.Status, telemetry.RequestOK, fmt.Sprintf(
+		return nil, &refusal{status: resp.Status, flag: telemetry.RequestOK, text: fmt.Sprintf(
 			"route %s answers %d by itself: its backends are missing or not allowed, or it is meant to; its status says which", r.route.Name, resp.Status)}
 	}
 	r.route.EditResponse(&resp.Header)
@@ -186,7 +195,7 @@ func (r *request) checkHeader(req *message.Request) *refusal {
 	}
 	under := func(f message.Field) bool { return strings.Contains(f.Name, "_") }
 	if r.http.Underscores == config.UnderscoresReject && slices.ContainsFunc(req.Header, under) {
-		return &refusal{400, telemetry.RequestOK, "a header name has an underscore, which services here do not take"}
+		return &refusal{status: 400, flag: telemetry.RequestOK, text: "a header name has an underscore, which services here do not take"}
 	}
 	req.Header = slices.DeleteFunc(req.Header, under)
 	return nil

@@ -13,6 +13,7 @@ import (
 type refusal struct {
 	status int
 	flag   telemetry.RequestFlag
+	grpc   int    // what gRPC clients are told, if it is not 0; else it follows from status
 	text   string // what happened, by which rule, and what to do
 }
 
@@ -31,7 +32,10 @@ const (
 // grpcStatus is what gRPC clients are told where others see an HTTP status. The mapping is gRPC's own
 // (doc/http-grpc-status-mapping.md), but for time-outs, of which it has a status.
 func (r *refusal) grpcStatus() int {
-	if r.flag == telemetry.RequestTimeout {
+	switch {
+	case r.grpc != 0:
+		return r.grpc
+	case r.flag == telemetry.RequestTimeout:
 		return grpcDeadlineExceeded
 	}
 	switch r.status {

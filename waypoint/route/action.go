@@ -20,6 +20,8 @@ type Route struct {
 	Direct   *Direct
 	// CORS is the cross-origin policy; nil if there is none. It comes before all else: see CORS.Preflight.
 	CORS *CORS
+	// Fault is what requests meet on purpose, before the action; nil if there is none.
+	Fault *Fault
 
 	match    conditions
 	response edits // of the route, its virtual host and the table, for answers of our own
@@ -45,6 +47,8 @@ type Forward struct {
 	Retry *Retry
 	// Keys say what requests have in common that go to the same endpoint, if their cluster goes by keys; see Key.
 	Keys []*KeyPart
+	// Session keeps clients with an endpoint; nil if nothing does.
+	Session *Session
 	// Mirrors are sent copies of the request.
 	Mirrors []*Mirror
 	// Upgrades says which upgrades, in lower case, the route allows or forbids; those it does not have are as HCM says.

@@ -102,6 +102,7 @@ func (c *compiler) domain(t *Table, host *virtualHost, domain string, at *strict
 func (c *compiler) virtualHost(vh *routev3.VirtualHost, at *strict.Path) *virtualHost {
 	host := &virtualHost{name: vh.GetName()}
 	changes := c.level(vh, at)
+	c.filters(vh.GetTypedPerFilterConfig(), at, corsFilter)
 	cors := c.cors(vh.GetTypedPerFilterConfig(), at)
 	for i, r := range vh.GetRoutes() {
 		host.routes = append(host.routes, c.route(r, changes, cors, at.Field("routes").Index(i)))
@@ -112,15 +113,18 @@ func (c *compiler) virtualHost(vh *routev3.VirtualHost, at *strict.Path) *virtua
 
 func (c *compiler) route(r *routev3.Route, host level, cors *CORS, at *strict.Path) *Route {
 	out := &Route{Name: r.GetName(), CORS: cors}
+	c.filters(r.GetTypedPerFilterConfig(), at, corsFilter, faultFilter, sessionFilter)
 	if own := c.cors(r.GetTypedPerFilterConfig(), at); own != nil {
 		out.CORS = own
 	}
+	out.Fault = c.fault(r.GetTypedPerFilterConfig(), at)
 	out.match = c.conditions(r.GetMatch(), at.Field("match"))
 	own := c.level(r, at)
 	out.response = c.order(own, host).response
 	switch {
 	case r.GetRoute() != nil:
 		out.Forward = c.forward(r.GetRoute(), &out.match.path, own, host, at.Field("route"))
+		out.Forward.Session = c.session(r.GetTypedPerFilterConfig(), at)
 	case r.GetRedirect() != nil:
 		out.Redirect = c.redirect(r.GetRedirect(), &out.match.path, at.Field("redirect"))
 	case r.GetDirectResponse() != nil:
@@ -277,18 +281,21 @@ func (c *compiler) redirect(d *routev3.RedirectAction, path *pathMatch, at *stri
 	return out
 }
 
-// cors reads the policy of a route or virtual host; nil if it has none.
-func (c *compiler) cors(configs map[string]*anypb.Any, at *strict.Path) *CORS {
-	at = at.Field("typed_per_filter_config")
+// filters reports settings of filters that are none of those that are known.
+func (c *compiler) filters(configs map[string]*anypb.Any, at *strict.Path, known ...string) {
 	for name := range configs {
-		if name != corsFilter {
-			c.report.Add(at.Key(name), "not supported: leave it out")
+		if !slices.Contains(known, name) {
+			c.report.Add(at.Field("typed_per_filter_config").Key(name), "not supported: leave it out")
 		}
 	}
+}
+
+// cors reads the policy of a route or virtual host; nil if it has none.
+func (c *compiler) cors(configs map[string]*anypb.Any, at *strict.Path) *CORS {
 	if configs[corsFilter] == nil {
 		return nil
 	}
-	at = at.Key(corsFilter)
+	at = at.Field("typed_per_filter_config").Key(corsFilter)
 	var p corsv3.CorsPolicy
 	if !supported.Unpack(configs[corsFilter], &p, at, c.report) {
 		return nil

@@ -2,7 +2,6 @@ package route
 
 import (
 	"crypto/rand"
-	"fmt"
 	"math/bits"
 	"net/netip"
 	"strings"
@@ -117,19 +116,10 @@ func (c *compiler) keyPart(p *routev3.RouteAction_HashPolicy, at *strict.Path) *
 
 func (c *compiler) cookie(in *routev3.RouteAction_HashPolicy_Cookie, at *strict.Path) *Cookie {
 	out := &Cookie{Name: in.GetName(), Give: in.GetTtl() != nil, TTL: c.duration(in.GetTtl(), at.Field("ttl"), 0)}
-	if !message.ValidName(strings.ToLower(out.Name)) {
-		c.report.Add(at.Field("name"), "%q is no name of a cookie", out.Name)
-	}
-	part := func(value string, at *strict.Path) string {
-		if !message.ValidValue(value) || strings.Contains(value, ";") {
-			c.report.Add(at, "%q cannot be part of a cookie", value)
-		}
-		return value
-	}
+	c.cookieName(out.Name, at.Field("name"))
+	part := c.cookiePart
 	var tail strings.Builder
-	if out.TTL > 0 {
-		fmt.Fprintf(&tail, "; Max-Age=%d", max(1, int64(out.TTL/time.Second)))
-	}
+	tail.WriteString(lifetime(out.TTL))
 	if p := in.GetPath(); p != "" {
 		tail.WriteString("; Path=" + part(p, at.Field("path")))
 	}
@@ -143,4 +133,18 @@ func (c *compiler) cookie(in *routev3.RouteAction_HashPolicy_Cookie, at *strict.
 	tail.WriteString("; HttpOnly")
 	out.Tail = tail.String()
 	return out
+}
+
+func (c *compiler) cookieName(name string, at *strict.Path) {
+	if !message.ValidName(strings.ToLower(name)) {
+		c.report.Add(at, "%q is no name of a cookie", name)
+	}
+}
+
+// cookiePart is a value that becomes part of a line that gives a cookie.
+func (c *compiler) cookiePart(value string, at *strict.Path) string {
+	if !message.ValidValue(value) || strings.Contains(value, ";") {
+		c.report.Add(at, "%q cannot be part of a cookie", value)
+	}
+	return value
 }

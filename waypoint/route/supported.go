@@ -56,4 +56,14 @@ var supported = strict.Table{
 	"envoy.type.matcher.v3.FilterStateMatcher":      strict.Known(`key string_match`, ``),
 	"envoy.extensions.filters.http.cors.v3.CorsPolicy": strict.Known(`allow_origin_string_match allow_methods allow_headers
 		expose_headers max_age allow_credentials filter_enabled forward_not_matching_preflights`, ``),
+
+	"envoy.extensions.filters.http.fault.v3.HTTPFault":                          strict.Known(`delay abort headers`, ``),
+	"envoy.extensions.filters.http.fault.v3.FaultAbort":                         strict.Known(`http_status grpc_status percentage`, ``),
+	"envoy.extensions.filters.common.fault.v3.FaultDelay":                       strict.Known(`fixed_delay percentage`, ``),
+	"envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute": strict.Known(`disabled stateful_session`, ``),
+	"envoy.extensions.filters.http.stateful_session.v3.StatefulSession":         strict.Known(`session_state`, ``),
+	"envoy.config.core.v3.TypedExtensionConfig":                                 strict.Known(`name typed_config`, ``),
+	"envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState":  strict.Known(`cookie`, ``),
+	"envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState":  strict.Known(`name`, ``),
+	"envoy.type.http.v3.Cookie":                                                 strict.Known(`name path ttl`, ``),
 }

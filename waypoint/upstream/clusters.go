@@ -144,10 +144,11 @@ type state struct {
 	settings *config.Settings
 	client   codec.ClientConfig
 	service  unique.Handle[telemetry.ServiceName]
-	levels   []level // in the order in which they are used; none is empty
-	total    int     // endpoints of levels
-	here     bool    // endpoints have come
-	none     error   // why there is no endpoint, if there is none
+	levels   []level                             // in the order in which they are used; none is empty
+	total    int                                 // endpoints of levels
+	here     bool                                // endpoints have come
+	none     error                               // why there is no endpoint, if there is none
+	named    func() map[netip.AddrPort]*Endpoint // of levels; made when it is asked for
 }
 
 // Name is the cluster's.
@@ -194,6 +195,9 @@ func (c *Cluster) Choose(tried []*Endpoint) (*Endpoint, error) {
 	return nil, s.none
 }
 
+// Named returns the endpoint of an address, if it is one that may be chosen; nil if not.
+func (c *Cluster) Named(addr netip.AddrPort) *Endpoint { return c.state.Load().named()[addr] }
+
 // chooser says how the cluster chooses.
 func (c *Cluster) chooser(s *state) chooser {
 	switch s.settings.Balancer {
@@ -226,6 +230,15 @@ func (c *Cluster) apply(cfg *config.Cluster) {
 	for _, l := range next.levels {
 		next.total += len(l.endpoints)
 	}
+	next.named = sync.OnceValue(func() map[netip.AddrPort]*Endpoint {
+		out := make(map[netip.AddrPort]*Endpoint, next.total)
+		for _, l := range next.levels {
+			for _, e := range l.endpoints {
+				out[e.key.addr] = e
+			}
+		}
+		return out
+	})
 	old := c.known
 	c.known = seen
 	c.state.Store(next)
