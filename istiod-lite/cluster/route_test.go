@@ -144,6 +144,8 @@ func TestRouteFaults(t *testing.T) {
 			[]cluster.Fault{{Message: "spec.rules[0].sessionPersistence.absoluteTimeout is required with lifetimeType Permanent"}}, 1},
 		{"session cookie with an end", `  rules: [{sessionPersistence: {absoluteTimeout: 1h}}]`,
 			[]cluster.Fault{{Message: "spec.rules[0].sessionPersistence.absoluteTimeout is supported with cookieConfig.lifetimeType Permanent only"}}, 1},
+		{"session of the host", `  rules: [{sessionPersistence: {type: Header, sessionName: Host}}]`,
+			[]cluster.Fault{{Message: `spec.rules[0].sessionPersistence.sessionName: "Host" has a meaning of its own in HTTP`}}, 1},
 		{"name of a session", `  rules: [{sessionPersistence: {sessionName: "a;b"}}]`,
 			[]cluster.Fault{{Message: `spec.rules[0].sessionPersistence.sessionName: "a;b" cannot be the name of a cookie or header field`}}, 1},
 		{"prefix of what is no prefix", `  rules: [{matches: [{path: {type: Exact, value: /a}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]}]`,

@@ -222,6 +222,10 @@ func (b *ruleReader) persistence(in *gatewayv1.SessionPersistence) {
 	switch kind := in.Type; {
 	case kind != nil && *kind == gatewayv1.HeaderBasedSessionPersistence:
 		out.Header = true
+		switch strings.ToLower(out.Name) {
+		case "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "keep-alive", "proxy-connection":
+			b.fault("%s.sessionName: %q has a meaning of its own in HTTP", at, out.Name)
+		}
 		if absolute > 0 {
 			b.fault("%s.absoluteTimeout is not supported for type Header: a header field has no end", at)
 		}
