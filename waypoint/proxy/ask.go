@@ -52,9 +52,9 @@ func (r *request) askOne(to *extauthz.Config, by *policy.RequestPolicy) *refusal
 		shown, more, err := r.peek(to.Body.Max)
 		switch {
 		case err != nil:
-			return &refusal{400, telemetry.RequestOK, fmt.Sprintf("the request's body cannot be read: %v", err)}
+			return &refusal{status: 400, flag: telemetry.RequestOK, text: fmt.Sprintf("the request's body cannot be read: %v", err)}
 		case more && !to.Body.Partial:
-			return &refusal{413, telemetry.RequestMalformed, fmt.Sprintf(
+			return &refusal{status: 413, flag: telemetry.RequestMalformed, text: fmt.Sprintf(
 				"the request's body has more than the %d bytes that may be sent here", to.Body.Max)}
 		}
 		question.Body, question.Partial = shown, more
@@ -62,18 +62,18 @@ func (r *request) askOne(to *extauthz.Config, by *policy.RequestPolicy) *refusal
 	answer, err := r.decideOutside(to, question)
 	switch {
 	case r.x.Context().Err() != nil:
-		return &refusal{0, telemetry.RequestClientGone, "the client is gone"}
+		return &refusal{status: 0, flag: telemetry.RequestClientGone, text: "the client is gone"}
 	case err != nil && to.FailOpen:
 		r.failedOpen = append(r.failedOpen, to.Name)
 		r.c.proxy.cfg.Logger.Warn("a request is served without the decision of an external authorizer, as its settings have it",
 			"provider", to.Name, "policy", by.Policy.Key(), "error", err)
 		return nil
 	case err != nil:
-		return &refusal{to.StatusOnError, telemetry.RequestUnauthorized, fmt.Sprintf(
+		return &refusal{status: to.StatusOnError, flag: telemetry.RequestUnauthorized, text: fmt.Sprintf(
 			"policy %s: authorizer %s has not decided: %v", by.Policy.Key(), to.Name, err)}
 	case !answer.Allowed:
 		r.denied = &answer
-		return &refusal{answer.Status, telemetry.RequestUnauthorized, fmt.Sprintf("policy %s: denied by authorizer %s", by.Policy.Key(), to.Name)}
+		return &refusal{status: answer.Status, flag: telemetry.RequestUnauthorized, text: fmt.Sprintf("policy %s: denied by authorizer %s", by.Policy.Key(), to.Name)}
 	}
 	if len(answer.ToBackend) > 0 {
 		if !to.Reroute && r.asCame == nil {
