@@ -36,7 +36,9 @@ func TestEdits(t *testing.T) {
 		bareReq, bareRespond string // of one without
 	}{
 		{"nothing said", &corev3.HeaderValueOption{}, "2", "1,2", "2", "2"},
+		//lint:ignore SA1019 servers still say it in this older form
 		{"append", &corev3.HeaderValueOption{Append: yes}, "1,2", "1,2", "2", "2"},
+		//lint:ignore SA1019 servers still say it in this older form
 		{"no append", &corev3.HeaderValueOption{Append: no}, "2", "2", "2", "2"},
 		{"if absent", &corev3.HeaderValueOption{AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT}, "1", "1", "2", "2"},
 		{"if present", &corev3.HeaderValueOption{AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS}, "2", "2", "", ""},
