@@ -229,7 +229,6 @@ func (f *fields) policy(at string, in policyParts) *TrafficPolicy {
 func (f *fields) balancer(at string, in *networkingv1.LoadBalancerSettings, out *TrafficPolicy) {
 	hash := in.GetConsistentHash()
 	if hash == nil {
-		//lint:ignore SA1019 LEAST_CONN is the former name of LEAST_REQUEST
 		leastConn := networkingv1.LoadBalancerSettings_LEAST_CONN
 		switch s := in.GetSimple(); s {
 		case networkingv1.LoadBalancerSettings_UNSPECIFIED:
