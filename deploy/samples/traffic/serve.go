@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -148,10 +149,6 @@ func serveGRPC(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// lastLook is how long a server that ends waits for a connection that the kernel has taken already. Closing the port before
-// would reset it.
-const lastLook = 5 * time.Millisecond
-
 // serveTCP calls handle for each connection, which owns it, until ctx ends; it then closes the port as soon as nobody waits
 // there, and waits for the connections, whose context ends after the grace.
 func serveTCP(ctx context.Context, l net.Listener, grace time.Duration, handle func(context.Context, *net.TCPConn)) error {
@@ -162,7 +159,6 @@ func serveTCP(ctx context.Context, l net.Listener, grace time.Duration, handle f
 	defer stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	last := false
 	for {
 		conn, err := listener.AcceptTCP()
 		switch {
@@ -170,19 +166,52 @@ func serveTCP(ctx context.Context, l net.Listener, grace time.Duration, handle f
 			wg.Go(func() { handle(open, conn) })
 		case ctx.Err() == nil:
 			return fmt.Errorf("serve %s: %w", l.Addr(), err)
-		case last || !errors.Is(err, os.ErrDeadlineExceeded):
-			listener.Close()
+		default:
+			waiting, err := closePort(listener)
+			for _, conn := range waiting {
+				wg.Go(func() { handle(open, conn) })
+			}
 			timer := time.AfterFunc(grace, cut)
 			wg.Wait()
 			timer.Stop()
+			if err != nil {
+				return fmt.Errorf("close %s: %w", l.Addr(), err)
+			}
 			return nil
-		default:
-			last = true
-		}
-		if ctx.Err() != nil {
-			_ = listener.SetDeadline(time.Now().Add(lastLook)) // fails only on a closed listener, and then so does Accept
 		}
 	}
+}
+
+// closePort closes a port and returns the connections that the kernel had taken for it until then: closing resets those that nobody
+// has accepted. An expired deadline keeps Accept from looking, so that here the kernel is asked itself, until the moment before.
+func closePort(l *net.TCPListener) ([]*net.TCPConn, error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	var files []int
+	controlled := raw.Control(func(fd uintptr) {
+		for {
+			file, _, err := unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			switch {
+			case err == nil:
+				files = append(files, file)
+			case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED):
+			default:
+				return // nobody waits
+			}
+		}
+	})
+	err = errors.Join(controlled, l.Close())
+	var conns []*net.TCPConn
+	for _, file := range files {
+		f := os.NewFile(uintptr(file), "")
+		conn, failed := net.FileConn(f)
+		if err = errors.Join(err, failed, f.Close()); failed == nil {
+			conns = append(conns, conn.(*net.TCPConn))
+		}
+	}
+	return conns, err
 }
 
 // echo returns what it gets and ends when the client has ended. A client that is silent holds no buffer of ours: the kernel

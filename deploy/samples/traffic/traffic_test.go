@@ -428,3 +428,43 @@ func TestRun(t *testing.T) {
 		}
 	}
 }
+
+// TestClosePort has clients wait at a port that closes, after its deadline: each of them is served.
+func TestClosePort(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := l.(*net.TCPListener)
+	if err := listener.SetDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	var clients []net.Conn
+	for range 3 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		clients = append(clients, c)
+	}
+	conns, err := closePort(listener)
+	if err != nil || len(conns) != len(clients) {
+		t.Fatalf("closePort: %d connections, %v; want %d", len(conns), err, len(clients))
+	}
+	for _, conn := range conns {
+		if _, err := conn.Write([]byte{1}); err != nil {
+			t.Error(err)
+		}
+		conn.Close()
+	}
+	for _, c := range clients {
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Errorf("a client that waited: %v", err)
+		}
+	}
+	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		c.Close()
+		t.Error("the port is still open")
+	}
+}
