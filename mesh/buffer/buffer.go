@@ -76,5 +76,8 @@ func Put(b []byte) {
 	inUse.Add(-int64(cap(b)))
 }
 
+// Leave is Put of a buffer that somebody may still use: it is lent to nobody else, and garbage collection ends it.
+func Leave(b []byte) { inUse.Add(-int64(cap(b))) }
+
 // InUse returns the bytes that are lent at the moment.
 func InUse() int64 { return inUse.Load() }

@@ -115,9 +115,12 @@ func (c *Conn) hold(ch chunk) {
 }
 
 // release gives a chunk's buffer back.
-func (c *Conn) release(ch chunk) {
-	n := cap(ch.buf)
-	buffer.Put(ch.buf)
+func (c *Conn) release(ch chunk) { c.uncount(ch.buf, buffer.Put) }
+
+// uncount gives a chunk's buffer away, and counts it no more.
+func (c *Conn) uncount(buf []byte, away func([]byte)) {
+	n := cap(buf)
+	away(buf)
 	c.mu.Lock()
 	if c.recv.held -= int64(n); c.recv.held == 0 {
 		c.recv.room.Broadcast()

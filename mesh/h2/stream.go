@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/ambit-mesh/ambit/mesh/buffer"
 )
 
 // Stream is one request and its response. One goroutine may read and another write at a time; Reset, Close and the
@@ -79,6 +81,9 @@ func (c *Chunk) Skip(n int) { c.c.r += n }
 
 // Release gives the buffer back.
 func (c Chunk) Release() { c.conn.release(c.c) }
+
+// Leave is Release of a chunk that somebody may still use: its buffer is lent to nobody else.
+func (c Chunk) Leave() { c.conn.uncount(c.c.buf, buffer.Leave) }
 
 // Sink takes a stream's payload from the goroutine that reads the connection, without a detour. Its methods are called one
 // at a time and must not block.

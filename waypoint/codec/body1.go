@@ -228,6 +228,21 @@ func (b *body1) Ready() bool {
 	return b.chunked.br.Buffered() > 0 || len(b.in.bytes()) > 0
 }
 
+// Leave is of message.Lender.
+func (b *body1) Leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.piece > 0 {
+		b.in.take(b.piece)
+		b.piece = 0
+		b.in.leave()
+	}
+	if c := b.chunked; c != nil {
+		buffer.Leave(c.out)
+		c.out = nil
+	}
+}
+
 // Trailers is of message.Body.
 func (b *body1) Trailers() message.Fields {
 	b.mu.Lock()

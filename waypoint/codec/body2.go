@@ -88,6 +88,14 @@ func (b *body2) release() {
 	}
 }
 
+// Leave is of message.Lender.
+func (b *body2) Leave() {
+	if b.have {
+		b.chunk.Leave()
+		b.chunk, b.have = h2.Chunk{}, false
+	}
+}
+
 func (b *body2) finish(whole bool) {
 	if !b.told {
 		b.told = true

@@ -39,6 +39,17 @@ func (in *input) release() {
 	in.buf, in.r, in.w = nil, 0, 0
 }
 
+// leave moves what is there to another buffer: somebody may still use this one.
+func (in *input) leave() {
+	var b []byte
+	if rest := in.bytes(); len(rest) > 0 {
+		b = buffer.Get(len(rest))
+		copy(b, rest)
+	}
+	buffer.Leave(in.buf)
+	in.buf, in.r, in.w = b, 0, in.w-in.r
+}
+
 // fill reads more, waiting for it: into a buffer of at least size bytes. Before it waits it gives an empty buffer back, if the
 // connection can wait without one.
 func (in *input) fill(size int) error {

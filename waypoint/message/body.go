@@ -7,7 +7,7 @@ import "io"
 type Body interface {
 	// Next returns the next piece, never an empty one, waiting for it; io.EOF after the last, and any other error if the
 	// message broke off: then what was said must not be taken for whole. The piece is valid until the next call of Next or
-	// Close; its reader may overwrite it.
+	// Close; its reader may overwrite it. A body that lends that memory to others afterwards is a Lender.
 	Next() ([]byte, error)
 	// Ready tells whether Next would return at once. It may be wrong by saying no: what is written is then sent a little sooner.
 	Ready() bool
@@ -16,6 +16,14 @@ type Body interface {
 	// Close says that nobody will read on: the sender is told, if it has not ended. It may be called more than once, and must
 	// be called also after io.EOF.
 	Close()
+}
+
+// Lender is a Body whose pieces are in memory that others get after Next or Close.
+type Lender interface {
+	Body
+	// Leave keeps the last piece valid for good, for whoever may still use it when another calls Next or Close. It is called as
+	// those are.
+	Leave()
 }
 
 // Tunnel is a connection after an upgrade: bytes in both directions. Close ends both at once; CloseWrite ends the direction

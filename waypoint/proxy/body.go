@@ -30,6 +30,7 @@ type source struct {
 	over    bool // more was pulled than is kept
 	err     error
 	latest  *attempt
+	holder  *attempt // has a piece that body lends, until it calls Next or Close
 	closed  bool
 }
 
@@ -62,6 +63,15 @@ func (s *source) attempt() *attempt {
 	return a
 }
 
+// leaveLocked sees to it that the sender of a try before, which may be at its last piece for long, has that for good. What it writes
+// would else be, after the next call of body, whatever somebody else has in that memory by then.
+func (s *source) leaveLocked() {
+	if l, ok := s.body.(message.Lender); ok && s.holder != nil {
+		l.Leave()
+	}
+	s.holder = nil
+}
+
 // attempt is a message.Body.
 type attempt struct {
 	source *source
@@ -73,6 +83,7 @@ func (a *attempt) Next() ([]byte, error) {
 	s := a.source
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	a.returnLocked()
 	for {
 		switch {
 		case s.latest != a:
@@ -96,6 +107,7 @@ func (a *attempt) Next() ([]byte, error) {
 			s.kept = append(s.kept, p...)
 			continue
 		}
+		s.holder = a
 		if s.keep && !s.over && len(s.kept)+len(p) <= maxKept {
 			s.kept = append(s.kept, p...)
 		} else {
@@ -108,8 +120,16 @@ func (a *attempt) Next() ([]byte, error) {
 	}
 }
 
+// returnLocked says that the try does not use its last piece any more.
+func (a *attempt) returnLocked() {
+	if a.source.holder == a {
+		a.source.holder = nil
+	}
+}
+
 // pullLocked pulls one piece. It unlocks mu meanwhile.
 func (s *source) pullLocked() ([]byte, error) {
+	s.leaveLocked()
 	s.pulling = true
 	s.mu.Unlock()
 	p, err := s.body.Next()
@@ -161,6 +181,7 @@ func (a *attempt) Close() {
 	s := a.source
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	a.returnLocked()
 	if s.latest == a && s.over {
 		s.latest = nil
 	}
@@ -175,6 +196,7 @@ func (s *source) close() {
 		s.err = errSuperseded
 	}
 	if !s.pulling {
+		s.leaveLocked()
 		s.body.Close()
 	}
 	for _, t := range s.taps {
