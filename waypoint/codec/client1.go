@@ -211,10 +211,12 @@ type call1 struct {
 	body    body1
 	bound   bound         // to ctx
 	proceed chan struct{} // closed when the body may be sent; nil: it may
-	given   atomic.Bool   // the context has ended, and so has the connection
-	heard   bool          // a byte of an answer has come
-	keep    bool          // the connection, by what the response says
-	bodyErr atomic.Pointer[error]
+	// unwanted says that the response came instead; it is set before proceed is closed.
+	unwanted bool
+	given    atomic.Bool // the context has ended, and so has the connection
+	heard    bool        // a byte of an answer has come
+	keep     bool        // the connection, by what the response says
+	bodyErr  atomic.Pointer[error]
 }
 
 func (c *client1) RoundTrip(ctx context.Context, req *message.Request, inform func(*message.Response)) (*message.Response, error) {
@@ -320,6 +322,13 @@ func (k *call1) send(t *sending1, proceed chan struct{}) {
 		defer late.Stop()
 		select {
 		case <-proceed:
+			if k.unwanted {
+				k.c.mu.Lock()
+				k.c.draining = true // the backend may go on to wait for the body
+				k.c.mu.Unlock()
+				t.body.Close()
+				return
+			}
 		case <-late.C:
 		}
 	}
@@ -351,9 +360,13 @@ func (k *call1) goOn() {
 	}
 }
 
-// await reads responses until the final one.
+// await reads responses until the final one. If that comes before the body was asked for, the body is not sent (RFC 9110 section
+// 10.1.1): to pull it would ask the client for it.
 func (k *call1) await(req *message.Request, inform func(*message.Response)) error {
-	defer k.goOn()
+	defer func() {
+		k.unwanted = k.proceed != nil
+		k.goOn()
+	}()
 	c := k.c
 	c.asked.Method = req.Method
 	for informational := 0; ; informational++ {
