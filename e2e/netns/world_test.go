@@ -107,14 +107,14 @@ func newWorldOf(t *testing.T, family lab.Family) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("skipped: network namespaces need root")
 	}
-	limit := 10 * time.Minute
+	limit, maxLog := 10*time.Minute, int64(0)
 	if soak() {
-		limit = 3 * time.Hour
+		limit, maxLog = 3*time.Hour, 1<<30 // a line for each connection of a storm, for minutes
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	w := &world{t: t, ctx: ctx, markers: new(atomic.Int64), family: family}
 	var err error
-	w.Lab, err = lab.New(ctx, lab.Config{Family: family, Dir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))})
+	w.Lab, err = lab.New(ctx, lab.Config{Family: family, Dir: t.TempDir(), MaxLog: maxLog, Logger: slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
