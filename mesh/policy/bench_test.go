@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ambit-mesh/ambit/api/security"
+	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/policy"
 )
 
@@ -76,5 +77,64 @@ func BenchmarkNewGroup(b *testing.B) {
 				policy.NewGroup(all)
 			}
 		})
+	}
+}
+
+// requestKinds are rules for requests, the j-th of the i-th policy, none of which matches BenchmarkDecide's.
+var requestKinds = []struct {
+	name string
+	make func(i, j int) policy.RequestRule
+}{
+	{"path", func(i, j int) policy.RequestRule {
+		return policy.RequestRule{Source: policy.All{}, Operation: policy.Path{Text: policy.Text{Kind: policy.Prefix, Value: fmt.Sprintf("/p%d/%d", i, j)}}}
+	}},
+	{"template", func(i, j int) policy.RequestRule {
+		t, err := policy.NewTemplate(fmt.Sprintf("/p%d/{*}/%d/{**}", i, j))
+		if err != nil {
+			panic(err)
+		}
+		return policy.RequestRule{Source: policy.All{}, Operation: policy.PathTemplate{Template: t}}
+	}},
+	{"header", func(i, j int) policy.RequestRule {
+		return policy.RequestRule{Source: policy.All{}, Operation: policy.Field{Name: "x-role", Text: policy.Text{Value: fmt.Sprintf("r%d-%d", i, j)}}}
+	}},
+	{"namespace", func(i, j int) policy.RequestRule {
+		t, err := policy.NewRegexp(fmt.Sprintf("spiffe://[^/]+/ns/n%d-%d/sa/[^/]+", i, j))
+		if err != nil {
+			panic(err)
+		}
+		return policy.RequestRule{Source: policy.Principal{Text: t}, Operation: policy.All{}}
+	}},
+	{"claim", func(i, j int) policy.RequestRule {
+		return policy.RequestRule{Source: policy.Claim{Path: []string{"realm", "roles"}, Text: policy.Text{Value: fmt.Sprintf("r%d-%d", i, j)}}, Operation: policy.All{}}
+	}},
+}
+
+// BenchmarkDecide decides on a request against n DENY policies of ten rules each.
+func BenchmarkDecide(b *testing.B) {
+	r := policy.Request{Connection: conn(alice), Head: &policy.Head{Method: "GET", Authority: "web.shop", Path: "/v1/items/7?x=y", Header: []h2.Field{
+		{Name: "accept", Value: "*/*"}, {Name: "user-agent", Value: "curl/8"}, {Name: "x-request-id", Value: "1"}, {Name: "x-role", Value: "user"}}},
+		Claims: map[string]any{"realm": map[string]any{"roles": []any{"user", "guest"}}}}
+	for _, kind := range requestKinds {
+		for _, n := range []int{1, 100} {
+			b.Run(fmt.Sprintf("%s/%d", kind.name, n), func(b *testing.B) {
+				step := policy.Step{Kind: policy.StepDeny, Enforced: true}
+				for i := range n {
+					var rules []policy.RequestRule
+					for j := range 10 {
+						rules = append(rules, kind.make(i, j))
+					}
+					step.Policies = append(step.Policies, policy.NewRequestPolicy("shop", fmt.Sprint("p", i), policy.Deny, false, rules))
+				}
+				steps := policy.Steps{step}
+				b.ReportAllocs()
+				for b.Loop() {
+					q := r
+					if !steps.Decide(&q).Allowed() {
+						b.Fatal("denied")
+					}
+				}
+			})
+		}
 	}
 }

@@ -71,12 +71,12 @@ func (r *request) authorize(snapshot *config.Snapshot) *refusal {
 		return refused
 	}
 	if len(chain.Authorization) == 0 {
-		return nil
+		return r.follow(snapshot)
 	}
 	d := r.c.counted(chain, r.judged())
 	r.audits = d.Audits
 	if d.Allowed() {
-		return nil
+		return r.follow(snapshot)
 	}
 	return &refusal{status: 403, flag: telemetry.RequestDenied, text: d.Reason}
 }
@@ -127,25 +127,85 @@ func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCause
 	return nil, false
 }
 
-// rejudge asks again for connections that are not of HTTP where the policies of their destination are others now, and ends those that
-// are denied. A request is asked for when it comes.
-func (p *Proxy) rejudge(s *config.Snapshot) {
-	type carried struct {
-		c      *connection
-		chain  *config.Chain
-		cancel context.CancelCauseFunc
+// follow sees to it that a request that may take long, since it becomes a connection of its own or is one of gRPC, is judged again when
+// policy changes. It was let in by a snapshot.
+func (r *request) follow(by *config.Snapshot) *refusal {
+	req := &r.x.Request
+	if !r.grpc && req.Upgrade == "" {
+		return nil
 	}
-	var all []carried
+	r.cancelable()
+	head := &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header.Clone()} // routes change it
+	c := r.c
+	c.mu.Lock()
+	if c.long == nil {
+		c.long = map[*request]*policy.Head{}
+	}
+	c.long[r] = head
+	c.mu.Unlock()
+	r.followed = true
+	// After that, so that a change is seen here or there.
+	if now := c.proxy.snapshot.Load(); now != by {
+		if chain := now.Chain(c.destination); chain != nil {
+			q := c.judgedAs(head, r.claims)
+			if d := chain.Authorization.Decide(&q); !d.Allowed() {
+				return &refusal{status: 403, flag: telemetry.RequestDenied, text: d.Reason}
+			}
+		}
+	}
+	return nil
+}
+
+// unfollow is the counterpart of follow.
+func (r *request) unfollow() {
+	if r.followed {
+		r.c.mu.Lock()
+		delete(r.c.long, r)
+		r.c.mu.Unlock()
+	}
+}
+
+// live is something that was let in and is judged again.
+type live struct {
+	c      *connection
+	chain  *config.Chain
+	head   *policy.Head
+	claims map[string]any
+	cancel context.CancelCauseFunc
+}
+
+// rejudge asks again for what is open where the policies of its destination are others now, and ends what is denied: connections that
+// are not of HTTP, and requests that may take long. Other requests are asked for when they come.
+func (p *Proxy) rejudge(s *config.Snapshot) {
+	var all []live
+	changed := func(c *connection) *config.Chain {
+		now := s.Chain(c.destination)
+		if now == nil || c.judged.Swap(now) == now || len(now.Authorization) == 0 {
+			return nil
+		}
+		return now
+	}
 	p.mu.Lock()
 	for c, cancel := range p.carried {
-		if now := s.Chain(c.destination); now != nil && c.judged.Swap(now) != now && len(now.Authorization) > 0 {
-			all = append(all, carried{c, now, cancel})
+		if now := changed(c); now != nil {
+			all = append(all, live{c: c, chain: now, cancel: cancel})
 		}
+	}
+	for c := range p.conns {
+		now := changed(c)
+		if now == nil {
+			continue
+		}
+		c.mu.Lock()
+		for r, head := range c.long {
+			all = append(all, live{c, now, head, r.claims, r.cancel})
+		}
+		c.mu.Unlock()
 	}
 	p.mu.Unlock()
 	for _, one := range all {
-		r := one.c.judgedAs(nil, nil)
-		d := one.chain.Authorization.Decide(&r)
+		q := one.c.judgedAs(one.head, one.claims)
+		d := one.chain.Authorization.Decide(&q)
 		if d.Allowed() {
 			continue
 		}

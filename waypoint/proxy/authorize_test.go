@@ -1,10 +1,13 @@
 package proxy
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -150,4 +153,105 @@ func TestRemote(t *testing.T) {
 			t.Errorf("%s: %d", header, a.StatusCode)
 		}
 	}
+}
+
+// TestPolicyOfLongRequests: a WebSocket and a call of gRPC end when policy denies them, and go on while it does not; what came as
+// another request is answered.
+func TestPolicyOfLongRequests(t *testing.T) {
+	w, reg := newGuardedWorld(t)
+	delete(w.endpoints, "v1")
+	release := make(chan struct{})
+	w.httpPod("v1", 3, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			nc, buf, err := http.NewResponseController(rw).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer nc.Close()
+			fmt.Fprint(buf, "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+			_ = buf.Flush()
+			_, _ = io.Copy(nc, buf)
+			return
+		}
+		rw.Header().Set("content-type", r.Header.Get("content-type"))
+		_, _ = io.WriteString(rw, "x")
+		_ = http.NewResponseController(rw).Flush()
+		select {
+		case <-release:
+			_, _ = io.WriteString(rw, "end")
+		case <-r.Context().Done():
+		}
+	}))
+	const toChange = `  - {name: shop/r, match: {prefix: /}, request_headers_to_remove: [x-role], route: {cluster: v1}}`
+	denyRole := func(role string) string {
+		return `rules: {action: DENY, policies: {"ns[shop]-policy[no-role]-rule[0]": {principals: [{any: true}], permissions: [{header: {name: x-role, string_match: {exact: ` + role + `}}}]}}}`
+	}
+	w.applyWith(toChange, guarded("", ""))
+
+	socket := w.mustTunnel(webPort)
+	defer socket.Close()
+	fmt.Fprint(socket, "GET / HTTP/1.1\r\nhost: stock.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\nx-role: guest\r\n\r\n")
+	in := bufio.NewReader(socket)
+	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 101 {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	open := func(version, kind string) io.ReadCloser {
+		req, err := http.NewRequest("POST", "http://stock.shop/call", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("content-type", kind)
+		req.Header.Set("x-role", "guest")
+		resp, err := w.client(version).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		return resp.Body
+	}
+	call, other := open("HTTP/2.0", "application/grpc"), open("HTTP/2.0", "text/plain")
+	defer call.Close()
+	defer other.Close()
+
+	w.applyWith(toChange, guarded(denyRole("host"), ""))
+	fmt.Fprint(socket, "hello")
+	if _, err := io.ReadFull(in, make([]byte, 5)); err != nil {
+		t.Fatalf("a WebSocket that no policy denies: %v", err)
+	}
+	w.applyWith(toChange, guarded(denyRole("guest"), ""))
+	if b, err := io.ReadAll(in); err == nil {
+		t.Logf("the WebSocket ended with %q", b) // or with a reset: it has no other way to say so
+	}
+	if _, err := io.ReadAll(call); err == nil {
+		t.Error("a call of gRPC that is denied now ended as if it were whole")
+	}
+	close(release)
+	if b, err := io.ReadAll(other); err != nil || string(b) != "end" {
+		t.Errorf("another request that was let in: %q, %v", b, err)
+	}
+	await(t, "two lines that say why", func() bool {
+		return strings.Count(w.log.String(), "closed due to policy change: denied by policy shop/no-role") == 2 && strings.Count(w.log.String(), "response_flags=RBAC") == 2
+	})
+	if err := testutil.GatherAndCompare(reg, bytes.NewBufferString(`# HELP ambit_policy_connections_closed_total Live connections closed because a change of policy denies them.
+# TYPE ambit_policy_connections_closed_total counter
+ambit_policy_connections_closed_total{policy="shop/no-role"} 2
+`), "ambit_policy_connections_closed_total"); err != nil {
+		t.Error(err)
+	}
+	await(t, "nothing is followed any more", func() bool {
+		w.proxy.mu.Lock()
+		defer w.proxy.mu.Unlock()
+		for c := range w.proxy.conns {
+			c.mu.Lock()
+			n := len(c.long)
+			c.mu.Unlock()
+			if n > 0 {
+				return false
+			}
+		}
+		return true
+	})
 }

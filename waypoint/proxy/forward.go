@@ -380,6 +380,8 @@ func (r *request) refuse(f *failure) *refusal {
 	switch err := f.err; {
 	case r.x.Context().Err() != nil:
 		return &refusal{status: 0, flag: telemetry.RequestClientGone, text: fmt.Sprintf("the client is gone: %v", err)}
+	case errors.Is(err, errPolicyChange):
+		return &refusal{status: 403, flag: telemetry.RequestDenied, text: err.Error()}
 	case errors.Is(err, errTimeout), errors.Is(err, errTryTimeout):
 		return &refusal{status: 504, flag: telemetry.RequestTimeout, text: fmt.Sprintf("no answer in time from the backend %s: %v", to, err)}
 	case errors.Is(err, errIdleStream):

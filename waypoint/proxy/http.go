@@ -66,6 +66,7 @@ type request struct {
 	flag     telemetry.RequestFlag
 	audits   []*policy.RequestPolicy
 	claims   map[string]any // of the token that was verified
+	followed bool           // it is among the connection's that may take long
 	err      error
 
 	tracing *config.Tracing // nil: nothing says how the request is to be traced
@@ -229,7 +230,9 @@ func (r *request) respond(resp *message.Response) {
 		}
 	case errors.Is(err, codec.ErrResponseBody):
 		r.err = err
-		if r.ctx.Err() != nil && r.x.Context().Err() == nil {
+		if cause := context.Cause(r.ctx); errors.Is(cause, errPolicyChange) {
+			r.flag, r.err = telemetry.RequestDenied, cause
+		} else if r.ctx.Err() != nil && r.x.Context().Err() == nil {
 			r.flag, r.err = telemetry.RequestTimeout, fmt.Errorf("the response was cut: %w", context.Cause(r.ctx))
 		} else {
 			r.flag = telemetry.RequestUpstreamEnded
@@ -246,6 +249,7 @@ func (r *request) finish() {
 	} else if b := r.x.Request.Body; b != nil && !r.taken {
 		b.Close()
 	}
+	r.unfollow()
 	r.stopTimers()
 	r.c.proxy.watchdog.remove(r)
 	r.leaveTry()

@@ -127,7 +127,8 @@ func New(cfg Config) *Proxy {
 func (p *Proxy) Counts() *Counts { return &p.counts }
 
 // Apply makes a snapshot the one in force, for new connections and requests. Connections that speak HTTP to a destination that
-// is not served so any more end with the requests that they have, and those that speak something else end if policy denies them now.
+// is not served so any more end with the requests that they have. Those that speak something else end if policy denies them now, and so
+// do WebSockets and the like, and calls of gRPC.
 func (p *Proxy) Apply(s *config.Snapshot) {
 	p.snapshot.Store(s)
 	var out []*connection
@@ -294,8 +295,11 @@ type connection struct {
 	client      netip.AddrPort               // the client's address, as its proxy says
 	server      *codec.Server                // of HTTP
 	traced      atomic.Pointer[traced]       // how its requests are, by the snapshot that was in force last
-	judged      atomic.Pointer[config.Chain] // of others: by whose policies
+	judged      atomic.Pointer[config.Chain] // by whose policies
 	audits      []*policy.RequestPolicy      // of others
+
+	mu   sync.Mutex                // guards what follows
+	long map[*request]*policy.Head // requests that may take long, as they were judged
 }
 
 // stillServed tells whether a connection of HTTP can go on under a chain for its destination.
