@@ -213,7 +213,7 @@ func (r *request) cross(resp *message.Response) {
 func (r *request) respond(resp *message.Response) {
 	r.toClient.Apply(&resp.Header)
 	r.status = resp.Status
-	header, body := resp.Header, resp.Body
+	header, body, tunnel := resp.Header, resp.Body, resp.Tunnel != nil
 	if r.grpc {
 		r.result = grpcResult(header, nil)
 	}
@@ -223,16 +223,16 @@ func (r *request) respond(resp *message.Response) {
 		resp.Header.Set("server", r.http.ServerName)
 	}
 	err := r.x.Respond(resp)
-	switch {
+	switch cause := context.Cause(r.ctx); {
+	case errors.Is(cause, errPolicyChange) && (err != nil || tunnel):
+		r.flag, r.err = telemetry.RequestDenied, cause
 	case err == nil:
 		if r.grpc && r.result == telemetry.NoGRPC && body != nil {
 			r.result = grpcResult(nil, body.Trailers())
 		}
 	case errors.Is(err, codec.ErrResponseBody):
 		r.err = err
-		if cause := context.Cause(r.ctx); errors.Is(cause, errPolicyChange) {
-			r.flag, r.err = telemetry.RequestDenied, cause
-		} else if r.ctx.Err() != nil && r.x.Context().Err() == nil {
+		if r.ctx.Err() != nil && r.x.Context().Err() == nil {
 			r.flag, r.err = telemetry.RequestTimeout, fmt.Errorf("the response was cut: %w", context.Cause(r.ctx))
 		} else {
 			r.flag = telemetry.RequestUpstreamEnded
