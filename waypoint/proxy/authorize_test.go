@@ -235,7 +235,7 @@ func TestPolicyOfLongRequests(t *testing.T) {
 	await(t, "two lines that say why", func() bool {
 		return strings.Count(w.log.String(), "closed due to policy change: denied by policy shop/no-role") == 2 && strings.Count(w.log.String(), "response_flags=RBAC") == 2
 	})
-	if err := testutil.GatherAndCompare(reg, bytes.NewBufferString(`# HELP ambit_policy_connections_closed_total Live connections closed because a change of policy denies them.
+	if err := testutil.GatherAndCompare(reg, bytes.NewBufferString(`# HELP ambit_policy_connections_closed_total Connections that were open when a change of policy or workload denied them.
 # TYPE ambit_policy_connections_closed_total counter
 ambit_policy_connections_closed_total{policy="shop/no-role"} 2
 `), "ambit_policy_connections_closed_total"); err != nil {
