@@ -294,6 +294,7 @@ var writes = []string{
 	"istiod-lite: patch services/status",
 	"istiod-lite: patch tcproutes/status",
 	"istiod-lite: patch tlsroutes/status",
+	"istiod-lite: patch virtualservices/status",
 	"istiod-lite: patch workloadentries/status",
 	"istiod-lite: patch xmeshes/status",
 	"istiod-lite: update configmaps[istio-ca-root-cert istio-ca-crl]",

@@ -44,6 +44,7 @@ const (
 	KindTCPRoute            Kind = "TCPRoute"
 	KindGateway             Kind = "Gateway"
 	KindDestinationRule     Kind = "DestinationRule"
+	KindVirtualService      Kind = "VirtualService"
 	KindBackendTLSPolicy    Kind = "BackendTLSPolicy"
 	// KindBundle are config maps that say whom to trust.
 	KindBundle Kind = "CABundle"

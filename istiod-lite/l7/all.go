@@ -123,6 +123,15 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	for _, r := range s.DestinationRules {
 		out.Policies = append(out.Policies, RuleStatus(r, ix.rules.Alike(r)))
 	}
+	for _, v := range s.VirtualServices {
+		var others []*cluster.VirtualService
+		for _, o := range s.VirtualServices {
+			if o.Namespace == v.Namespace {
+				others = append(others, o)
+			}
+		}
+		out.Policies = append(out.Policies, VirtualServiceStatus(v, others))
+	}
 	slices.SortFunc(out.Policies, func(a, b translate.Status) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
 	slices.SortFunc(out.Statuses, func(a, b RouteStatus) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
 	return out
@@ -135,12 +144,13 @@ type index struct {
 	routes   []*cluster.Route
 	hosts    []*Host
 	rules    *Rules
+	faults   []*cluster.VirtualService
 	policies []*cluster.BackendTLSPolicy
 	bundles  []*cluster.Bundle
 }
 
 func newIndex(s translate.Snapshot, from string) index {
-	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}, policies: s.BackendTLSPolicies, bundles: s.Bundles}
+	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}, faults: s.VirtualServices, policies: s.BackendTLSPolicies, bundles: s.Bundles}
 	for _, r := range s.DestinationRules {
 		ix.rules.Add(r)
 	}
@@ -164,6 +174,9 @@ func (ix index) Host(ref cluster.ObjectRef) *Host {
 	}
 	return nil
 }
+
+// Fault is part of Index.
+func (ix index) Fault(h *Host) *cluster.Injection { return FaultOf(ix.faults, h) }
 
 // Rule is part of Index.
 func (ix index) Rule(h *Host) *cluster.DestinationRule { return ix.rules.Lookup(ix.mesh, ix.from, h) }

@@ -45,6 +45,8 @@ type Index interface {
 	Routes(parent cluster.ObjectRef) []*cluster.Route
 	// Rule returns the DestinationRule that is in force for a host at the waypoint that is translated for; nil if there is none.
 	Rule(h *Host) *cluster.DestinationRule
+	// Fault returns what is injected into requests to a host; nil if nothing is.
+	Fault(h *Host) *cluster.Injection
 	Securing
 }
 

@@ -10,6 +10,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	sessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -29,6 +30,7 @@ const (
 	filterHCM     = "envoy.filters.network.http_connection_manager"
 	filterTCP     = "envoy.filters.network.tcp_proxy"
 	filterCORS    = "envoy.filters.http.cors"
+	filterFault   = "envoy.filters.http.fault"
 	filterSession = "envoy.filters.http.stateful_session"
 	filterRouter  = "envoy.filters.http.router"
 )
@@ -134,6 +136,9 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))
 	}
 	filters = append(filters, httpFilter(filterCORS, &corsv3.Cors{}))
+	if ix.Fault(h) != nil {
+		filters = append(filters, httpFilter(filterFault, &faultv3.HTTPFault{}))
+	}
 	if at.sessions() {
 		filters = append(filters, httpFilter(filterSession, &sessionv3.StatefulSession{}))
 	}

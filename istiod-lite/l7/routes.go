@@ -55,6 +55,7 @@ func RouteTable(h *Host, port cluster.ServicePort, ix Index) *routev3.RouteConfi
 			Action: &routev3.Route_Route{Route: own},
 		})
 	}
+	inject(host.Routes, ix.Fault(h))
 	return &routev3.RouteConfiguration{
 		Name: ChainName(h, port.Port, true), VirtualHosts: []*routev3.VirtualHost{host},
 		// A backend may be gone before the route that names it; it is answered for when it is asked for.

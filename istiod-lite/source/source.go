@@ -36,7 +36,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
-	cluster.KindDestinationRule,
+	cluster.KindDestinationRule, cluster.KindVirtualService,
 	cluster.KindBackendTLSPolicy, cluster.KindBundle,
 }
 
@@ -119,6 +119,7 @@ var (
 	tcpRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
 	backendTLSPolicies    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "backendtlspolicies"}
 	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
+	virtualServices       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 	destinationRules      = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
 	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
@@ -151,6 +152,7 @@ func (s *Source) watches() []watched {
 		of(typed(core.ConfigMaps(metav1.NamespaceAll), "", "", cluster.BundleOf), cluster.KindBundle, &corev1.ConfigMap{}),
 		s.custom(backendTLSPolicies, cluster.KindBackendTLSPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.BackendTLSPolicyOf(u) }),
 		s.custom(tcpRoutes, cluster.KindTCPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TCPRouteOf(u) }),
+		s.custom(virtualServices, cluster.KindVirtualService, func(u *unstructured.Unstructured) cluster.Object { return cluster.VirtualServiceOf(u) }),
 		s.custom(destinationRules, cluster.KindDestinationRule, func(u *unstructured.Unstructured) cluster.Object { return cluster.DestinationRuleOf(u) }),
 	}
 }

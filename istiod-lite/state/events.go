@@ -40,6 +40,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setRoute(object{o.Kind, o.Key}, o)
 	case *cluster.DestinationRule:
 		s.setRule(o.Key, o)
+	case *cluster.VirtualService:
+		s.setVirtualService(o.Key, o)
 	case *cluster.BackendTLSPolicy:
 		s.setBackendTLS(o.Key, o)
 	case *cluster.Bundle:
@@ -80,6 +82,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setRoute(object{kind, key}, nil)
 	case cluster.KindDestinationRule:
 		s.setRule(key, nil)
+	case cluster.KindVirtualService:
+		s.setVirtualService(key, nil)
 	case cluster.KindBackendTLSPolicy:
 		s.setBackendTLS(key, nil)
 	case cluster.KindBundle:
@@ -132,6 +136,10 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		}
 	case cluster.KindDestinationRule:
 		out = keysOf(s.views.rules)
+	case cluster.KindVirtualService:
+		for _, all := range s.views.virtual {
+			out = append(out, keysOf(all)...)
+		}
 	case cluster.KindBackendTLSPolicy:
 		out = keysOf(s.views.backendTLS)
 	case cluster.KindBundle:

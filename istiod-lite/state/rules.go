@@ -1,6 +1,7 @@
 package state
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -58,4 +59,64 @@ type seen struct {
 // Rule is part of l7.Index.
 func (v seen) Rule(h *l7.Host) *cluster.DestinationRule {
 	return v.state.views.found.Lookup(v.state.mesh, v.namespace, h)
+}
+
+// Fault is part of l7.Index.
+func (c *collector) Fault(h *l7.Host) *cluster.Injection {
+	if all := c.state.views.virtual[h.Ref.Key.Namespace]; len(all) > 0 {
+		return l7.FaultOf(slices.Collect(maps.Values(all)), h)
+	}
+	return nil
+}
+
+// setVirtualService takes a VirtualService, nil if it is gone. On it depend the services of its namespace that it names, and what the
+// others of the namespace say of themselves.
+func (s *State) setVirtualService(key cluster.Key, v *cluster.VirtualService) {
+	all := s.views.virtual[key.Namespace]
+	old := all[key]
+	if old == nil && v == nil || old != nil && v != nil && old.Equal(v) {
+		return
+	}
+	switch {
+	case v == nil:
+		s.dirtyViews.vanished[key] = struct{}{}
+		if delete(all, key); len(all) == 0 {
+			delete(s.views.virtual, key.Namespace)
+		}
+	case all == nil:
+		s.views.virtual[key.Namespace] = map[cluster.Key]*cluster.VirtualService{key: v}
+	default:
+		all[key] = v
+	}
+	s.dirtyViews.virtual[key.Namespace] = struct{}{}
+	for ref, b := range s.views.backs {
+		if slices.ContainsFunc(b.hosts, func(h *l7.Host) bool { return old != nil && l7.FaultsFor(old, h) || v != nil && l7.FaultsFor(v, h) }) {
+			s.touchFront(ref)
+		}
+	}
+}
+
+// virtualStatuses says what became of VirtualServices.
+func (c *collector) virtualStatuses() {
+	s := c.state
+	for key := range s.dirtyViews.vanished {
+		if s.views.virtual[key.Namespace][key] == nil {
+			s.gone(object{cluster.KindVirtualService, key}, authz.WaypointConditionType)
+		}
+	}
+	for namespace := range s.dirtyViews.virtual {
+		all := slices.Collect(maps.Values(s.views.virtual[namespace]))
+		for _, v := range all {
+			s.report.Statuses = append(s.report.Statuses, l7.VirtualServiceStatus(v, all))
+		}
+	}
+}
+
+// virtualServices counts them.
+func (s *State) virtualServices() int {
+	n := 0
+	for _, all := range s.views.virtual {
+		n += len(all)
+	}
+	return n
 }

@@ -323,6 +323,7 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindBundle:              len(s.views.bundles),
 		kindRoutes:                      len(s.views.routes),
 		cluster.KindDestinationRule:     len(s.views.rules),
+		cluster.KindVirtualService:      s.virtualServices(),
 	}
 }
 

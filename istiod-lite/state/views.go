@@ -33,6 +33,8 @@ type views struct {
 	// rules are DestinationRules; found has them by host.
 	rules map[cluster.Key]*cluster.DestinationRule
 	found l7.Rules
+	// virtual are VirtualServices, by namespace.
+	virtual map[string]map[cluster.Key]*cluster.VirtualService
 
 	of     map[cluster.Key]*view // by Gateway
 	gone   []cluster.Key         // views that waypoints are still to be told of
@@ -103,7 +105,7 @@ type back struct {
 
 func newViews() views {
 	return views{
-		rules:  map[cluster.Key]*cluster.DestinationRule{},
+		rules: map[cluster.Key]*cluster.DestinationRule{}, virtual: map[string]map[cluster.Key]*cluster.VirtualService{},
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
 		backendTLS: map[cluster.Key]*cluster.BackendTLSPolicy{}, securing: map[cluster.ObjectRef]set[cluster.Key]{},
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
@@ -122,6 +124,9 @@ type dirtyViews struct {
 	policies set[cluster.Key]
 	// rules are those of which it is to be said what became of them.
 	rules set[cluster.Key]
+	// virtual are namespaces of whose VirtualServices it is to be said what became of them, vanished those that are gone.
+	virtual  set[string]
+	vanished set[cluster.Key]
 	// backendTLS are BackendTLSPolicies of which it may be so.
 	backendTLS set[cluster.Key]
 	// listeners are those of views, static what all of them have.
@@ -134,7 +139,7 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		policies: set[cluster.Key]{}, rules: set[cluster.Key]{}, backendTLS: set[cluster.Key]{},
+		policies: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{},
 		swept: set[membership]{},
 	}
 }
@@ -546,6 +551,7 @@ func (c *collector) flushViews() {
 	for k := range s.dirtyViews.rules {
 		c.ruleStatus(k)
 	}
+	c.virtualStatuses()
 	c.takeViews()
 	s.dirtyViews = newDirtyViews()
 }

@@ -38,6 +38,7 @@ var kinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindAuthorizationPolicy: {Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
 	cluster.KindServiceEntry:        {Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"},
 	cluster.KindWorkloadEntry:       {Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"},
+	cluster.KindVirtualService:      {Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"},
 	cluster.KindDestinationRule:     {Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"},
 	cluster.KindService:             {Version: "v1", Resource: "services"},
 }

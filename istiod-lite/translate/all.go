@@ -29,6 +29,7 @@ type Snapshot struct {
 	// Those that follow are translated by package l7.
 	Routes             []*cluster.Route
 	DestinationRules   []*cluster.DestinationRule
+	VirtualServices    []*cluster.VirtualService
 	BackendTLSPolicies []*cluster.BackendTLSPolicy
 	Bundles            []*cluster.Bundle
 	// Shortages are those of ServiceEntries.

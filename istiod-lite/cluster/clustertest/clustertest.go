@@ -89,6 +89,8 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.TCPRouteOf(u), nil
 	case cluster.KindDestinationRule:
 		return cluster.DestinationRuleOf(u), nil
+	case cluster.KindVirtualService:
+		return cluster.VirtualServiceOf(u), nil
 	case cluster.KindBackendTLSPolicy:
 		return cluster.BackendTLSPolicyOf(u), nil
 	}
@@ -146,6 +148,8 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.Routes = append(s.Routes, o)
 		case *cluster.DestinationRule:
 			s.DestinationRules = append(s.DestinationRules, o)
+		case *cluster.VirtualService:
+			s.VirtualServices = append(s.VirtualServices, o)
 		case *cluster.BackendTLSPolicy:
 			s.BackendTLSPolicies = append(s.BackendTLSPolicies, o)
 		case *cluster.Bundle:
