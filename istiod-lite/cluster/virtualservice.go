@@ -113,6 +113,8 @@ func VirtualServiceOf(in *unstructured.Unstructured) *VirtualService {
 		host, fault := parseHost(fmt.Sprintf("spec.hosts[%d]:", i), h, false)
 		if fault != "" {
 			f.faults = append(f.faults, fault+" of one service")
+		} else if parts := strings.SplitN(host, ".", 3); len(parts) == 3 && parts[1] != v.Namespace && (parts[2] == "svc" || strings.HasPrefix(parts[2], "svc.")) {
+			f.add(fmt.Sprintf("spec.hosts[%d]", i), "%s is a service of another namespace, whose VirtualServices alone are looked at", host)
 		} else if host = ShortHost(host, v.Namespace); !slices.Contains(v.Hosts, host) {
 			v.Hosts = append(v.Hosts, host)
 		}
