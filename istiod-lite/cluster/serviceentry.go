@@ -60,6 +60,8 @@ type ServiceEntry struct {
 	// Internal entries are part of the mesh (location MESH_INTERNAL).
 	Internal   bool
 	Resolution Resolution
+	// OneAddress: of what a name is looked up to one address is used at a time (resolution DNS_ROUND_ROBIN).
+	OneAddress bool
 	Endpoints  []EntryEndpoint
 	// Selector picks pods and WorkloadEntries of the namespace; empty for none.
 	Selector   Labels
@@ -100,7 +102,7 @@ func (s *ServiceEntry) ObjectKey() Key { return s.Key }
 func (s *ServiceEntry) Equal(o *ServiceEntry) bool {
 	return s.Key == o.Key && s.Created.Equal(o.Created) && s.Labels.Equal(o.Labels) && slices.Equal(s.Hosts, o.Hosts) && s.Generation == o.Generation && s.Seen == o.Seen && s.Bound == o.Bound &&
 		slices.Equal(s.Addresses, o.Addresses) && slices.Equal(s.Assigned, o.Assigned) && s.AutoAddress == o.AutoAddress &&
-		slices.Equal(s.Ports, o.Ports) && s.Internal == o.Internal && s.Resolution == o.Resolution &&
+		slices.Equal(s.Ports, o.Ports) && s.Internal == o.Internal && s.Resolution == o.Resolution && s.OneAddress == o.OneAddress &&
 		slices.EqualFunc(s.Endpoints, o.Endpoints, EntryEndpoint.Equal) && s.Selector.Equal(o.Selector) &&
 		s.Visibility == o.Visibility && s.ListedNamespaces == o.ListedNamespaces &&
 		slices.Equal(s.SubjectAltNames, o.SubjectAltNames) && s.Distribution == o.Distribution && s.Required == o.Required && slices.Equal(s.Faults, o.Faults)
@@ -149,8 +151,10 @@ func ServiceEntryOf(in *unstructured.Unstructured) *ServiceEntry {
 	case networkingv1.ServiceEntry_NONE:
 	case networkingv1.ServiceEntry_STATIC:
 		s.Resolution = ResolutionStatic
-	case networkingv1.ServiceEntry_DNS, networkingv1.ServiceEntry_DNS_ROUND_ROBIN:
+	case networkingv1.ServiceEntry_DNS:
 		s.Resolution = ResolutionDNS
+	case networkingv1.ServiceEntry_DNS_ROUND_ROBIN:
+		s.Resolution, s.OneAddress = ResolutionDNS, true
 	default:
 		s.Resolution = ResolutionDynamic
 	}

@@ -101,7 +101,7 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 			if !back(h) {
 				continue
 			}
-			out.Clusters = append(out.Clusters, Clusters(h, port, ix.Rule(h))...)
+			out.Clusters = append(out.Clusters, Clusters(s.Mesh, h, port, ix.Rule(h), workloads)...)
 			out.LoadAssignments = append(out.LoadAssignments, LoadAssignments(s.Mesh, h, port, workloads)...)
 		}
 	}

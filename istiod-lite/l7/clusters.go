@@ -5,6 +5,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	internalv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/internal_upstream/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	metadatav3 "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
 // connectTime bounds how long a connection to an endpoint may take. Istio's.
@@ -42,20 +44,51 @@ const (
 )
 
 // Clusters translates one port of a host, with the rule that is in force for it, nil if there is none. It has none for a port that
-// waypoints do not send to, and two for one that is spoken to by TLS: the second is for clients that speak TLS themselves.
-func Clusters(h *Host, port cluster.ServicePort, rule *cluster.DestinationRule) []*clusterv3.Cluster {
+// waypoints do not send to, and two for one that is spoken to by TLS: the second is for clients that speak TLS themselves. The workloads
+// are as in LoadAssignment: host names among them are in the clusters, and looked up by the waypoint.
+func Clusters(m translate.Mesh, h *Host, port cluster.ServicePort, rule *cluster.DestinationRule, workloads []*workload.Workload) []*clusterv3.Cluster {
 	if h.Unfit != "" {
 		return nil
 	}
 	o := h.TLS[port.Port]
 	out := []*clusterv3.Cluster{makeCluster(h, port, ClusterName(h, port.Port), o, rule)}
-	if o == nil {
-		return out
+	if o != nil {
+		out = append(out, makeCluster(h, port, asIsCluster(h, port.Port), nil, rule))
 	}
-	if o.Fault != "" {
+	switch {
+	case h.Resolution == cluster.ResolutionNone:
+		for _, c := range out {
+			c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_ORIGINAL_DST}
+			c.LbPolicy, c.LbConfig, c.EdsClusterConfig = clusterv3.Cluster_CLUSTER_PROVIDED, nil, nil
+		}
+	case named(h, workloads):
+		all := LoadAssignment(m, h, port, workloads)
+		for _, c := range out {
+			lookUp(c, h, all)
+		}
+	}
+	if o != nil && o.Fault != "" {
 		out[0].Metadata.FilterMetadata[metadataRefused] = fields("reason", o.Fault)
+		if out[0].LoadAssignment != nil {
+			out[0].LoadAssignment.Endpoints = nil
+		}
 	}
-	return append(out, makeCluster(h, port, asIsCluster(h, port.Port), nil, rule))
+	return out
+}
+
+// lookUpAgain is how soon Envoy looks names up again, as Istio has it. Waypoints of ours go by what the answers say.
+const lookUpAgain = time.Minute
+
+// lookUp makes a cluster one whose endpoints are host names.
+func lookUp(c *clusterv3.Cluster, h *Host, all *endpointv3.ClusterLoadAssignment) {
+	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+	if h.OneAddress && len(all.Endpoints) == 1 && len(all.Endpoints[0].LbEndpoints) == 1 { // Envoy's has no more than one
+		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_LOGICAL_DNS}
+	}
+	c.EdsClusterConfig = nil
+	c.LoadAssignment = &endpointv3.ClusterLoadAssignment{ClusterName: c.Name, Endpoints: all.Endpoints}
+	c.DnsLookupFamily = clusterv3.Cluster_ALL
+	c.DnsRefreshRate = durationpb.New(lookUpAgain)
 }
 
 // makeCluster makes a cluster of a port, whose endpoints are spoken to by TLS unless o is nil.

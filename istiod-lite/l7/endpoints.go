@@ -17,9 +17,9 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
-// LoadAssignments are the endpoints of each of Clusters. A cluster that is refused has none.
+// LoadAssignments are the endpoints of each of Clusters, but for those that have them in them. A cluster that is refused has none.
 func LoadAssignments(m translate.Mesh, h *Host, port cluster.ServicePort, workloads []*workload.Workload) []*endpointv3.ClusterLoadAssignment {
-	if h.Unfit != "" {
+	if h.Unfit != "" || h.Resolution == cluster.ResolutionNone || named(h, workloads) {
 		return nil
 	}
 	all := LoadAssignment(m, h, port, workloads)
@@ -34,25 +34,39 @@ func LoadAssignments(m translate.Mesh, h *Host, port cluster.ServicePort, worklo
 	return []*endpointv3.ClusterLoadAssignment{all, asIs}
 }
 
+// named reports whether some endpoints of a host are host names, which waypoints look up.
+func named(h *Host, workloads []*workload.Workload) bool {
+	return h.Resolution == cluster.ResolutionDNS && slices.ContainsFunc(workloads, func(w *workload.Workload) bool {
+		_, ours := w.Services[h.key()]
+		return ours && len(w.Addresses) == 0 && w.Hostname != ""
+	})
+}
+
 // LoadAssignment translates the endpoints of one port of a host. The workloads, in any order, are those that node proxies are told of
 // as the host's; the others among them are left out. Only endpoints that may get new requests are in the result: ready ones, or all of
 // a service that publishes those that are not. An endpoint that has to be reached by a tunnel is there with the identity that it must
-// prove. Each says where it is; which are near each replica of a waypoint works out by itself, by what Cluster says of it.
+// prove, but not beside host names: Envoy has no cluster for both. Each says where it is; which are near each replica of a waypoint
+// works out by itself, by what Clusters say of it.
 func LoadAssignment(m translate.Mesh, h *Host, port cluster.ServicePort, workloads []*workload.Workload) *endpointv3.ClusterLoadAssignment {
+	type at struct {
+		host string
+		addr netip.AddrPort
+	}
 	groups := map[cluster.Locality][]endpoint{}
-	seen := map[netip.AddrPort]bool{}
+	seen := map[at]bool{}
+	names := named(h, workloads)
 	byNode := slices.Contains(h.Balancing.GetRoutingPreference(), workload.LoadBalancing_NODE)
 	workloads = slices.Clone(workloads)
 	slices.SortFunc(workloads, func(a, b *workload.Workload) int { return strings.Compare(a.Uid, b.Uid) })
 	for _, w := range workloads {
 		e, ok := endpointOf(m, h, port, w)
-		if !ok || seen[e.addr] {
+		if !ok || seen[at{e.host, e.addr}] || names && e.identity != "" {
 			continue
 		}
 		if byNode {
 			e.node = w.Node
 		}
-		seen[e.addr] = true
+		seen[at{e.host, e.addr}] = true
 		l := w.GetLocality()
 		g := cluster.Locality{Region: l.GetRegion(), Zone: l.GetZone(), Subzone: l.GetSubzone()}
 		groups[g] = append(groups[g], e)
@@ -83,7 +97,9 @@ func LoadAssignment(m translate.Mesh, h *Host, port cluster.ServicePort, workloa
 
 // endpoint is one of a cluster's.
 type endpoint struct {
+	// addr has no more than a port if the endpoint is the host name host.
 	addr   netip.AddrPort
+	host   string
 	weight uint32
 	// identity is whom the endpoint must be proven to be, "" for one that is reached without a tunnel.
 	identity string
@@ -107,11 +123,19 @@ func endpointOf(m translate.Mesh, h *Host, port cluster.ServicePort, w *workload
 			target = p.TargetPort
 		}
 	}
-	addr, ok := addressOf(w, h.Families)
-	if target == 0 || target > 65535 || !ok || special(addr) {
+	if target == 0 || target > 65535 {
 		return endpoint{}, false
 	}
-	e := endpoint{addr: netip.AddrPortFrom(addr, uint16(target)), weight: 1}
+	e := endpoint{weight: 1}
+	if h.Resolution == cluster.ResolutionDNS && len(w.Addresses) == 0 && w.Hostname != "" {
+		e.host, e.addr = w.Hostname, netip.AddrPortFrom(netip.Addr{}, uint16(target))
+	} else {
+		addr, ok := addressOf(w, h.Families)
+		if !ok || special(addr) {
+			return endpoint{}, false
+		}
+		e.addr = netip.AddrPortFrom(addr, uint16(target))
+	}
 	if w.Capacity != nil {
 		if e.weight = w.Capacity.GetValue(); e.weight == 0 {
 			return endpoint{}, false
@@ -121,8 +145,8 @@ func endpointOf(m translate.Mesh, h *Host, port cluster.ServicePort, w *workload
 	switch w.TunnelProtocol {
 	case workload.TunnelProtocol_NONE:
 	case workload.TunnelProtocol_HBONE:
-		if w.Namespace == "" {
-			return endpoint{}, false // it would have no identity
+		if w.Namespace == "" || e.host != "" {
+			return endpoint{}, false // it would have no identity, or its proxy no address
 		}
 		e.identity = "spiffe://" + cmp.Or(w.TrustDomain, api.DefaultTrustDomain) + "/ns/" + w.Namespace + "/sa/" + cmp.Or(w.ServiceAccount, "default")
 	default:
@@ -154,7 +178,7 @@ func special(addr netip.Addr) bool {
 // translate makes an endpoint of a cluster.
 func (e endpoint) translate() *endpointv3.LbEndpoint {
 	metadata := map[string]*structpb.Struct{metadataIstio: fields("workload", e.labels)}
-	address := socketAddress(e.addr)
+	address := socketAddress(e.host, e.addr)
 	if e.identity != "" {
 		address = internalAddress(ListenerOriginate, e.addr.String())
 		metadata[metadataDst] = fields("local", e.addr.String())
@@ -172,9 +196,13 @@ func (e endpoint) translate() *endpointv3.LbEndpoint {
 	}
 }
 
-func socketAddress(a netip.AddrPort) *corev3.Address {
+// socketAddress is an address, or a host name with the port of one.
+func socketAddress(host string, a netip.AddrPort) *corev3.Address {
+	if host == "" {
+		host = a.Addr().String()
+	}
 	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-		Address: a.Addr().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(a.Port())}}}}
+		Address: host, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(a.Port())}}}}
 }
 
 // internalAddress leads to an internal listener; id tells endpoints that lead there apart.

@@ -2,7 +2,6 @@ package l7
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"strings"
 
@@ -27,6 +26,9 @@ type Host struct {
 	// asks for. They are empty if it asks for none.
 	Bound          bool
 	Waypoint, Told string
+	// Resolution is how its endpoints are found; OneAddress is the ServiceEntry's.
+	Resolution cluster.Resolution
+	OneAddress bool
 	// TLS is how the endpoints of a port are spoken to by TLS, by port; what is not there is as it is.
 	TLS map[uint16]*Origination
 	// Unfit says why waypoints do not send to it, in words that follow its name; "" if they do.
@@ -53,7 +55,7 @@ func (h *Host) key() string { return h.Ref.Key.Namespace + "/" + h.Hostname }
 // ServiceHost is a Kubernetes service as waypoints see it.
 func ServiceHost(m translate.Mesh, in translate.ServiceInput) *Host {
 	s := in.Service
-	h := &Host{Ref: cluster.ServiceRef(s.Key), Hostname: translate.Hostname(m, s.Key), Ports: s.Ports}
+	h := &Host{Ref: cluster.ServiceRef(s.Key), Hostname: translate.Hostname(m, s.Key), Ports: s.Ports, Resolution: cluster.ResolutionStatic}
 	w, _ := translate.Service(m, in)
 	if w == nil {
 		h.Unfit = "is of type ExternalName, which is a name for something else"
@@ -72,16 +74,15 @@ func EntryHosts(m translate.Mesh, in translate.EntryInput) []*Host {
 			Hostname: name, Ports: in.Entry.Ports,
 		}
 		h.fill(translate.EntryService(m, in, name, false), in.Waypoint)
-		if r := in.Entry.Resolution; r != cluster.ResolutionStatic {
-			h.Unfit = fmt.Sprintf("has resolution %s; waypoints send to resolution STATIC only", resolutions[r])
+		switch h.Resolution, h.OneAddress = in.Entry.Resolution, in.Entry.OneAddress; {
+		case h.Resolution == cluster.ResolutionDynamic:
+			h.Unfit = "has resolution DYNAMIC_DNS, which waypoints do not look up"
+		case cluster.IsWildcard(name) && h.Resolution == cluster.ResolutionDNS && len(in.Entry.Endpoints) == 0 && len(in.Entry.Selector) == 0:
+			h.Unfit = "has a wildcard among its hosts, which cannot be looked up"
 		}
 		out = append(out, h)
 	}
 	return out
-}
-
-var resolutions = map[cluster.Resolution]string{
-	cluster.ResolutionNone: "NONE", cluster.ResolutionDNS: "DNS", cluster.ResolutionDynamic: "DYNAMIC_DNS",
 }
 
 // fill takes over what node proxies are told of the service.

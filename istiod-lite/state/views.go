@@ -586,8 +586,11 @@ func (c *collector) back(ref cluster.ObjectRef, b *back) {
 	s := c.state
 	b.hosts = c.hostsOf(ref)
 	ends := map[resource.Name]*resource.Resource{} // for all waypoints alike
+	workloadsOf := func(h *l7.Host) []*workload.Workload {
+		return slices.Collect(maps.Values(s.views.members[translate.EntryName(ref.Key.Namespace, h.Hostname)]))
+	}
 	for _, h := range b.hosts {
-		workloads := slices.Collect(maps.Values(s.views.members[translate.EntryName(ref.Key.Namespace, h.Hostname)]))
+		workloads := workloadsOf(h)
 		for _, port := range h.Ports {
 			for _, a := range l7.LoadAssignments(s.mesh, h, port, workloads) {
 				c.encode(ends, resource.Endpoints, a.ClusterName, a)
@@ -602,8 +605,9 @@ func (c *collector) back(ref cluster.ObjectRef, b *back) {
 		made := maps.Clone(ends)
 		ix := seen{c, namespace}
 		for _, h := range b.hosts {
+			workloads := workloadsOf(h)
 			for _, port := range h.Ports {
-				for _, cl := range l7.Clusters(h, port, ix.Rule(h)) {
+				for _, cl := range l7.Clusters(s.mesh, h, port, ix.Rule(h), workloads) {
 					c.encode(made, resource.Cluster, cl.Name, cl)
 				}
 			}

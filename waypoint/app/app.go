@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/admin"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
+	"github.com/ambit-mesh/ambit/mesh/lookup"
 	mesh "github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/mesh/thrift"
@@ -94,6 +95,27 @@ func standardNetwork() network {
 			return d.DialContext(ctx, "tcp", addr.String())
 		},
 	}
+}
+
+// reaches tells which addresses can be connected to from here: those of families that the pod has an address of. Where nothing is known
+// of that, it tells nothing: nil.
+func reaches() func(netip.Addr) bool {
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var has4, has6 bool
+	for _, a := range own {
+		p, err := netip.ParsePrefix(a.String())
+		if err != nil || !p.Addr().IsGlobalUnicast() {
+			continue
+		}
+		has4, has6 = has4 || p.Addr().Is4(), has6 || p.Addr().Is6()
+	}
+	if has4 == has6 {
+		return nil
+	}
+	return func(a netip.Addr) bool { return a.Unmap().Is4() == has4 }
 }
 
 // targets are those of log lines.
@@ -185,7 +207,11 @@ func (p *parts) make() error {
 		Logger:  p.target("proxy"),
 	})
 	p.closers = append(p.closers, p.tunnels)
-	p.clusters = upstream.New(upstream.Config{Tunnels: p.tunnels, Source: own, Baggage: s.baggage(), Dial: p.network.dial})
+	names := lookup.New(lookup.Config{Servers: lookup.File(s.ResolvConf)})
+	p.closers = append(p.closers, names)
+	p.clusters = upstream.New(upstream.Config{
+		Tunnels: p.tunnels, Source: own, Baggage: s.baggage(), Dial: p.network.dial, Names: names, Reaches: reaches(),
+	})
 	p.closers = append(p.closers, closer(p.clusters.Close))
 	p.tracers = trace.New(trace.Config{Dial: p.clusters.Dial, Resource: s.resource(), Registerer: p.registry, Logger: p.target("proxy")})
 	p.closers = append(p.closers, closer(p.tracers.Close))

@@ -48,6 +48,8 @@ type settings struct {
 	// CRLPath is a file of revocation lists; empty for none. StrictCRL refuses certificates whose issuer's list is out of date.
 	CRLPath   string
 	StrictCRL bool
+	// ResolvConf names the resolvers of backends that are host names.
+	ResolvConf string
 
 	// Grace is how long connections go on after SIGTERM, Leave how long of that new ones are taken.
 	Grace, Leave time.Duration
@@ -100,6 +102,7 @@ func (e *env) parse() *settings {
 		SecretTTL:     e.duration("SECRET_TTL", defaultTTL, time.Minute),
 		TrustBundle:   e.text("AMBIT_TRUST_BUNDLE", defaultRootCA),
 		CRLPath:       e.text("CRL_PATH", ""),
+		ResolvConf:    e.text("AMBIT_RESOLV_CONF", "/etc/resolv.conf"),
 		StrictCRL:     e.choice("AMBIT_CRL_EXPIRED", "enforce", "refuse") == "refuse",
 		Leave:         e.duration("MINIMUM_DRAIN_DURATION", 0, 0),
 		LogJSON:       e.choice("LOG_FORMAT", "plain", "json") == "json",

@@ -56,6 +56,8 @@ type Settings struct {
 	Panic float64
 	// TLS is what endpoints outside the mesh are spoken to in, TunnelTLS those in it, inside their tunnels; nil for plain.
 	TLS, TunnelTLS *TLS
+	// Discovery is how endpoints are found.
+	Discovery Discovery
 	// Refused is why the control plane lets nothing be sent there, in words for people; "" if it does.
 	Refused string
 }
@@ -65,6 +67,21 @@ type Keepalive struct {
 	Idle, Interval time.Duration
 	Count          int
 }
+
+// Discovery is a way to find a cluster's endpoints.
+type Discovery uint8
+
+// Discoveries.
+const (
+	// Given are endpoints with addresses.
+	Given Discovery = iota
+	// EachAddress: those that are host names stand for all of their addresses.
+	EachAddress
+	// OneAddress: those that are host names stand for one of their addresses at a time.
+	OneAddress
+	// Asked is what each client connected to.
+	Asked
+)
 
 // Service names a Kubernetes service.
 type Service struct{ Host, Name, Namespace string }
@@ -167,8 +184,10 @@ type Locality struct {
 // Endpoint is one address of a workload. It is comparable by its fields; one that did not change keeps its pointer when others
 // of its cluster change, also if it moves to another locality or priority.
 type Endpoint struct {
-	// Address is the application's: with HBONE, the destination of the tunnel.
+	// Address is the application's: with HBONE, the destination of the tunnel. With a Host it is a port only.
 	Address netip.AddrPort
+	// Host is a DNS name that stands for addresses; "" for an endpoint that has one.
+	Host string
 	// HBONE: it is reached by a tunnel to Identity, and never in another way. Otherwise in plain.
 	HBONE bool
 	// Identity is whom the tunnel must end at; set with HBONE, and only then.

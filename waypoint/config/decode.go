@@ -17,12 +17,13 @@ import (
 type decoder struct {
 	report *strict.Report
 	table  strict.Table // what is understood
+	hosts  bool         // endpoints may be host names
 }
 
 // decode reads a resource of the message's type into it and hands it to read, unless the type is wrong or it is broken. The
 // error names all fields that cannot be honoured.
 func decode[M proto.Message](a *anypb.Any, table strict.Table, into M, read func(d decoder, m M)) error {
-	d := decoder{new(strict.Report), table}
+	d := decoder{report: new(strict.Report), table: table}
 	if d.unpack(a, into, nil) {
 		read(d, into)
 	}
@@ -89,13 +90,22 @@ func (d decoder) address(a *corev3.Address, at *strict.Path) netip.AddrPort {
 	if err != nil || ip.Zone() != "" {
 		d.add(at.Field("address"), "an IP address, not %q", s.GetAddress())
 	}
+	return netip.AddrPortFrom(ip.Unmap(), d.socketPort(s, at))
+}
+
+// port reads the port of an address that has a name in it.
+func (d decoder) port(a *corev3.Address, at *strict.Path) uint16 {
+	return d.socketPort(a.GetSocketAddress(), at.Field("socket_address"))
+}
+
+func (d decoder) socketPort(s *corev3.SocketAddress, at *strict.Path) uint16 {
 	if s.GetPortValue() < 1 || s.GetPortValue() > 65535 {
 		d.add(at.Field("port_value"), "1 to 65535, not %d", s.GetPortValue())
 	}
 	if s.GetProtocol() != corev3.SocketAddress_TCP {
 		d.add(at.Field("protocol"), "only TCP")
 	}
-	return netip.AddrPortFrom(ip.Unmap(), uint16(s.GetPortValue()))
+	return uint16(s.GetPortValue())
 }
 
 // ads reports a source of configuration that is not the stream on which the resource came.

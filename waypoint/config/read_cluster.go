@@ -47,6 +47,7 @@ func readCluster(name string, a *anypb.Any) (clusterRead, error) {
 	if name == listenerOriginate {
 		table = tunnels
 	}
+	discovery := Given
 	err := decode(a, table, &clusterv3.Cluster{}, func(d decoder, c *clusterv3.Cluster) {
 		d.named("name", c.GetName(), name)
 		switch t := c.GetClusterDiscoveryType().(type) {
@@ -57,11 +58,30 @@ func readCluster(name string, a *anypb.Any) (clusterRead, error) {
 			case clusterv3.Cluster_EDS:
 				out.eds = true
 				d.eds(c, root.Field("eds_cluster_config"))
+			case clusterv3.Cluster_STRICT_DNS, clusterv3.Cluster_LOGICAL_DNS:
+				d.hosts = true
+				out.inline = d.endpoints(c.GetLoadAssignment(), nil, root.Field("load_assignment"))
+				discovery = EachAddress
+				if t.Type == clusterv3.Cluster_LOGICAL_DNS {
+					discovery = OneAddress
+				}
+				if f := c.GetDnsLookupFamily(); f != clusterv3.Cluster_ALL {
+					d.add(root.Field("dns_lookup_family"), "%v is not supported: ALL, of which those are used that the proxy can reach", f)
+				}
 			case clusterv3.Cluster_ORIGINAL_DST:
-				d.originateCluster(c)
-				return
+				if name == listenerOriginate {
+					d.originateCluster(c)
+					return
+				}
+				out.inline, discovery = &Endpoints{}, Asked
+				if c.GetLbPolicy() != clusterv3.Cluster_CLUSTER_PROVIDED {
+					d.add(root.Field("lb_policy"), "must be CLUSTER_PROVIDED, not %v", c.GetLbPolicy())
+				}
+				if c.GetOriginalDstLbConfig() != nil {
+					d.add(root.Field("original_dst_lb_config"), "only in %s: the address that the client asked for is the endpoint", listenerOriginate)
+				}
 			default:
-				d.add(root.Field("type"), "%v is not supported: EDS or STATIC", t.Type)
+				d.add(root.Field("type"), "%v is not supported: EDS, STATIC, STRICT_DNS, LOGICAL_DNS or ORIGINAL_DST", t.Type)
 			}
 		default:
 			d.add(root.Field("type"), "required")
@@ -70,6 +90,7 @@ func readCluster(name string, a *anypb.Any) (clusterRead, error) {
 			return // it leads to a listener
 		}
 		out.settings = d.settings(c)
+		out.settings.Discovery = discovery
 	})
 	return out, err
 }
@@ -119,6 +140,10 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 		d.add(root.Field("connect_timeout"), "must not be 0")
 	}
 	switch c.GetLbPolicy() {
+	case clusterv3.Cluster_CLUSTER_PROVIDED:
+		if c.GetType() != clusterv3.Cluster_ORIGINAL_DST {
+			d.add(root.Field("lb_policy"), "CLUSTER_PROVIDED is not supported but for type ORIGINAL_DST")
+		}
 	case clusterv3.Cluster_LEAST_REQUEST:
 		if l := c.GetLeastRequestLbConfig(); l != nil {
 			out.Choices = d.bounded(l.GetChoiceCount(), root.Field("least_request_lb_config").Field("choice_count"), defaultChoices, 100)
@@ -365,9 +390,9 @@ func (d decoder) endpoints(m *endpointv3.ClusterLoadAssignment, old *Endpoints, 
 		}
 		for k, lb := range l.GetLbEndpoints() {
 			e := d.endpoint(lb, at.Field("lb_endpoints").Index(k))
-			same := Endpoint{Address: e.Address, HBONE: e.HBONE}
-			if seen[same] && e.Address.IsValid() {
-				d.add(at.Field("lb_endpoints").Index(k).Field("endpoint"), "%v is there twice", e.Address)
+			same := Endpoint{Address: e.Address, Host: e.Host, HBONE: e.HBONE}
+			if seen[same] && (e.Address.IsValid() || e.Host != "") {
+				d.add(at.Field("lb_endpoints").Index(k).Field("endpoint"), "%s is there twice", e.where())
 			}
 			seen[same] = true
 			if p := known[e]; p != nil {

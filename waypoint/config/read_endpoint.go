@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
@@ -8,6 +9,8 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+
+	"github.com/miekg/dns"
 
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/waypoint/strict"
@@ -49,6 +52,14 @@ func (e *Endpoints) equal(o *Endpoints) bool {
 	})
 }
 
+// where is the endpoint's address, or its name, with the port.
+func (e *Endpoint) where() string {
+	if e.Host != "" {
+		return fmt.Sprintf("%s:%d", e.Host, e.Address.Port())
+	}
+	return e.Address.String()
+}
+
 func (d decoder) endpoint(lb *endpointv3.LbEndpoint, at *strict.Path) Endpoint {
 	meta := lb.GetMetadata().GetFilterMetadata()
 	out := Endpoint{
@@ -71,6 +82,10 @@ func (d decoder) endpoint(lb *endpointv3.LbEndpoint, at *strict.Path) Endpoint {
 	switch at := at.Field("endpoint").Field("address"); {
 	case inside == nil && out.HBONE:
 		d.add(at.Field("envoy_internal_address"), `required for an endpoint of {tunnel: "h2"}`)
+		return out
+	case inside == nil && d.hosts && isName(addr.GetSocketAddress().GetAddress()):
+		out.Host = strings.ToLower(strings.TrimSuffix(addr.GetSocketAddress().GetAddress(), "."))
+		out.Address = netip.AddrPortFrom(netip.Addr{}, d.port(addr, at))
 		return out
 	case inside == nil:
 		out.Address = d.address(addr, at)
@@ -100,4 +115,11 @@ func workloadOf(s string) Workload {
 	f := strings.Split(s, ";")
 	f = append(f, "", "", "", "", "")
 	return Workload{Name: f[0], Namespace: f[1], Canonical: f[2], Revision: f[3], Cluster: f[4]}
+}
+
+// isName tells whether text is a DNS name rather than an IP address.
+func isName(text string) bool {
+	_, err := netip.ParseAddr(text)
+	_, ok := dns.IsDomainName(text)
+	return err != nil && ok && text != ""
 }

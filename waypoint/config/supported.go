@@ -110,8 +110,9 @@ var supported = strict.Table{
 
 	"envoy.config.cluster.v3.Cluster": strict.Known(`name type eds_cluster_config connect_timeout lb_policy load_assignment
 		typed_extension_protocol_options transport_socket_matches transport_socket metadata least_request_lb_config ring_hash_lb_config maglev_lb_config common_lb_config
-		original_dst_lb_config circuit_breakers outlier_detection upstream_connection_options`, `alt_stat_name
-		per_connection_buffer_limit_bytes cleanup_interval wait_for_warm_on_init track_cluster_stats ignore_health_on_host_removal`),
+		dns_lookup_family original_dst_lb_config circuit_breakers outlier_detection upstream_connection_options`, `alt_stat_name
+		per_connection_buffer_limit_bytes cleanup_interval wait_for_warm_on_init track_cluster_stats ignore_health_on_host_removal
+		respect_dns_ttl dns_refresh_rate dns_failure_refresh_rate`),
 	"envoy.config.cluster.v3.Cluster.EdsClusterConfig":     strict.Known(`eds_config service_name`, ``),
 	"envoy.config.cluster.v3.Cluster.TransportSocketMatch": strict.Known(`match transport_socket`, `name`),
 	"envoy.config.cluster.v3.Cluster.LeastRequestLbConfig": strict.Known(`choice_count`, ``),

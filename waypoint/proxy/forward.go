@@ -11,6 +11,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
+	"github.com/ambit-mesh/ambit/mesh/lookup"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
@@ -389,6 +390,8 @@ func (r *request) refuse(f *failure) *refusal {
 	case errors.Is(err, upstream.ErrOverflow):
 		return &refusal{status: 503, flag: telemetry.RequestOverflow, text: fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, upstream.ErrRefused):
+		return &refusal{status: 503, flag: telemetry.RequestNoHealthy, text: fmt.Sprintf("the backend %s (%s): %v", to, r.cluster.Name(), err)}
+	case errors.Is(err, lookup.ErrNotFound):
 		return &refusal{status: 503, flag: telemetry.RequestNoHealthy, text: fmt.Sprintf("the backend %s (%s): %v", to, r.cluster.Name(), err)}
 	case errors.Is(err, upstream.ErrNoEndpoint):
 		return &refusal{status: 503, flag: telemetry.RequestNoHealthy, text: fmt.Sprintf("the backend %s (%s) has no endpoint that is ready", to, r.cluster.Name())}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,7 +75,7 @@ func (r *request) mirror(to *route.Mirror) {
 		r.body.taps = append(r.body.taps, body)
 		req.Body, req.Length = body, r.x.Request.Length
 	}
-	limit := mirrorTimeout
+	limit, asked := mirrorTimeout, r.c.destination
 	if f := r.route.Forward; f.Timeout > 0 {
 		limit = f.Timeout
 	}
@@ -85,16 +86,20 @@ func (r *request) mirror(to *route.Mirror) {
 		}
 		ctx, cancel := context.WithTimeout(m.ctx, limit)
 		defer cancel()
-		if err := copyTo(ctx, cluster, req); err != nil {
+		if err := copyTo(ctx, cluster, asked, req); err != nil {
 			p.counts.MirrorsDropped.Add(1)
 			p.cfg.Logger.Debug("a copy of a request was not sent", "route", r.route.Name, "cluster", to.Cluster, "error", err)
 		}
 	})
 }
 
-// copyTo sends a request and forgets the response. The request's body stays the caller's, to be closed after it.
-func copyTo(ctx context.Context, cluster *upstream.Cluster, req *message.Request) error {
-	e, err := cluster.Choose(nil)
+// copyTo sends a request and forgets the response. The request's body stays the caller's, to be closed after it. Asked is what the
+// client connected to.
+func copyTo(ctx context.Context, cluster *upstream.Cluster, asked netip.AddrPort, req *message.Request) error {
+	e, err := cluster.Before(ctx, asked)
+	if e == nil && err == nil {
+		e, err = cluster.Choose(nil)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", cluster.Name(), err)
 	}

@@ -41,6 +41,9 @@ func (r *request) pick(f *route.Forward) *route.Target {
 
 // choose chooses an endpoint for the next try.
 func (r *request) choose(tried []*upstream.Endpoint) (*upstream.Endpoint, error) {
+	if e, err := r.cluster.Before(r.ctx, r.c.destination); e != nil || err != nil {
+		return e, err
+	}
 	switch {
 	case r.pinned != nil && !r.pinned.PassedOver() && !slices.Contains(tried, r.pinned):
 		return r.pinned, nil

@@ -130,11 +130,12 @@ func (c *connection) connect(ctx context.Context) (*upstream.Cluster, *upstream.
 	}
 	var tried []*upstream.Endpoint
 	for {
-		var e *upstream.Endpoint
-		var err error
-		if t.BySource {
+		e, err := cluster.Before(ctx, c.destination)
+		switch {
+		case e != nil || err != nil:
+		case t.BySource:
 			e, err = cluster.ChooseFor(xxhash.Sum64(c.client.Addr().AsSlice()), tried)
-		} else {
+		default:
 			e, err = cluster.Choose(tried)
 		}
 		if err != nil {

@@ -40,6 +40,10 @@ type Config struct {
 	Baggage string
 	// Dial connects to endpoints outside the mesh. If nil, a net.Dialer does.
 	Dial func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
+	// Names looks up endpoints that are host names. Required if there are any. It stays the caller's, to be closed after Clusters.
+	Names Names
+	// Reaches tells which addresses of host names can be connected to; nil: all.
+	Reaches func(netip.Addr) bool
 }
 
 // Clusters are all clusters of the configuration. Its methods may be called concurrently.
@@ -55,6 +59,7 @@ type Clusters struct {
 	mu      sync.Mutex // guards what follows, and changes of clusters; never held across I/O
 	current *config.Snapshot
 	peers   map[peerKey]int // how many endpoints a tunnel's peer has
+	names   map[string]*name
 	place   Place
 }
 
@@ -75,7 +80,7 @@ func New(cfg Config) *Clusters {
 			return d.DialContext(ctx, "tcp", addr.String())
 		}
 	}
-	m := &Clusters{cfg: cfg, byName: xsync.NewMap[string, *Cluster](), peers: map[peerKey]int{}, system: sync.OnceValue(systemRoots)}
+	m := &Clusters{cfg: cfg, byName: xsync.NewMap[string, *Cluster](), peers: map[peerKey]int{}, names: map[string]*name{}, system: sync.OnceValue(systemRoots)}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	return m
 }
@@ -137,6 +142,9 @@ type Cluster struct {
 	known map[endpointKey]*Endpoint
 	// direct and inner are how endpoints outside the mesh, and in it, are spoken to by TLS; nil for plain. Also guarded by it.
 	direct, inner *secured
+	// names are those of endpoints, and asked the endpoints that clients named by their addresses. Also guarded by it.
+	names map[string]*name
+	asked asked
 }
 
 // state is what the configuration makes of a cluster. It is immutable.
@@ -148,6 +156,7 @@ type state struct {
 	total    int                                 // endpoints of levels
 	here     bool                                // endpoints have come
 	none     error                               // why there is no endpoint, if there is none
+	unknown  *name                               // nothing is known of it yet; nil: of all names something is
 	named    func() map[netip.AddrPort]*Endpoint // of levels; made when it is asked for
 }
 
@@ -182,6 +191,31 @@ func (c *Cluster) Endpoints(f func(*Endpoint)) {
 			f(e)
 		}
 	}
+	c.asked.all(f)
+}
+
+// Before prepares a choice: it waits for host names of which nothing is known yet. Where there is nothing to choose, since what the
+// client connected to is the endpoint, it returns that; otherwise nil, and Choose or ChooseFor has to follow.
+func (c *Cluster) Before(ctx context.Context, asked netip.AddrPort) (*Endpoint, error) {
+	s := c.state.Load()
+	for s.unknown != nil && len(s.levels) == 0 {
+		select {
+		case <-s.unknown.first:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-c.manager.ctx.Done():
+			return nil, ErrClosed
+		}
+		next := c.state.Load()
+		if next == s { // it was taken out of the configuration
+			break
+		}
+		s = next
+	}
+	if s.settings.Discovery == config.Asked && s.settings.Refused == "" {
+		return c.asked.endpoint(c, asked)
+	}
+	return nil, nil
 }
 
 // Choose returns an endpoint for a request: the less busy of two of the first priority that has any which were neither tried
@@ -224,9 +258,16 @@ func (c *Cluster) apply(cfg *config.Cluster) {
 	c.manager.secure(&c.direct, cfg.Settings.TLS)
 	c.manager.secure(&c.inner, cfg.Settings.TunnelTLS)
 	seen := map[endpointKey]*Endpoint{}
+	c.follow(cfg)
 	if cfg.Endpoints != nil && cfg.Settings.Refused == "" {
-		next.levels = c.levels(cfg, seen)
+		endpoints, failed := c.resolved(cfg)
+		if failed != nil {
+			next.none = fmt.Errorf("%w: %w", ErrNoEndpoint, failed)
+		}
+		next.levels = c.levels(cfg.Settings, endpoints, seen)
+		next.unknown = c.unanswered()
 	}
+	c.asked.keep(c, cfg.Settings)
 	for _, l := range next.levels {
 		next.total += len(l.endpoints)
 	}
@@ -251,14 +292,14 @@ func (c *Cluster) apply(cfg *config.Cluster) {
 
 // levels arranges endpoints: the healthy ones of each priority, near ones first if the cluster prefers those, and then the degraded
 // ones. Those that are draining or not healthy are known, and not chosen.
-func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []level {
+func (c *Cluster) levels(settings *config.Settings, all *config.Endpoints, seen map[endpointKey]*Endpoint) []level {
 	var out []level
-	prefer := cfg.Settings.Prefer
-	if b := cfg.Settings.Balancer; b == config.RingHash || b == config.Maglev {
+	prefer := settings.Prefer
+	if b := settings.Balancer; b == config.RingHash || b == config.Maglev {
 		prefer = nil // all waypoints are to find the same endpoint for a key, wherever they are
 	}
 	for _, health := range [...]config.Health{config.Healthy, config.Degraded} {
-		for _, p := range c.manager.place.arrange(prefer, cfg.Endpoints.Priorities) {
+		for _, p := range c.manager.place.arrange(prefer, all.Priorities) {
 			var endpoints []*Endpoint
 			var weights []float64
 			for _, l := range p.Localities {
@@ -271,7 +312,7 @@ func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []
 				for _, e := range l.Endpoints {
 					r := c.endpoint(e, seen)
 					w := float64(e.Weight)
-					if cfg.Settings.LocalityWeights && sum > 0 {
+					if settings.LocalityWeights && sum > 0 {
 						w *= float64(l.Weight) / sum
 					}
 					if e.Health == health && w > 0 {
@@ -281,11 +322,11 @@ func (c *Cluster) levels(cfg *config.Cluster, seen map[endpointKey]*Endpoint) []
 			}
 			if len(endpoints) > 0 {
 				l := newLevel(endpoints, weights)
-				switch cfg.Settings.Balancer {
+				switch settings.Balancer {
 				case config.RingHash:
-					l.ring = newRing(endpoints, weights, cfg.Settings.TableSize)
+					l.ring = newRing(endpoints, weights, settings.TableSize)
 				case config.Maglev:
-					l.maglev = newMaglev(endpoints, weights, cfg.Settings.TableSize)
+					l.maglev = newMaglev(endpoints, weights, settings.TableSize)
 				}
 				out = append(out, l)
 			}

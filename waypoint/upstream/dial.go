@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 )
 
 // maxDials is how many endpoints Dial tries.
@@ -14,6 +15,9 @@ func (m *Clusters) Dial(ctx context.Context, cluster string) (net.Conn, error) {
 	c := m.Lookup(cluster)
 	if c == nil {
 		return nil, fmt.Errorf("backend %q is not known to this waypoint: does the service exist?", cluster)
+	}
+	if _, err := c.Before(ctx, netip.AddrPort{}); err != nil {
+		return nil, fmt.Errorf("%s: %w", cluster, err)
 	}
 	var tried []*Endpoint
 	for {

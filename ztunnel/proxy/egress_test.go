@@ -15,9 +15,9 @@ import (
 	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/mesh/directory"
+	"github.com/ambit-mesh/ambit/mesh/lookup"
 	"github.com/ambit-mesh/ambit/mesh/settings"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
-	"github.com/ambit-mesh/ambit/ztunnel/lookup"
 )
 
 func registryOnly(t *testing.T, h *settings.Holder, policy extension.Settings_OutboundPolicy) {

@@ -16,7 +16,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/directory"
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
-	"github.com/ambit-mesh/ambit/ztunnel/lookup"
+	"github.com/ambit-mesh/ambit/mesh/lookup"
 )
 
 func TestEndpointFault(t *testing.T) {

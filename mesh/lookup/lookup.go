@@ -1,5 +1,5 @@
 // Package lookup finds the addresses of host names that stand for workloads outside the mesh, when the first connection needs
-// them. It asks the node proxy's own resolvers, as Istio's does, keeps answers as long as they say, within bounds, and lets
+// them. It asks the proxy's own resolvers, as Istio's does, keeps answers as long as they say, within bounds, and lets
 // connections that need the same name wait for one query. While resolvers do not answer in time, what they said last is used
 // for a while longer, and no connection waits for them. No lock is held while anything is asked.
 package lookup
@@ -192,6 +192,18 @@ func (r *Resolver) Lookup(ctx context.Context, host string) ([]netip.Addr, error
 	case <-ctx.Done():
 		return nil, fmt.Errorf("look up %s: %w", host, context.Cause(ctx))
 	}
+}
+
+// Until returns how long what is known of a name holds, without asking; zero if nothing is.
+func (r *Resolver) Until(host string) time.Time {
+	a, ok := r.names.Load(strings.ToLower(host))
+	switch {
+	case !ok:
+		return time.Time{}
+	case a.again.After(a.until):
+		return a.again
+	}
+	return a.until
 }
 
 func (a *answer) result(host string) ([]netip.Addr, error) {
