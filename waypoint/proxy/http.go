@@ -132,11 +132,7 @@ func (r *request) answer() (*message.Response, *refusal) {
 	if refused := r.authorize(snapshot); refused != nil {
 		return nil, refused
 	}
-	table := snapshot.Routes(r.http.Routes)
-	if table == nil {
-		name := r.http.Routes
-		table = r.c.proxy.await(r.x.Context(), func(s *config.Snapshot) bool { return s.Routes(name) != nil }).Routes(name)
-	}
+	table := r.table(snapshot)
 	if table == nil {
 		return nil, &refusal{status: 503, flag: telemetry.RequestNoRoute, text: fmt.Sprintf(
 			"the control plane has not sent the routes %q yet; try again in a moment", r.http.Routes)}
@@ -187,6 +183,25 @@ func (r *request) direct() (*message.Response, *refusal) {
 	r.route.EditResponse(&resp.Header)
 	r.cross(resp)
 	return resp, nil
+}
+
+// table returns the routes of the request; nil if there are none. A connection that came before the service left this waypoint may
+// bring requests still, until its client has heard that it ends: they are served as the last ones were.
+func (r *request) table(snapshot *config.Snapshot) *route.Table {
+	c, name := r.c, r.http.Routes
+	table := snapshot.Routes(name)
+	if table == nil && !c.stillServed(snapshot.Chain(c.destination)) {
+		if last := c.routes.Load(); last != nil {
+			return last
+		}
+	}
+	if table == nil {
+		table = c.proxy.await(r.x.Context(), func(s *config.Snapshot) bool { return s.Routes(name) != nil }).Routes(name)
+	}
+	if table != nil && table != c.routes.Load() {
+		c.routes.Store(table)
+	}
+	return table
 }
 
 // checkHeader refuses, or takes out, what the chain's settings do not allow.

@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/route"
 	"github.com/ambit-mesh/ambit/waypoint/trace"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
@@ -294,6 +295,7 @@ type connection struct {
 	source      unique.Handle[telemetry.Party]
 	client      netip.AddrPort               // the client's address, as its proxy says
 	server      *codec.Server                // of HTTP
+	routes      atomic.Pointer[route.Table]  // those that served the last request, or were there when the connection came
 	traced      atomic.Pointer[traced]       // how its requests are, by the snapshot that was in force last
 	judged      atomic.Pointer[config.Chain] // by whose policies
 	audits      []*policy.RequestPolicy      // of others
@@ -329,6 +331,7 @@ func (c *connection) serveHTTP(ctx context.Context, nc net.Conn) {
 	}
 	cfg.H2.MaxStreams = h.MaxConcurrentStreams
 	cfg.OnRefuse = c.refused
+	c.routes.Store(p.snapshot.Load().Routes(h.Routes))
 	c.server = codec.NewServer(nc, cfg, c.serve)
 	p.mu.Lock()
 	p.conns[c] = struct{}{}

@@ -50,3 +50,24 @@ func TestNothingComes(t *testing.T) {
 		t.Errorf("without routes: %d %s", a.StatusCode, a.body)
 	}
 }
+
+// TestServiceLeaves: when a service has left the waypoint, a connection from before it serves the request that is on its way, and tells
+// the client that it ends; a new one is refused.
+func TestServiceLeaves(t *testing.T) {
+	w := newWorld(t)
+	w.httpPod("c", 1, name("one"))
+	w.apply(all)
+	c := w.client("HTTP/1.1")
+	if a := do(t, c, "GET", "/", ""); a.StatusCode != 200 || a.Close {
+		t.Fatalf("%d %s, close %t", a.StatusCode, a.body, a.Close)
+	}
+	for _, h := range w.store.Handlers() {
+		h.Apply(nil, map[string][]string{xds.TypeListener: {"main_internal"}, xds.TypeRoutes: {configtest.Chain}, xds.TypeCluster: {"c"}, xds.TypeEndpoints: {"c"}}[h.TypeURL])
+	}
+	if a := do(t, c, "POST", "/", "late"); a.StatusCode != 200 || !a.Close {
+		t.Errorf("%d %s, close %t; want it served, and the end of the connection", a.StatusCode, a.body, a.Close)
+	}
+	if _, err := w.tunnel(t.Context(), webPort); err == nil {
+		t.Error("a new connection is taken")
+	}
+}

@@ -107,10 +107,13 @@ func (m *Clusters) Apply(s *config.Snapshot) {
 		c, known := m.byName.Load(name)
 		switch {
 		case cfg == nil && known:
-			m.byName.Delete(name)
-			c.apply(&config.Cluster{Name: name, Settings: c.state.Load().settings})
+			m.leave(c)
 		case cfg == nil:
 		case known:
+			if c.leaving != nil {
+				c.leaving.Stop()
+				c.leaving = nil
+			}
 			c.apply(cfg)
 		default:
 			c = &Cluster{manager: m, name: name, known: map[endpointKey]*Endpoint{}}
@@ -119,6 +122,28 @@ func (m *Clusters) Apply(s *config.Snapshot) {
 		}
 	}
 	m.current = s
+}
+
+// leaveFor is how long a cluster that is gone from the configuration is there: clients' connections from before, whose service has
+// left this waypoint, may bring requests until they have heard of it.
+const leaveFor = 10 * time.Second
+
+// leave lets go of a cluster after a while, unless it comes back. The caller holds the lock.
+func (m *Clusters) leave(c *Cluster) {
+	if c.leaving != nil {
+		return
+	}
+	var t *time.Timer
+	t = time.AfterFunc(leaveFor, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if c.leaving != t || m.ctx.Err() != nil {
+			return
+		}
+		m.byName.Delete(c.name)
+		c.apply(&config.Cluster{Name: c.name, Settings: c.state.Load().settings})
+	})
+	c.leaving = t
 }
 
 // Close ends all connections at once and waits for them.
@@ -138,8 +163,9 @@ type Cluster struct {
 	panic atomic.Int64 // until then so many endpoints are ejected that it does not matter which, in Unix nanoseconds
 
 	// Guarded by the manager's lock.
-	cfg   *config.Cluster // that was applied last
-	known map[endpointKey]*Endpoint
+	cfg     *config.Cluster // that was applied last
+	leaving *time.Timer     // ends it; nil while it is in the configuration
+	known   map[endpointKey]*Endpoint
 	// direct and inner are how endpoints outside the mesh, and in it, are spoken to by TLS; nil for plain. Also guarded by it.
 	direct, inner *secured
 	// names are those of endpoints, and asked the endpoints that clients named by their addresses. Also guarded by it.
