@@ -113,6 +113,15 @@ func (w *lineWriter) Write(p []byte) (int, error) {
 
 // StartLoad starts a load in a pod and returns once every connection to be held is open. Stop ends it; so does ctx.
 func (c *Cluster) StartLoad(ctx context.Context, from Pod, request traffic.LoadRequest) (*Load, error) {
+	return c.startLoad(ctx, from, traffic.VerbLoad, request)
+}
+
+// StartHTTPLoad is StartLoad for requests of HTTP.
+func (c *Cluster) StartHTTPLoad(ctx context.Context, from Pod, request traffic.HTTPLoadRequest) (*Load, error) {
+	return c.startLoad(ctx, from, traffic.VerbHTTPLoad, request)
+}
+
+func (c *Cluster) startLoad(ctx context.Context, from Pod, verb string, request any) (*Load, error) {
 	raw, err := json.Marshal(request)
 	if err != nil {
 		return nil, fmt.Errorf("start load from %s: %w", from, err)
@@ -122,7 +131,7 @@ func (c *Cluster) StartLoad(ctx context.Context, from Pod, request traffic.LoadR
 	l := &Load{From: from, stdin: write, cancel: cancel, done: make(chan struct{}), lines: &lineWriter{lines: make(chan []byte, 4)}}
 	go func() {
 		defer close(l.done)
-		l.err = c.Exec(run, from, Streams{Stdin: stdin, Stdout: l.lines, Stderr: &l.stderr}, trafficProgram, traffic.VerbLoad, string(raw))
+		l.err = c.Exec(run, from, Streams{Stdin: stdin, Stdout: l.lines, Stderr: &l.stderr}, trafficProgram, verb, string(raw))
 		write.Close()
 	}()
 	var ready traffic.Ready

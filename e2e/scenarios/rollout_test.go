@@ -71,7 +71,7 @@ func (w *world) loadService(t *testing.T, service string, rate int) *loads {
 	return l
 }
 
-// restart does what `kubectl rollout restart` does, and waits until the new pods are ready and the old ones gone.
+// restart rolls a deployment, whose pods have its name as their label app, and waits until the new pods are ready and the old ones gone.
 func (w *world) restart(t *testing.T, deployment string) {
 	t.Helper()
 	selector := "app=" + deployment
@@ -81,10 +81,7 @@ func (w *world) restart(t *testing.T, deployment string) {
 	for i := range before {
 		old[before[i].UID] = true
 	}
-	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`,
-		time.Now().Format(time.RFC3339))
-	_, err = w.Kube.AppsV1().Deployments(w.ns).Patch(w.ctx, deployment, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
-	w.must(t, err)
+	w.roll(t, deployment)
 	w.must(t, harness.Await(w.ctx, harness.Until{What: "pods of " + deployment + " replaced", Within: rolled}, func(ctx context.Context) error {
 		pods, err := w.Pods(ctx, w.ns, selector)
 		if err != nil {
@@ -92,6 +89,15 @@ func (w *world) restart(t *testing.T, deployment string) {
 		}
 		return replaced(pods, old, len(before))
 	}))
+}
+
+// roll does what `kubectl rollout restart` does.
+func (w *world) roll(t *testing.T, deployment string) {
+	t.Helper()
+	patch := fmt.Sprintf(`{"spec":{"template":{"metadata":{"annotations":{"kubectl.kubernetes.io/restartedAt":%q}}}}}`,
+		time.Now().Format(time.RFC3339))
+	_, err := w.Kube.AppsV1().Deployments(w.ns).Patch(w.ctx, deployment, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	w.must(t, err)
 }
 
 // replaced says why pods are not the wanted number of ready ones yet, with none of the old ones among them.

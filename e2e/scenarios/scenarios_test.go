@@ -23,6 +23,7 @@ func stages(dual bool) []stage {
 		{"steady", []scenario{capturedToCaptured(), mixed(), probes(), impersonation(), badInput(), authorization(), names(), seen()}},
 		{"bulk", []scenario{shapes()}}, // alone: no capture of another scenario keeps up with it
 		{"waypoint", []scenario{waypoint()}},
+		{"waypoint-rolling", []scenario{waypointRolls()}},
 		{"changing", []scenario{enrolUnderLoad(), midstream()}},
 		{"rollout", []scenario{rollout()}},
 		{"rolling", []scenario{rollControl()}},

@@ -21,8 +21,8 @@ traffic healthy
     exits with 0 if the server in this pod answers
 traffic get <url>
     prints what an HTTP server answers
-traffic dial|load|half-close|reset|transfer|burst|resolve|api-server|http '<request as JSON>'
-    makes connections and prints a report as JSON; load prints {"ready":true} first and ends when its standard input does
+traffic dial|load|half-close|reset|transfer|burst|resolve|api-server|http|http-load '<request as JSON>'
+    makes connections and prints a report as JSON; loads print {"ready":true} first and end when their standard input does
 `
 
 // Verbs that take a request and print a report.
@@ -36,9 +36,10 @@ const (
 	VerbResolve   = "resolve"
 	VerbAPIServer = "api-server"
 	VerbHTTP      = "http"
+	VerbHTTPLoad  = "http-load"
 )
 
-// Ready is the line that VerbLoad prints before its report.
+// Ready is the line that VerbLoad and VerbHTTPLoad print before their report.
 type Ready struct {
 	Ready bool `json:"ready"`
 }
@@ -64,16 +65,9 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case VerbDial:
 		return verb(ctx, raw, stdout, Dial)
 	case VerbLoad:
-		return verb(ctx, raw, stdout, func(ctx context.Context, req LoadRequest) (LoadReport, error) {
-			ctx, cancel := context.WithCancel(ctx)
-			defer cancel()
-			// Reading cannot be called off, so this goroutine may outlive the load; the process ends with it.
-			go func() {
-				_, _ = bufio.NewReader(stdin).ReadString('\n')
-				cancel()
-			}()
-			return Load(ctx, req, func() { _ = json.NewEncoder(stdout).Encode(Ready{true}) })
-		})
+		return verb(ctx, raw, stdout, untilStopped(stdin, stdout, Load))
+	case VerbHTTPLoad:
+		return verb(ctx, raw, stdout, untilStopped(stdin, stdout, HTTPLoad))
 	case VerbHalfClose:
 		return verb(ctx, raw, stdout, HalfClose)
 	case VerbReset:
@@ -90,6 +84,20 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return verb(ctx, raw, stdout, HTTP)
 	}
 	return fmt.Errorf("unknown verb %q; usage:\n%s", args[0], usage)
+}
+
+// untilStopped runs a load until its standard input ends, or has a line, and says when it is ready.
+func untilStopped[Request any](stdin io.Reader, stdout io.Writer, load func(context.Context, Request, func()) (LoadReport, error)) func(context.Context, Request) (LoadReport, error) {
+	return func(ctx context.Context, req Request) (LoadReport, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		// Reading cannot be called off, so this goroutine may outlive the load; the process ends with it.
+		go func() {
+			_, _ = bufio.NewReader(stdin).ReadString('\n')
+			cancel()
+		}()
+		return load(ctx, req, func() { _ = json.NewEncoder(stdout).Encode(Ready{true}) })
+	}
 }
 
 // verb decodes a request, runs it, and prints the report.

@@ -126,6 +126,7 @@ func serveHTTP(ctx context.Context, l net.Listener, me whoami.Who, dripped *drip
 			whoami.Handler(me).ServeHTTP(w, r)
 		}
 	})
+	mux.HandleFunc(PathBack, back)
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)

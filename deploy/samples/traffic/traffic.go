@@ -22,7 +22,7 @@ const Marker = "AMBIT-PAYLOAD-IN-CLEAR"
 
 // Ports that Serve listens on.
 const (
-	PortHTTP    = 8080 // whoami; PathFlaky and PathSlow answer otherwise
+	PortHTTP    = 8080 // whoami; PathFlaky, PathSlow and PathBack answer otherwise
 	PortEcho    = 9000 // returns what it gets, and ends when the client has ended
 	PortGreeter = 9001 // server-first
 	PortTool    = 9002 // one order a connection; see Order
@@ -35,6 +35,8 @@ const (
 	PathFlaky = "/flaky"
 	// PathSlow answers after a second, or when the client has gone.
 	PathSlow = "/slow"
+	// PathBack sends back the body, as it comes; after an upgrade to a WebSocket, the bytes.
+	PathBack = "/back"
 )
 
 // DefaultTimeout bounds one step (a connect, one exchange) where a request names no time.

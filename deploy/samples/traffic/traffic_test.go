@@ -233,6 +233,50 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+func TestHTTPLoad(t *testing.T) {
+	addr := start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	report, err := HTTPLoad(ctx, HTTPLoadRequest{Targets: []string{addr[PortHTTP]}, Clients: 3, Hold: 2, Every: 10 * time.Millisecond}, func() {
+		time.AfterFunc(3*time.Second, cancel)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Cut) > 0 || report.FailedTotal() > 0 {
+		t.Errorf("cut %v, failed %v, want none", report.Cut, report.Failures)
+	}
+	if report.Held != 4 || report.Exchanges < 20 || report.Opened < 20 || report.Median <= 0 {
+		t.Errorf("held %d, exchanges %d, requests %d: too few", report.Held, report.Exchanges, report.Opened)
+	}
+}
+
+// TestHTTPLoadSeesHarm: what a proxy in between cuts is in the report.
+func TestHTTPLoadSeesHarm(t *testing.T) {
+	addr := start(t)
+	b := newBreaker(t, addr[PortHTTP])
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	report, err := HTTPLoad(ctx, HTTPLoadRequest{Targets: []string{b.listener.Addr().String()}, Clients: 1, Hold: 1, Every: 10 * time.Millisecond, Timeout: 10 * time.Second}, func() {
+		for range 2 { // what is held
+			conn := <-b.conns
+			_ = conn.SetLinger(0)
+			conn.Close()
+		}
+		b.listener.Close()
+		time.AfterFunc(3*time.Second, cancel)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Cut) != 2 {
+		t.Errorf("cut %v, want the WebSocket and the stream", report.Cut)
+	}
+	if report.Failed[KindRefused] == 0 || report.FailedTotal() > report.Opened {
+		t.Errorf("failed %v of %d, want refused ones", report.Failed, report.Opened)
+	}
+}
+
 // breaker is a TCP proxy that can be made to harm its connections.
 type breaker struct {
 	listener net.Listener
