@@ -215,32 +215,53 @@ func (d *Divider) Run(ctx context.Context) error {
 	}
 }
 
-// watch looks at the clock every interval, and at the parties, until they do little.
+// watch looks at the parties until they do little: each window, and each interval, at the clock too, while somebody would be held back
+// if the process were late. A timer that is due soon costs each message that is waited for meanwhile as much as a system call.
 func (d *Divider) watch(ctx context.Context) {
 	timer := time.NewTimer(d.cfg.Interval)
 	defer timer.Stop()
 	cpu := d.cfg.processorTime()
-	cost := 1.0 // processor time per unit of work
-	idle := 0
-	for tick := 0; idle < idleWindows*window; tick++ {
-		began := time.Now()
-		timer.Reset(d.cfg.Interval)
+	cost := 1.0                // processor time per unit of work
+	span, mattered := 1, false // the pause, in intervals; whether lateness mattered in this window
+	for slot, idle := 0, 0; idle < idleWindows*window; {
+		pause := time.Duration(span) * d.cfg.Interval
+		due := time.Now().Add(pause)
+		timer.Reset(pause)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			return
 		}
-		late := d.cfg.lateness(began.Add(d.cfg.Interval)) > d.cfg.Late
-		if tick%window == 0 {
+		late := span == 1 && d.cfg.lateness(due) > d.cfg.Late
+		d.account(slot, span)
+		if slot = (slot + span) % window; slot == 0 {
 			now := d.cfg.processorTime()
 			cost = d.calibrate(cost, now-cpu)
 			cpu = now
 		}
-		if d.divide(tick%window, late, cost) {
+		much, matters := d.divide(late, cost)
+		if idle += span; much {
 			idle = 0
-		} else {
-			idle++
 		}
+		if mattered = mattered || matters; slot == 0 {
+			if span = window; mattered {
+				span = 1
+			}
+			mattered = false
+		}
+	}
+}
+
+// account takes what each party has done in the pause, of span intervals, that ends with the slot, or with the window.
+func (d *Divider) account(slot, span int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for p := range d.parties {
+		done := p.done.Load()
+		for i := range span {
+			p.recent[slot+i] = (done - p.seen) / int64(span)
+		}
+		p.seen = done
 	}
 }
 
@@ -267,8 +288,8 @@ func (p *Party) sum() int64 {
 }
 
 // divide looks at what each party has done in the window, and says how fast those with the most may go on. It returns
-// whether there was much.
-func (d *Divider) divide(slot int, late bool, cost float64) bool {
+// whether there was much, and whether it matters that the process is in time.
+func (d *Divider) divide(late bool, cost float64) (much, matters bool) {
 	span := float64(window * d.cfg.Interval)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -279,9 +300,6 @@ func (d *Divider) divide(slot int, late bool, cost float64) bool {
 	var active []use
 	var total float64
 	for p := range d.parties {
-		done := p.done.Load()
-		p.recent[slot] = done - p.seen
-		p.seen = done
 		if n := p.sum(); n > 0 {
 			used := cost * float64(n) / span
 			active = append(active, use{p, used})
@@ -292,14 +310,15 @@ func (d *Divider) divide(slot int, late bool, cost float64) bool {
 	}
 	slices.SortFunc(active, func(a, b use) int { return cmp.Compare(b.used, a.used) })
 	// Where all do about as much, such as the two ends of one transfer, there is nobody whom holding back would help.
-	if n := len(active); n > 0 {
-		late = late && active[n-1].used < littleOfMost*active[0].used && total > ownPart*float64(d.cfg.Processors)
+	if n := len(active); n > 1 {
+		matters = active[n-1].used < littleOfMost*active[0].used && total > ownPart*float64(d.cfg.Processors)
 	}
+	late = late && matters
 	rise := faster
 	if d.intime++; d.intime > calm {
 		rise = muchFaster
 	}
-	if late && len(active) > 1 {
+	if late {
 		d.late.Add(1)
 		d.intime = 0
 	}
@@ -319,8 +338,9 @@ func (d *Divider) divide(slot int, late bool, cost float64) bool {
 			}
 			u.p.allow(allowed, cost)
 		}
+		matters = matters || u.p.allowed > 0
 	}
-	return total > muchWork
+	return total > muchWork, matters
 }
 
 // allow bounds what the party may use, in processors.

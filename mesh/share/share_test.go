@@ -11,9 +11,10 @@ import (
 
 // machine is a processor under a divider: it is late while the parties use more of it than there is.
 type machine struct {
-	mu   sync.Mutex
-	used time.Duration // ever
-	late time.Duration
+	mu    sync.Mutex
+	used  time.Duration // ever
+	late  time.Duration
+	looks int // at the clock, ever
 }
 
 func (m *machine) did(w Work) {
@@ -31,7 +32,14 @@ func (m *machine) processorTime() time.Duration {
 func (m *machine) lateness(time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.looks++
 	return m.late
+}
+
+func (m *machine) looked() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.looks
 }
 
 func (m *machine) setLate(d time.Duration) {
@@ -135,6 +143,40 @@ func TestAloneNobodyWaits(t *testing.T) {
 		defer silent.Leave()
 		if took := m.works(alone, time.Millisecond, 1000); took != time.Second {
 			t.Errorf("a second of work took %v", took)
+		}
+	})
+}
+
+// TestTheClockIsLookedAtOnlyWhereItMatters counts looks: each of them may wake the process, so that there are few while nobody
+// would be held back, and one each interval once somebody would.
+func TestTheClockIsLookedAtOnlyWhereItMatters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{}
+		d := m.run(t)
+		busy, other := d.Join(), d.Join()
+		defer busy.Leave()
+		defer other.Leave()
+		m.works(busy, time.Millisecond, 1000)
+		if n := m.looked(); n > 2*window {
+			t.Errorf("%d looks while one party worked alone for a second", n)
+		}
+		before := m.looked()
+		var wg sync.WaitGroup
+		wg.Go(func() { m.works(busy, time.Millisecond, 1000) })
+		wg.Go(func() {
+			for range 200 {
+				time.Sleep(5 * time.Millisecond)
+				m.works(other, 10*time.Microsecond, 1)
+			}
+		})
+		wg.Wait()
+		if n := m.looked() - before; n < 150 {
+			t.Errorf("%d looks while another party did little for a second, want one every 5 ms", n)
+		}
+		before = m.looked()
+		m.works(busy, time.Millisecond, 1000)
+		if n := m.looked() - before; n > 4*window {
+			t.Errorf("%d looks in the second after the other party had ended", n)
 		}
 	})
 }
