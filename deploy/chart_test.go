@@ -535,7 +535,7 @@ func TestCRDs(t *testing.T) {
 	}
 	for _, kind := range []string{
 		"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication", "ServiceEntry", "WorkloadEntry", "DestinationRule",
-		"VirtualService", "Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute", "ReferenceGrant",
+		"Telemetry", "VirtualService", "Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute", "ReferenceGrant",
 	} {
 		if !kinds[kind] {
 			t.Errorf("no definition of %s", kind)

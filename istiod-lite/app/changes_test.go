@@ -62,7 +62,7 @@ func startFlow(tb testing.TB, pods int) *flow {
 		serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList",
 		gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
 		httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList", tlsRouteGVR: "TLSRouteList", tcpRouteGVR: "TCPRouteList",
-		destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList"})
+		destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList", telemetryGVR: "TelemetryList"})
 	cfg, err := parseConfig([]string{
 		"--monitoring-addr=127.0.0.1:0", "--debug-addr=127.0.0.1:0", "--grpc-addr=127.0.0.1:0", "--plaintext-addr=127.0.0.1:0", "--drain-delay=0s",
 	}, io.Discard)

@@ -83,6 +83,7 @@ var (
 	meshGVR                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	virtualServiceGVR      = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 	destinationRuleGVR     = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
+	telemetryGVR           = schema.GroupVersionResource{Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"}
 	workloadEntryGVR       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
@@ -110,7 +111,7 @@ func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
 			serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList",
 			gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
 			httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList", tlsRouteGVR: "TLSRouteList", tcpRouteGVR: "TCPRouteList",
-			destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList"}),
+			destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList", telemetryGVR: "TelemetryList"}),
 	}
 	a.core.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		review := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview).DeepCopy()

@@ -50,6 +50,9 @@ func For(s translate.Snapshot, gateway cluster.Key) Config {
 			return
 		}
 		bound[ref], sent[ref] = true, true
+		if collector, ok := TelemetryFor(s.Mesh, s.Telemetries, ref, gateway).Collector(s.Mesh, ix); ok {
+			sent[collector] = true
+		}
 		for _, r := range ix.Routes(ref) {
 			for _, b := range r.Backends() {
 				sent[b.Ref] = true
@@ -85,7 +88,7 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	out.Listeners, out.Clusters = Static(s.Mesh)
 	var parts []*Part
 	for _, h := range ix.hosts {
-		policies := Policies{Mesh: s.Mesh}
+		policies := Policies{Mesh: s.Mesh, Telemetry: TelemetryFor(s.Mesh, s.Telemetries, h.Ref, gateway)}
 		for _, p := range s.AuthorizationPolicies {
 			if Applies(s.Mesh, p, h.Ref, gateway) {
 				policies.All = append(policies.All, p)
@@ -119,6 +122,9 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	}
 	for _, p := range s.BackendTLSPolicies {
 		out.Statuses = append(out.Statuses, RouteStatus{p.ObjectKind(), p.Key, BackendTLSStatus(p, ix)})
+	}
+	for _, t := range s.Telemetries {
+		out.Policies = append(out.Policies, TelemetryStatus(s.Mesh, t, slices.SortedFunc(slices.Values(s.Telemetries), cluster.CompareTelemetries), ix))
 	}
 	for _, r := range s.DestinationRules {
 		out.Policies = append(out.Policies, RuleStatus(r, ix.rules.Alike(r)))

@@ -40,6 +40,8 @@ const (
 type Policies struct {
 	Mesh translate.Mesh
 	All  []*cluster.AuthorizationPolicy
+	// Telemetry is what is told of the requests that they decide about.
+	Telemetry Telemetry
 }
 
 // Applies reports whether a policy is for a service at a waypoint: by the service itself, by the waypoint, or by all waypoints.

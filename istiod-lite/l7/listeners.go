@@ -156,6 +156,7 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 		NormalizePath:                wrapperspb.Bool(true),
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
 		ServerHeaderTransformation:   hcmv3.HttpConnectionManager_PASS_THROUGH,
+		Tracing:                      policies.Telemetry.tracing(policies.Mesh, ix),
 	})
 }
 

@@ -217,9 +217,9 @@ func provided(m translate.Mesh, service string, number uint32, ix Index) (*Host,
 	return h, uint16(number), nil
 }
 
-// ProviderOf is the name of an external authorizer's service, "" of what is none.
+// ProviderOf is the name of the service of an external authorizer, or of who takes spans; "" of what is neither.
 func ProviderOf(p *meshv1alpha1.MeshConfig_ExtensionProvider) string {
-	return cmp.Or(p.GetEnvoyExtAuthzGrpc().GetService(), p.GetEnvoyExtAuthzHttp().GetService())
+	return cmp.Or(p.GetEnvoyExtAuthzGrpc().GetService(), p.GetEnvoyExtAuthzHttp().GetService(), p.GetOpentelemetry().GetService())
 }
 
 // ProviderService takes the name of a provider's service apart: "host", or "namespace/host".

@@ -37,7 +37,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
 	cluster.KindDestinationRule, cluster.KindVirtualService,
-	cluster.KindBackendTLSPolicy, cluster.KindBundle,
+	cluster.KindBackendTLSPolicy, cluster.KindBundle, cluster.KindTelemetry,
 }
 
 // Config configures a Source. All fields are required.
@@ -121,6 +121,7 @@ var (
 	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	virtualServices       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 	destinationRules      = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
+	telemetries           = schema.GroupVersionResource{Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"}
 	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
 )
 
@@ -154,6 +155,7 @@ func (s *Source) watches() []watched {
 		s.custom(tcpRoutes, cluster.KindTCPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TCPRouteOf(u) }),
 		s.custom(virtualServices, cluster.KindVirtualService, func(u *unstructured.Unstructured) cluster.Object { return cluster.VirtualServiceOf(u) }),
 		s.custom(destinationRules, cluster.KindDestinationRule, func(u *unstructured.Unstructured) cluster.Object { return cluster.DestinationRuleOf(u) }),
+		s.custom(telemetries, cluster.KindTelemetry, func(u *unstructured.Unstructured) cluster.Object { return cluster.TelemetryOf(u) }),
 	}
 }
 

@@ -44,6 +44,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setVirtualService(o.Key, o)
 	case *cluster.BackendTLSPolicy:
 		s.setBackendTLS(o.Key, o)
+	case *cluster.Telemetry:
+		s.setTelemetry(o.Key, o)
 	case *cluster.Bundle:
 		s.setBundle(o.Key, o)
 	}
@@ -86,6 +88,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setVirtualService(key, nil)
 	case cluster.KindBackendTLSPolicy:
 		s.setBackendTLS(key, nil)
+	case cluster.KindTelemetry:
+		s.setTelemetry(key, nil)
 	case cluster.KindBundle:
 		s.setBundle(key, nil)
 	}
@@ -142,6 +146,8 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		}
 	case cluster.KindBackendTLSPolicy:
 		out = keysOf(s.views.backendTLS)
+	case cluster.KindTelemetry:
+		out = keysOf(s.views.telemetries)
 	case cluster.KindBundle:
 		out = keysOf(s.views.bundles)
 	case cluster.KindMesh:

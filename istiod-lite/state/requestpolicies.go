@@ -67,7 +67,7 @@ func (s *State) touchPolicies(kind authz.TargetKind, key cluster.Key) {
 
 // requestPolicies are the policies that a waypoint enforces for a service.
 func (s *State) requestPolicies(ref cluster.ObjectRef, gateway cluster.Key) l7.Policies {
-	out := l7.Policies{Mesh: s.mesh}
+	out := l7.Policies{Mesh: s.mesh, Telemetry: s.telemetry(ref, gateway)}
 	kind := authz.TargetService
 	if ref.IsEntry() {
 		kind = authz.TargetServiceEntry
@@ -143,11 +143,12 @@ func (c *collector) Named(namespace, hostname string) *l7.Host {
 	return nil
 }
 
-// touchAsked marks what depends on who can be asked, if a service that is another than before may be one of those.
+// touchAsked marks what depends on who can be asked, or told, if a service that is another than before may be one of those.
 func (s *State) touchAsked(ref cluster.ObjectRef) {
 	if !s.mayBeAsked(ref) {
 		return
 	}
+	s.touchTelemetry()
 	for k, p := range s.authorizations {
 		if p.Policy.Action != authz.Custom {
 			continue

@@ -324,6 +324,7 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		kindRoutes:                      len(s.views.routes),
 		cluster.KindDestinationRule:     len(s.views.rules),
 		cluster.KindVirtualService:      s.virtualServices(),
+		cluster.KindTelemetry:           len(s.views.telemetries),
 	}
 }
 

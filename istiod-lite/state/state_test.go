@@ -257,11 +257,13 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(35) {
+	switch w.IntN(36) {
 	case 33, 34:
 		return w.virtualService()
 	case 31, 32:
 		return w.destinationRule()
+	case 35:
+		return w.telemetry()
 	case 24, 25, 26, 27:
 		return w.route()
 	case 28, 29:
@@ -422,6 +424,20 @@ func (w world) destinationRule() cluster.Object {
 	return r
 }
 
+func (w world) telemetry() cluster.Object {
+	t := &cluster.Telemetry{Key: w.key(), Created: w.created(), Generation: int64(w.IntN(3)), Selective: w.IntN(6) == 0}
+	for range w.IntN(3) {
+		t.Targets = append(t.Targets, authz.Target{Kind: pick(w, authz.TargetService, authz.TargetServiceEntry, authz.TargetGateway, authz.TargetGatewayClass),
+			Name: pick(w, w.key().Name, authz.WaypointClass)})
+	}
+	if w.IntN(6) > 0 {
+		sampling := float64(w.IntN(3))
+		disabled := w.IntN(4) == 0
+		t.Tracing = &cluster.Tracing{Provider: pick(w, "", "otel", "other", "none"), Sampling: pick(w, nil, &sampling), Disabled: pick(w, nil, nil, &disabled)}
+	}
+	return t
+}
+
 func (w world) backendTLS() cluster.Object {
 	p := &cluster.BackendTLSPolicy{Key: w.key(), Created: w.created(), Generation: int64(w.IntN(3)), Hostname: pick(w, "a.example", "b.example"), System: w.IntN(3) == 0}
 	for range 1 + w.IntN(2) {
@@ -549,7 +565,11 @@ func providers(service, entry string) []*meshv1alpha1.MeshConfig_ExtensionProvid
 		return &meshv1alpha1.MeshConfig_ExtensionProvider{Name: name, Provider: &meshv1alpha1.MeshConfig_ExtensionProvider_EnvoyExtAuthzGrpc{
 			EnvoyExtAuthzGrpc: &meshv1alpha1.MeshConfig_ExtensionProvider_EnvoyExternalAuthorizationGrpcProvider{Service: host, Port: 80}}}
 	}
-	return []*meshv1alpha1.MeshConfig_ExtensionProvider{of("service", service), of("entry", entry)}
+	tracer := func(name, host string) *meshv1alpha1.MeshConfig_ExtensionProvider {
+		return &meshv1alpha1.MeshConfig_ExtensionProvider{Name: name, Provider: &meshv1alpha1.MeshConfig_ExtensionProvider_Opentelemetry{
+			Opentelemetry: &meshv1alpha1.MeshConfig_ExtensionProvider_OpenTelemetryTracingProvider{Service: host, Port: 80}}}
+	}
+	return []*meshv1alpha1.MeshConfig_ExtensionProvider{of("service", service), of("entry", entry), tracer("otel", service), tracer("other", entry)}
 }
 
 // said is a condition of an object.
@@ -613,7 +633,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule, cluster.KindVirtualService, cluster.KindBackendTLSPolicy, cluster.KindBundle)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule, cluster.KindVirtualService, cluster.KindBackendTLSPolicy, cluster.KindBundle, cluster.KindTelemetry)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {
@@ -636,6 +656,7 @@ func TestIncrementalIsAll(t *testing.T) {
 					changed.RootNamespace = pick(w, "istio-system", "a")
 					changed.Network = pick(w, "", "net1")
 					changed.Providers = pick(w, nil, providers("x.a.svc.cluster.local", "h1.example"), providers("y.b.svc.cluster.local", "b/h2.example"))
+					changed.DefaultTracers = pick(w, nil, []string{"other"})
 					s.SetMesh(changed)
 				}
 				if w.IntN(3) == 0 {

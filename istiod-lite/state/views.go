@@ -35,6 +35,8 @@ type views struct {
 	found l7.Rules
 	// virtual are VirtualServices, by namespace.
 	virtual map[string]map[cluster.Key]*cluster.VirtualService
+	// telemetries say what is told of requests.
+	telemetries map[cluster.Key]*cluster.Telemetry
 
 	of     map[cluster.Key]*view // by Gateway
 	gone   []cluster.Key         // views that waypoints are still to be told of
@@ -105,7 +107,7 @@ type back struct {
 
 func newViews() views {
 	return views{
-		rules: map[cluster.Key]*cluster.DestinationRule{}, virtual: map[string]map[cluster.Key]*cluster.VirtualService{},
+		rules: map[cluster.Key]*cluster.DestinationRule{}, virtual: map[string]map[cluster.Key]*cluster.VirtualService{}, telemetries: map[cluster.Key]*cluster.Telemetry{},
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
 		backendTLS: map[cluster.Key]*cluster.BackendTLSPolicy{}, securing: map[cluster.ObjectRef]set[cluster.Key]{},
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
@@ -127,8 +129,8 @@ type dirtyViews struct {
 	// virtual are namespaces of whose VirtualServices it is to be said what became of them, vanished those that are gone.
 	virtual  set[string]
 	vanished set[cluster.Key]
-	// backendTLS are BackendTLSPolicies of which it may be so.
-	backendTLS set[cluster.Key]
+	// backendTLS are BackendTLSPolicies of which it may be so, telemetries Telemetries.
+	backendTLS, telemetries set[cluster.Key]
 	// listeners are those of views, static what all of them have.
 	listeners set[cluster.Key]
 	// swept have lingered long enough.
@@ -139,7 +141,7 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		policies: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{},
+		policies: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{}, telemetries: set[cluster.Key]{},
 		swept: set[membership]{},
 	}
 }
@@ -227,6 +229,7 @@ func (s *State) touchViews() {
 	for k := range s.authorizations {
 		s.dirtyViews.policies[k] = struct{}{}
 	}
+	s.touchTelemetry()
 }
 
 // bindFronts looks to which waypoints services are bound that may be bound to another one than before. It comes before workloads are
@@ -296,7 +299,7 @@ func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 	routed := needs
 	for k, f := range s.views.fronts[ref] {
 		needs := slices.Clone(routed)
-		for _, asked := range c.asked(ref, k) {
+		for _, asked := range append(c.asked(ref, k), c.told(ref, k)...) {
 			if !slices.Contains(needs, asked) {
 				needs = append(needs, asked)
 			}
@@ -547,6 +550,9 @@ func (c *collector) flushViews() {
 	}
 	for k := range s.dirtyViews.policies {
 		c.policyStatus(k)
+	}
+	for k := range s.dirtyViews.telemetries {
+		c.telemetryStatus(k)
 	}
 	for k := range s.dirtyViews.rules {
 		c.ruleStatus(k)

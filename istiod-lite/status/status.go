@@ -40,6 +40,7 @@ var kinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindWorkloadEntry:       {Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"},
 	cluster.KindVirtualService:      {Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"},
 	cluster.KindDestinationRule:     {Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"},
+	cluster.KindTelemetry:           {Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"},
 	cluster.KindService:             {Version: "v1", Resource: "services"},
 }
 

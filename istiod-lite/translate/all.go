@@ -32,6 +32,7 @@ type Snapshot struct {
 	VirtualServices    []*cluster.VirtualService
 	BackendTLSPolicies []*cluster.BackendTLSPolicy
 	Bundles            []*cluster.Bundle
+	Telemetries        []*cluster.Telemetry
 	// Shortages are those of ServiceEntries.
 	Shortages map[cluster.Key][]cluster.Shortage
 }

@@ -31,8 +31,10 @@ type Mesh struct {
 	RootNamespace string
 	// Network is the network of this cluster's pods, "" if the mesh has one network only.
 	Network string
-	// Providers are the external authorizers and the like that policies name.
-	Providers []*meshv1alpha1.MeshConfig_ExtensionProvider
+	// Providers are the external authorizers, tracers and the like that policies name. DefaultTracers are those of spans where nothing
+	// else is said.
+	Providers      []*meshv1alpha1.MeshConfig_ExtensionProvider
+	DefaultTracers []string
 }
 
 // Equal reports whether both are the same in every field.
@@ -40,7 +42,8 @@ func (m Mesh) Equal(o Mesh) bool {
 	return m.ClusterID == o.ClusterID && m.ClusterDomain == o.ClusterDomain && m.TrustDomain == o.TrustDomain &&
 		slices.Equal(m.TrustDomainAliases, o.TrustDomainAliases) && m.RegistryOnly == o.RegistryOnly &&
 		m.RootNamespace == o.RootNamespace && m.Network == o.Network &&
-		slices.EqualFunc(m.Providers, o.Providers, func(a, b *meshv1alpha1.MeshConfig_ExtensionProvider) bool { return proto.Equal(a, b) })
+		slices.EqualFunc(m.Providers, o.Providers, func(a, b *meshv1alpha1.MeshConfig_ExtensionProvider) bool { return proto.Equal(a, b) }) &&
+		slices.Equal(m.DefaultTracers, o.DefaultTracers)
 }
 
 // Settings is what data planes of ours are told of the mesh itself.

@@ -33,6 +33,8 @@ type Settings struct {
 	RegistryOnly bool
 	// ExtensionProviders are external authorisers, tracers and the like, by name.
 	ExtensionProviders []*meshv1alpha1.MeshConfig_ExtensionProvider
+	// DefaultTracers are the names of those that take spans where nothing else is said.
+	DefaultTracers []string
 	// DefaultRetry is what routes without a retry policy of their own do; nil is Istio's default.
 	DefaultRetry *networkingv1.HTTPRetry
 }
@@ -65,6 +67,7 @@ func Parse(text []byte) (Settings, error) {
 		return Settings{}, err
 	}
 	s.ExtensionProviders = cfg.GetExtensionProviders()
+	s.DefaultTracers = cfg.GetDefaultProviders().GetTracing()
 	s.DefaultRetry = cfg.GetDefaultHttpRetryPolicy()
 	return s, s.validate()
 }
@@ -119,7 +122,7 @@ func (s Settings) validate() error {
 
 // supported are the fields of MeshConfig that ambit acts upon.
 var supported = []string{
-	"trustDomain", "trustDomainAliases", "rootNamespace", "outboundTrafficPolicy", "extensionProviders", "defaultHttpRetryPolicy",
+	"trustDomain", "trustDomainAliases", "rootNamespace", "outboundTrafficPolicy", "extensionProviders", "defaultProviders", "defaultHttpRetryPolicy",
 }
 
 // Unsupported is a field of mesh settings that ambit does nothing with.
@@ -148,6 +151,13 @@ func FindUnsupported(text []byte) ([]Unsupported, error) {
 			out = append(out, Unsupported{name, "MeshConfig has no such field"})
 		case !slices.Contains(supported, field.JSONName()):
 			out = append(out, Unsupported{name, "not supported by ambit; ignored"})
+		case field.JSONName() == "defaultProviders":
+			providers, _ := value.(map[string]any)
+			for kind := range providers {
+				if kind != "tracing" {
+					out = append(out, Unsupported{name + "." + kind, "not supported by ambit; ignored"})
+				}
+			}
 		case field.JSONName() == "outboundTrafficPolicy":
 			if m, ok := value.(map[string]any); ok && m["mode"] == allowAnyDynamicDNS {
 				out = append(out, Unsupported{name + ".mode", allowAnyDynamicDNS + " is not supported; treated as " + allowAny})

@@ -32,7 +32,7 @@ func main() {
 // istioKinds are the kinds of Istio's API that ambit reads; the others (Sidecar, EnvoyFilter, ...) would promise what it
 // does not do.
 var istioKinds = []string{
-	"AuthorizationPolicy", "DestinationRule", "PeerAuthentication", "RequestAuthentication", "ServiceEntry", "VirtualService",
+	"AuthorizationPolicy", "DestinationRule", "PeerAuthentication", "RequestAuthentication", "ServiceEntry", "Telemetry", "VirtualService",
 	"WorkloadEntry",
 }
 

@@ -91,6 +91,8 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.DestinationRuleOf(u), nil
 	case cluster.KindVirtualService:
 		return cluster.VirtualServiceOf(u), nil
+	case cluster.KindTelemetry:
+		return cluster.TelemetryOf(u), nil
 	case cluster.KindBackendTLSPolicy:
 		return cluster.BackendTLSPolicyOf(u), nil
 	}
@@ -150,6 +152,8 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.DestinationRules = append(s.DestinationRules, o)
 		case *cluster.VirtualService:
 			s.VirtualServices = append(s.VirtualServices, o)
+		case *cluster.Telemetry:
+			s.Telemetries = append(s.Telemetries, o)
 		case *cluster.BackendTLSPolicy:
 			s.BackendTLSPolicies = append(s.BackendTLSPolicies, o)
 		case *cluster.Bundle:
