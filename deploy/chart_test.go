@@ -293,6 +293,7 @@ var writes = []string{
 	"istiod-lite: patch services",
 	"istiod-lite: patch services/status",
 	"istiod-lite: patch tcproutes/status",
+	"istiod-lite: patch telemetries/status",
 	"istiod-lite: patch tlsroutes/status",
 	"istiod-lite: patch virtualservices/status",
 	"istiod-lite: patch workloadentries/status",
