@@ -204,7 +204,7 @@ func provided(m translate.Mesh, service string, number uint32, ix Index) (*Host,
 	h := ix.Named(namespace, hostname)
 	switch {
 	case h == nil:
-		return nil, 0, fmt.Errorf("service: there is no service %q, which has to be a full name, as ext-authz.auth.svc.%s", service, m.ClusterDomain)
+		return nil, 0, fmt.Errorf("service: there is no service %q, which has to be a full name, as name.namespace.svc.%s", service, m.ClusterDomain)
 	case h.Unfit != "":
 		return nil, 0, fmt.Errorf("service: %s %s", h.Ref, h.Unfit)
 	}
