@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -237,6 +238,9 @@ func checkPages(t *testing.T, p *ports) {
 		{metrics, "/stats/prometheus", "istio_requests_total"},
 		{admin, "/config_dump", configtest.Chain},
 		{admin, "/clusters", `"identity": "` + backendID.String()},
+		{admin, "/clusters", `"health": "healthy"`},
+		{admin, "/listeners", `"routes": "ready"`},
+		{admin, "/listeners", configtest.Address + ":80"},
 		{admin, "/stats", `"connectionsHTTP": 1`},
 		{admin, "/logging", "info"},
 		{admin, "/debug/pprof/goroutine?debug=1", "goroutine"},
@@ -405,5 +409,18 @@ func TestSettings(t *testing.T) {
 	}
 	if s.Gateway != "gw" || s.Grace != 55*time.Second || len(notes) != 1 || s.XDS.Address != "https://istiod.istio-system.svc:15012" {
 		t.Errorf("%+v, %v", s, notes)
+	}
+}
+
+// TestPagesAreDocumented: docs/waypoint.md tells of every page of the loopback endpoint.
+func TestPagesAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/waypoint.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range new(parts).pages() {
+		if !strings.Contains(string(page), "\n| `/"+p.Path+"` |") {
+			t.Errorf("docs/waypoint.md does not tell of /%s", p.Path)
+		}
 	}
 }

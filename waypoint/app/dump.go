@@ -3,10 +3,13 @@ package app
 import (
 	"cmp"
 	"io"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/admin"
+	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -14,6 +17,7 @@ import (
 func (p *parts) pages() []admin.Page {
 	return []admin.Page{
 		{Path: "config_dump", About: "what the control plane has said, as JSON, in Envoy's shape", Write: p.dumpConfig},
+		{Path: "listeners", About: "what is served where, by which filter chain, as JSON", Write: p.dumpListeners},
 		{Path: "clusters", About: "backends and their endpoints as they are now, as JSON", Write: p.dumpClusters},
 		{Path: "stats", About: "what the proxy does, as JSON; metrics are on port 15020", Write: p.dumpStats},
 	}
@@ -60,37 +64,131 @@ func (p *parts) dumpConfig(w io.Writer) error {
 
 type clusterDump struct {
 	Name      string         `json:"name"`
-	Requests  int            `json:"requests"` // under way
+	Requests  int            `json:"requests"`         // under way
+	Waiting   int            `json:"waiting"`          // for a connection
+	Limits    *limitsDump    `json:"limits,omitempty"` // circuit breakers
 	Endpoints []endpointDump `json:"endpoints"`
+}
+
+// limitsDump are those of config.Limits that bound something.
+type limitsDump struct {
+	Connections *uint32 `json:"connections,omitempty"`
+	Pending     *uint32 `json:"pending,omitempty"`
+	Requests    *uint32 `json:"requests,omitempty"`
+	Retries     *uint32 `json:"retries,omitempty"`
+}
+
+func dumpLimits(l *config.Limits) *limitsDump {
+	if l == nil {
+		return nil
+	}
+	bound := func(n uint32) *uint32 {
+		if n == config.Unlimited {
+			return nil
+		}
+		return &n
+	}
+	return &limitsDump{bound(l.Connections), bound(l.Pending), bound(l.Requests), bound(l.Retries)}
 }
 
 type endpointDump struct {
 	Address     string `json:"address"`
+	Priority    int    `json:"priority"`
+	Locality    string `json:"locality,omitempty"` // region/zone/subzone
+	Health      string `json:"health"`             // as the control plane says
 	Identity    string `json:"identity,omitempty"`
 	HBONE       bool   `json:"hbone"`
 	Workload    string `json:"workload,omitempty"`
-	Active      int    `json:"active"`
+	Active      int    `json:"active"` // requests and connections under way
 	Connections int    `json:"connections"`
-	PassedOver  bool   `json:"passedOver,omitempty"`
+	PassedOver  bool   `json:"passedOver,omitempty"` // since it could not be connected to, or is ejected
+	Ejected     bool   `json:"ejected,omitempty"`    // since its responses were bad
 }
 
+// dumpClusters shows all endpoints that the control plane names, with what is known of those that can be chosen.
 func (p *parts) dumpClusters(w io.Writer) error {
+	now := p.store.Load()
 	var all []clusterDump
 	p.clusters.All(func(c *upstream.Cluster) {
-		d := clusterDump{Name: c.Name(), Requests: c.Requests(), Endpoints: []endpointDump{}}
-		c.Endpoints(func(e *upstream.Endpoint) {
-			one := endpointDump{Address: e.Addr().String(), HBONE: e.HBONE(), Workload: e.Workload().Name, Active: e.Active(),
-				Connections: e.Connections(), PassedOver: e.PassedOver()}
-			if id := e.Identity(); !id.IsZero() {
-				one.Identity = id.String()
+		d := clusterDump{Name: c.Name(), Requests: c.Requests(), Waiting: c.Waiting(), Limits: dumpLimits(c.Settings().Limits), Endpoints: []endpointDump{}}
+		live := map[netip.AddrPort]*upstream.Endpoint{}
+		c.Endpoints(func(e *upstream.Endpoint) { live[e.Addr()] = e })
+		if cfg := now.Cluster(c.Name()); cfg != nil && cfg.Endpoints != nil {
+			for i, priority := range cfg.Endpoints.Priorities {
+				for _, l := range priority.Localities {
+					for _, e := range l.Endpoints {
+						d.Endpoints = append(d.Endpoints, dumpEndpoint(i, &l, e, live[e.Address]))
+					}
+				}
 			}
-			d.Endpoints = append(d.Endpoints, one)
-		})
+		}
 		all = append(all, d)
 	})
 	slices.SortFunc(all, func(a, b clusterDump) int { return cmp.Compare(a.Name, b.Name) })
 	s := admin.NewStream(w)
 	admin.List(s, "clusters", slices.Values(all))
+	return s.Close()
+}
+
+// dumpEndpoint shows an endpoint. live is nil if it is not chosen.
+func dumpEndpoint(priority int, l *config.Locality, e *config.Endpoint, live *upstream.Endpoint) endpointDump {
+	one := endpointDump{Address: e.Address.String(), Priority: priority, Health: e.Health.String(), HBONE: e.HBONE, Workload: e.Workload.Name,
+		Locality: strings.TrimRight(l.Region+"/"+l.Zone+"/"+l.SubZone, "/")}
+	if !e.Identity.IsZero() {
+		one.Identity = e.Identity.String()
+	}
+	if live != nil {
+		one.Active, one.Connections, one.PassedOver, one.Ejected = live.Active(), live.Connections(), live.PassedOver(), live.Ejected()
+	}
+	return one
+}
+
+type listenerDump struct {
+	Chain        string           `json:"chain"`
+	Destinations []netip.AddrPort `json:"destinations"`
+	Protocol     string           `json:"protocol"`
+	Routes       string           `json:"routes,omitempty"` // of HTTP: "ready", or "missing": requests wait for them
+	Clusters     []string         `json:"clusters,omitempty"`
+	Policies     int              `json:"policies"` // steps of authorization
+	Tracing      *tracingDump     `json:"tracing,omitempty"`
+}
+
+type tracingDump struct {
+	Collector string  `json:"collector"`
+	Sampling  float64 `json:"sampling"` // 0 to 1
+}
+
+// dumpListeners shows what is served where.
+func (p *parts) dumpListeners(w io.Writer) error {
+	now := p.store.Load()
+	at := map[*config.Chain][]netip.AddrPort{}
+	for _, dst := range now.Destinations() {
+		if c := now.Chain(dst); c != nil {
+			at[c] = append(at[c], dst)
+		}
+	}
+	var all []listenerDump
+	for _, c := range now.Chains() {
+		d := listenerDump{Chain: c.Name, Destinations: at[c], Policies: len(c.Authorization)}
+		switch {
+		case c.HTTP != nil:
+			d.Protocol, d.Routes = "http", "ready"
+			if now.Routes(c.HTTP.Routes) == nil {
+				d.Routes = "missing"
+			}
+			if t := c.HTTP.Tracing; t != nil {
+				d.Tracing = &tracingDump{t.Collector.Cluster, t.Sampling}
+			}
+		default:
+			d.Protocol, d.Clusters = "tcp", c.TCP.Clusters
+		}
+		all = append(all, d)
+	}
+	s := admin.NewStream(w)
+	if t := now.Terminate(); t != nil {
+		s.Member("tunnelPort", t.Port)
+	}
+	admin.List(s, "listeners", slices.Values(all))
 	return s.Close()
 }
 

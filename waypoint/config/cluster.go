@@ -217,4 +217,11 @@ const (
 	Draining
 	// Unhealthy: it takes no new requests.
 	Unhealthy
+
+	healths
 )
+
+// String is as people read it.
+func (h Health) String() string {
+	return [healths]string{Healthy: "healthy", Degraded: "degraded", Draining: "draining", Unhealthy: "unhealthy"}[h]
+}
