@@ -72,7 +72,9 @@ type call2 struct {
 	ctx     context.Context
 	bound   bound         // to ctx
 	proceed chan struct{} // closed when the body may be sent; nil: it may
-	bodyErr atomic.Pointer[error]
+	// unwanted says that the response came instead; it is set before proceed is closed.
+	unwanted bool
+	bodyErr  atomic.Pointer[error]
 }
 
 func (c *client2) RoundTrip(ctx context.Context, req *message.Request, inform func(*message.Response)) (*message.Response, error) {
@@ -157,6 +159,10 @@ func (c *client2) send(k *call2, req *message.Request) {
 			defer late.Stop()
 			select {
 			case <-proceed:
+				if k.unwanted {
+					t.body.Close() // the stream ends with the response
+					return
+				}
 			case <-late.C:
 			}
 		}
@@ -183,9 +189,13 @@ func (k *call2) goOn() {
 	}
 }
 
-// await waits for the response's header.
+// await waits for the response's header. If that comes before the body was asked for, the body is not sent (RFC 9110 section
+// 10.1.1): to pull it would ask the client for it.
 func (c *client2) await(k *call2, inform func(*message.Response)) error {
-	defer k.goOn()
+	defer func() {
+		k.unwanted = k.proceed != nil
+		k.goOn()
+	}()
 	for {
 		fields, err := k.s.Headers(context.Background())
 		if err == nil && len(fields) > c.cfg.MaxFields+1 {

@@ -185,6 +185,69 @@ func TestExpectIsPassedOn(t *testing.T) {
 	}
 }
 
+// unasked is a body that tells whether it was pulled.
+type unasked struct {
+	pulled atomic.Bool
+	closed chan struct{}
+}
+
+func (u *unasked) Next() ([]byte, error) {
+	u.pulled.Store(true)
+	return nil, io.EOF
+}
+func (*unasked) Ready() bool              { return false }
+func (*unasked) Trailers() message.Fields { return nil }
+func (u *unasked) Close()                 { close(u.closed) }
+
+// TestUnaskedBody: a response that comes in the place of status 100 ends the wait for that, and the body is left alone: to pull it would
+// ask the client for it.
+func TestUnaskedBody(t *testing.T) {
+	for _, up := range []message.Protocol{message.HTTP11, message.HTTP2} {
+		s := serve(t, nil, func(x *Exchange) {
+			if x.Request.Path == "/large" {
+				_ = x.Respond(&message.Response{Status: 413, Body: message.String("large"), Length: 5})
+				return
+			}
+			body, err := readAll(x.Request.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			ok(x, body)
+		})
+		b := connect(t, s.addr, up)
+		do := func(path string, body message.Body) {
+			t.Helper()
+			c, err := b.reserve()
+			if err != nil {
+				t.Fatal(err)
+			}
+			req := &message.Request{Method: "POST", Path: path, Authority: "a", Expect: true, Body: body, Length: message.Unknown}
+			resp, err := c.RoundTrip(t.Context(), req, nil)
+			if err != nil {
+				t.Fatalf("%v: %v", up, err)
+			}
+			want := map[string]int{"/": 200, "/large": 413}[path]
+			if got, err := readAll(resp.Body); err != nil || got != "large" || resp.Status != want {
+				t.Errorf("%v %s: status %d, %q, %v", up, path, resp.Status, got, err)
+			}
+		}
+		body := &unasked{closed: make(chan struct{})}
+		do("/large", body)
+		select {
+		case <-body.closed:
+		case <-time.After(patience):
+			t.Fatalf("%v: the body is not closed", up)
+		}
+		if body.pulled.Load() {
+			t.Errorf("%v: the body is pulled that nobody asked for", up)
+		}
+		do("/", message.String("large")) // and the backend goes on to serve
+		if n := len(b.conns); up == message.HTTP2 && n != 1 {
+			t.Errorf("%d connections", n)
+		}
+	}
+}
+
 // endless is a body without an end that counts its pieces.
 type endless struct {
 	pulled *atomic.Int64
