@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/mesh/xds"
 )
 
 // Type URLs of the resources that the control plane serves.
@@ -42,7 +44,14 @@ const (
 const (
 	dialTimeout = 5 * time.Second
 	token       = "lab-token"
+	// tokenOf, with an identity behind it, is the token of a proxy that asks for its own certificate.
+	tokenOf = token + "-of-"
 )
+
+// order is in which order types are told of: what others refer to first.
+var order = []string{
+	extension.Type, AuthorizationType, AddressType, xds.TypeCluster, xds.TypeEndpoints, xds.TypeListener, xds.TypeRoutes,
+}
 
 // Control is a control plane that serves the resources it was given to every proxy that shows the lab's token, and signs
 // whatever identity is asked for. Its methods may be called at once.
@@ -72,8 +81,10 @@ func newControl(space *Namespace, at netip.Addr, dir string, logger *slog.Logger
 		RootFile: filepath.Join(dir, "root.pem"), TokenFile: filepath.Join(dir, "token"),
 		Addr:   netip.AddrPortFrom(at, 15012).String(),
 		logger: logger, served: make(chan struct{}),
-		resources: map[string]map[string]*discovery.Resource{AddressType: {}, AuthorizationType: {}, extension.Type: {}},
-		changed:   make(chan struct{}), issued: map[string]int{},
+		resources: map[string]map[string]*discovery.Resource{}, changed: make(chan struct{}), issued: map[string]int{},
+	}
+	for _, typeURL := range order {
+		c.resources[typeURL] = map[string]*discovery.Resource{}
 	}
 	var err error
 	if c.CA, err = newAuthority(c.RootFile); err != nil {
@@ -140,6 +151,11 @@ func (c *Control) SetSettings(s *extension.Settings) {
 	c.set(extension.Type, func(put func(string, proto.Message)) { put(extension.Mesh, s) })
 }
 
+// Set adds or replaces one resource of any type that data planes know, and tells every proxy that asked for the type.
+func (c *Control) Set(typeURL, name string, m proto.Message) {
+	c.set(typeURL, func(put func(string, proto.Message)) { put(name, m) })
+}
+
 // AddressName is the name under which the resource is served.
 func AddressName(a *workload.Address) string {
 	if s := a.GetService(); s != nil {
@@ -195,7 +211,7 @@ func (c *Control) Issued(identity string) int {
 
 // DeltaAggregatedResources serves one proxy: everything of each type that it asks for, then what changes.
 func (c *Control) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	if err := authenticate(stream.Context()); err != nil {
+	if _, err := authenticate(stream.Context()); err != nil {
 		return err
 	}
 	requests, failed := make(chan *discovery.DeltaDiscoveryRequest), make(chan error, 1)
@@ -219,7 +235,7 @@ func (c *Control) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryS
 		c.mu.Lock()
 		changed := c.changed
 		c.mu.Unlock()
-		for _, typeURL := range []string{extension.Type, AuthorizationType, AddressType} {
+		for _, typeURL := range order {
 			if known[typeURL] == nil {
 				continue
 			}
@@ -283,9 +299,10 @@ func (c *Control) push(stream discovery.AggregatedDiscoveryService_DeltaAggregat
 	return stream.Send(out)
 }
 
-// CreateCertificate signs the identity that the proxy impersonates.
+// CreateCertificate signs the identity that the proxy impersonates, or else its own.
 func (c *Control) CreateCertificate(ctx context.Context, r *ca.IstioCertificateRequest) (*ca.IstioCertificateResponse, error) {
-	if err := authenticate(ctx); err != nil {
+	identity, err := authenticate(ctx)
+	if err != nil {
 		return nil, err
 	}
 	block, _ := pem.Decode([]byte(r.GetCsr()))
@@ -296,7 +313,9 @@ func (c *Control) CreateCertificate(ctx context.Context, r *ca.IstioCertificateR
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "parse request: %v", err)
 	}
-	identity := r.GetMetadata().GetFields()["ImpersonatedIdentity"].GetStringValue()
+	if asked := r.GetMetadata().GetFields()["ImpersonatedIdentity"].GetStringValue(); asked != "" {
+		identity = asked
+	}
 	uri, err := url.Parse(identity)
 	if err != nil || identity == "" {
 		return nil, status.Errorf(codes.InvalidArgument, "no identity in metadata: %v", err)
@@ -323,12 +342,16 @@ func (c *Control) SignIdentity(identity string) (*tls.Certificate, *x509.CertPoo
 	return cert, pool, err
 }
 
-func authenticate(ctx context.Context) error {
+// authenticate returns the identity of a proxy that has one of its own.
+func authenticate(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	for _, v := range md.Get("authorization") {
 		if v == "Bearer "+token {
-			return nil
+			return "", nil
+		}
+		if identity, ok := strings.CutPrefix(v, "Bearer "+tokenOf); ok {
+			return identity, nil
 		}
 	}
-	return status.Error(codes.Unauthenticated, "the lab's token is missing")
+	return "", status.Error(codes.Unauthenticated, "the lab's token is missing")
 }

@@ -204,6 +204,7 @@ type Proxy struct {
 	// Log is the file that its output goes to, unless its Node's Output is set.
 	Log string
 
+	host   *Host // where it runs
 	cmd    *exec.Cmd
 	maxLog int64
 	exited chan struct{}
@@ -216,31 +217,47 @@ var ErrLogTooLong = errors.New("its log has grown beyond all bounds")
 
 // StartProxy runs a ztunnel binary on the node, as its DaemonSet would. Extra environment goes last, as NAME=value.
 func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
-	log, err := os.CreateTemp(n.lab.dir, n.Name+"-ztunnel-*.log")
+	control := n.lab.Control
+	p := &Proxy{Node: n, host: n.Host}
+	p.cmd = exec.Command(binary, "proxy", "ztunnel")
+	p.cmd.Env = append(append([]string{
+		"AUTH_TOKEN=" + control.TokenFile,
+		"INPOD_UDS=" + n.Socket, "NODE_NAME=" + n.Name, "POD_NAME=ztunnel-" + n.Name, "POD_NAMESPACE=istio-system",
+		"INSTANCE_IP=" + n.Addrs()[0].String(), "SERVICE_ACCOUNT=ztunnel", "CLUSTER_ID=Kubernetes",
+		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_CAPTURE=false",
+	}, control.environ()...), env...)
+	if err := p.start("ztunnel"); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// environ tells a proxy where the control plane is, and whom to trust.
+func (c *Control) environ() []string {
+	return []string{
+		"PATH=" + os.Getenv("PATH"),
+		"XDS_ADDRESS=https://" + c.Addr, "CA_ADDRESS=https://" + c.Addr,
+		"XDS_ROOT_CA=" + c.RootFile, "CA_ROOT_CA=" + c.RootFile, "AMBIT_TRUST_BUNDLE=" + c.RootFile,
+	}
+}
+
+// start starts the process, which is of that kind, until the lab closes.
+func (p *Proxy) start(kind string) error {
+	n := p.Node
+	log, err := os.CreateTemp(n.lab.dir, p.host.Name+"-"+kind+"-*.log")
 	if err != nil {
-		return nil, fmt.Errorf("start proxy on %s: %w", n.Name, err)
+		return fmt.Errorf("start proxy on %s: %w", p.host.Name, err)
 	}
 	defer log.Close()
-	control := n.lab.Control
-	p := &Proxy{Node: n, Log: log.Name(), maxLog: n.lab.maxLog, exited: make(chan struct{})}
-	p.cmd = exec.Command(binary, "proxy", "ztunnel")
+	p.Log, p.maxLog, p.exited = log.Name(), n.lab.maxLog, make(chan struct{})
 	output := log
 	if n.Output != nil {
 		output = n.Output
 	}
 	p.cmd.Stdout, p.cmd.Stderr = output, output
 	p.cmd.Dir = n.lab.dir
-	p.cmd.Env = append([]string{
-		"PATH=" + os.Getenv("PATH"),
-		"XDS_ADDRESS=https://" + control.Addr, "CA_ADDRESS=https://" + control.Addr,
-		"XDS_ROOT_CA=" + control.RootFile, "CA_ROOT_CA=" + control.RootFile, "AUTH_TOKEN=" + control.TokenFile,
-		"AMBIT_TRUST_BUNDLE=" + control.RootFile,
-		"INPOD_UDS=" + n.Socket, "NODE_NAME=" + n.Name, "POD_NAME=ztunnel-" + n.Name, "POD_NAMESPACE=istio-system",
-		"INSTANCE_IP=" + n.Addrs()[0].String(), "SERVICE_ACCOUNT=ztunnel", "CLUSTER_ID=Kubernetes",
-		"TERMINATION_GRACE_PERIOD_SECONDS=30", "ISTIO_META_DNS_CAPTURE=false",
-	}, env...)
-	if err := n.Start(p.cmd); err != nil {
-		return nil, fmt.Errorf("start proxy on %s: %w", n.Name, err)
+	if err := p.host.Start(p.cmd); err != nil {
+		return fmt.Errorf("start proxy on %s: %w", p.host.Name, err)
 	}
 	go func() {
 		defer close(p.exited)
@@ -250,7 +267,7 @@ func (n *Node) StartProxy(binary string, env ...string) (*Proxy, error) {
 		p.mu.Unlock()
 	}()
 	n.lab.OnClose(func() error { p.Kill(); return nil })
-	return p, nil
+	return nil
 }
 
 // watch waits for the process, returns how it ended, and ends it should its log fill the disk.
@@ -314,7 +331,7 @@ func (p *Proxy) do(ctx context.Context, method string, port int, path string) (i
 	addr := fmt.Sprintf("127.0.0.1:%d", port)
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext:       func(context.Context, string, string) (net.Conn, error) { return p.Node.Dial(addr) },
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return p.host.Dial(addr) },
 	}}
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+addr+path, nil)
 	if err != nil {

@@ -108,3 +108,69 @@ static_resources:
       cluster_name: stock
       endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}]}]
 `
+
+// tunnelYAML are further fields of a cluster whose endpoints are reached by tunnels.
+const tunnelYAML = `
+transport_socket_matches:
+- name: hbone
+  match: {tunnel: h2}
+  transport_socket:
+    name: envoy.transport_sockets.internal_upstream
+    typed_config:
+      '@type': type.googleapis.com/envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport
+      passthrough_metadata: [{kind: {host: {}}, name: envoy.filters.listener.original_dst}]
+      transport_socket: {name: raw, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}
+`
+
+// tunnelEndpointYAML takes the backend's address and port, and its identity.
+const tunnelEndpointYAML = `
+cluster_name: stock
+endpoints:
+- lb_endpoints:
+  - endpoint: {address: {envoy_internal_address: {server_listener_name: connect_originate, endpoint_id: "%[1]s"}}}
+    metadata:
+      filter_metadata:
+        ambit.io/peer: {identity: "%[2]s"}
+        envoy.filters.listener.original_dst: {local: "%[1]s"}
+        envoy.transport_socket_match: {tunnel: h2}
+        istio: {workload: "server;default;server;latest;Kubernetes"}
+`
+
+// terminateYAML is the listener of tunnels.
+const terminateYAML = `
+name: connect_terminate
+address: {socket_address: {address: "0.0.0.0", port_value: 15008}}
+filter_chains:
+- name: default
+  transport_socket:
+    name: tls
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+      require_client_certificate: true
+      common_tls_context:
+        alpn_protocols: [h2]
+        tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}
+        tls_certificate_sds_secret_configs: [{name: default, sds_config: {ads: {}}}]
+        combined_validation_context:
+          default_validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {prefix: "spiffe://cluster.local/"}}]}
+          validation_context_sds_secret_config: {name: ROOTCA, sds_config: {ads: {}}}
+  filters:
+  - name: envoy.filters.network.http_connection_manager
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: connect_terminate
+      http2_protocol_options: {allow_connect: true, max_concurrent_streams: 100}
+      route_config:
+        name: default
+        virtual_hosts:
+        - name: default
+          domains: ["*"]
+          routes: [{match: {connect_matcher: {}}, route: {cluster: main_internal, upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]}}]
+      upgrade_configs: [{upgrade_type: CONNECT}]
+      http_filters:
+      - name: peer
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config
+          on_request_headers: [{object_key: io.istio.peer_principal, format_string: {text_format_source: {inline_string: "%DOWNSTREAM_PEER_URI_SAN%"}}, shared_with_upstream: ONCE}]
+      - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true}}
+`

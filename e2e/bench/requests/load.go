@@ -118,13 +118,26 @@ func (l Load) connection(ctx context.Context, end time.Time) ([]time.Duration, e
 	return ask2(ctx, nc, l.Streams, end)
 }
 
-// ask1 speaks HTTP/1.1 with as little as it takes.
-func ask1(nc net.Conn, end time.Time) (times []time.Duration, err error) {
+// text1 is the request in HTTP/1.1.
+func text1() []byte {
 	text := "GET " + path + " HTTP/1.1\r\nhost: " + authority + "\r\n"
 	for _, f := range requestHeader {
 		text += f.Name + ": " + f.Value + "\r\n"
 	}
-	request, br := []byte(text+"\r\n"), bufio.NewReader(nc)
+	return []byte(text + "\r\n")
+}
+
+// askOnce sends one request and reads its response.
+func askOnce(nc net.Conn) error {
+	if _, err := nc.Write(text1()); err != nil {
+		return err
+	}
+	return response1(bufio.NewReader(nc))
+}
+
+// ask1 speaks HTTP/1.1 with as little as it takes.
+func ask1(nc net.Conn, end time.Time) (times []time.Duration, err error) {
+	request, br := text1(), bufio.NewReader(nc)
 	for {
 		start := time.Now()
 		if !start.Before(end) {

@@ -129,12 +129,23 @@ func (r *run) startEnvoy(ctx context.Context, dir, backend string) (*program, er
 func awaitServer(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
+	return awaitOn(ctx, func() error {
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			return err
+		}
+		return nc.Close()
+	})
+}
+
+// awaitOn waits until try has no error; that of the last try is returned when ctx ends.
+func awaitOn(ctx context.Context, try func() error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		nc, err := net.Dial("tcp", addr)
+		err := try()
 		if err == nil {
-			return nc.Close()
+			return nil
 		}
 		select {
 		case <-tick.C:

@@ -179,22 +179,32 @@ func (r *run) measure(ctx context.Context, progress io.Writer) error {
 // memoryTick is how often memory is looked at.
 const memoryTick = 50 * time.Millisecond
 
-// drive runs a load on a proxy and adds what came of it. most, if not nil, becomes the most memory that the proxy held.
+// drive runs a load on a proxy: see drive.
 func (r *run) drive(ctx context.Context, name string, l Load, sum *Sum, most *uint64) error {
 	p := r.proxies[name]
 	l.Addr = p.addr
+	on := func(cmd *exec.Cmd) error { return start(cmd, r.cores.rest) }
+	if err := drive(ctx, r.Self, l, on, p.pid(), sum, most); err != nil {
+		return fmt.Errorf("load %s through %s: %w", l.Name(), name, err)
+	}
+	return nil
+}
+
+// drive runs a load in a process of its own, self, that on starts, and adds what came of it, and what proxies used meanwhile. most, if
+// not nil, becomes the most memory that one of them held.
+func drive(ctx context.Context, self string, l Load, on func(*exec.Cmd) error, proxies []int, sum *Sum, most *uint64) error {
 	spec, err := json.Marshal(l)
 	if err != nil {
 		return err
 	}
-	before, err := process.CPU(p.pid())
+	before, err := process.CPU(proxies)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, r.Self, asLoad, string(spec))
+	cmd := exec.CommandContext(ctx, self, asLoad, string(spec))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
-	if err := start(cmd, r.cores.rest); err != nil {
+	if err := on(cmd); err != nil {
 		return fmt.Errorf("start load: %w", err)
 	}
 	ended := make(chan error, 1)
@@ -209,7 +219,7 @@ func (r *run) drive(ctx context.Context, name string, l Load, sum *Sum, most *ui
 			if most == nil {
 				continue
 			}
-			now, err := process.Memory(p.pid())
+			now, err := process.Memory(proxies)
 			if err != nil {
 				return err
 			}
@@ -217,15 +227,15 @@ func (r *run) drive(ctx context.Context, name string, l Load, sum *Sum, most *ui
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("load %s through %s: %w", l.Name(), name, err)
+		return err
 	}
-	after, err := process.CPU(p.pid())
+	after, err := process.CPU(proxies)
 	if err != nil {
 		return err
 	}
 	var got Result
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
-		return fmt.Errorf("load %s through %s: %w", l.Name(), name, err)
+		return fmt.Errorf("read what came of it: %w", err)
 	}
 	sum.add(got, l.Duration, after-before)
 	return nil

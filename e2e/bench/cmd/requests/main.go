@@ -3,16 +3,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/requests"
+	"github.com/ambit-mesh/ambit/e2e/lab"
 )
 
 func main() {
@@ -35,6 +39,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.DurationVar(&c.Duration, "duration", 2*time.Second, "length of each round")
 	flags.IntVar(&c.Rounds, "rounds", 5, "rounds of each load, in each of which all proxies take turns")
 	flags.IntVar(&c.Connections, "connections", 1000, "connections for the memory figure")
+	whole := flags.Bool("way", os.Geteuid() == 0, "also measure the whole way by ztunnels, in network namespaces (root)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -52,8 +57,44 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := report.Write(stdout); err != nil {
 		return err
 	}
-	if n := report.Failed(); n > 0 {
-		return fmt.Errorf("%d connections failed: the figures are of no use", n)
+	failed := report.Failed()
+	if *whole {
+		n, err := way(ctx, c, stdout, stderr)
+		if err != nil {
+			return err
+		}
+		failed += n
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d connections failed: the figures are of no use", failed)
 	}
 	return nil
+}
+
+// way measures the whole way, with programs that it builds, and returns how many requests failed.
+func way(ctx context.Context, c requests.Config, stdout, stderr io.Writer) (_ uint64, err error) {
+	dir, err := os.MkdirTemp("", "ambit-bench-bin-")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	programs := requests.Programs{Ztunnel: filepath.Join(dir, "ztunnel"), Waypoint: filepath.Join(dir, "waypoint")}
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir,
+		"github.com/ambit-mesh/ambit/ztunnel/cmd/ztunnel", "github.com/ambit-mesh/ambit/waypoint/cmd/waypoint")
+	build.Stderr = stderr
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if err := build.Run(); err != nil {
+		return 0, fmt.Errorf("build ztunnel and waypoint: %w", err)
+	}
+	if err := lab.Clear(); err != nil {
+		return 0, err
+	}
+	report, err := requests.RunWay(ctx, c, programs, stderr)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := fmt.Fprintln(stdout); err != nil {
+		return 0, err
+	}
+	return report.Failed(), report.Write(stdout)
 }
