@@ -43,8 +43,13 @@ type netTransport struct {
 	abort sync.Once
 }
 
+// lender is a connection that reads into a buffer of package buffer, which it takes once there is something to read.
+type lender interface {
+	ReadLent(size int) ([]byte, int, error)
+}
+
 // NetTransport runs a connection over nc, which it then owns. It holds a buffer while it waits, unless nc has a method
-// WaitReadable as Stream does.
+// WaitReadable as Stream does, or ReadLent as nowait.Conn.
 func NetTransport(nc net.Conn) Transport { return &netTransport{Conn: nc} }
 
 func (t *netTransport) WaitReadable() error {
@@ -52,6 +57,12 @@ func (t *netTransport) WaitReadable() error {
 		return nil
 	}
 	if t.err != nil {
+		return t.err
+	}
+	t.r = 0
+	if l, ok := t.Conn.(lender); ok {
+		t.drop()
+		t.in, t.w, t.err = l.ReadLent(buffer.Small)
 		return t.err
 	}
 	if t.in == nil {
@@ -62,7 +73,6 @@ func (t *netTransport) WaitReadable() error {
 		}
 		t.in = buffer.Get(buffer.Small)
 	}
-	t.r = 0
 	t.w, t.err = t.Conn.Read(t.in)
 	if t.w == 0 {
 		t.drop()

@@ -192,6 +192,8 @@ func (b *body1) readTrailers() error {
 	}
 	if len(head) > 2 {
 		p := parser1{maxFields: b.maxFields}
+		p.begin()
+		defer p.end()
 		if err := p.splitFields(head, 0); err != nil {
 			return fmt.Errorf("trailer: %w", err)
 		}

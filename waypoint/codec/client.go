@@ -49,6 +49,7 @@ type Client interface {
 // NewClient returns a connection to a backend over nc, which it owns and closes. With HTTP2 it says so at once, without asking
 // (prior knowledge, or what ALPN has found); else it speaks HTTP/1.1.
 func NewClient(nc net.Conn, proto message.Protocol, cfg *ClientConfig) Client {
+	nc = quiet(nc)
 	if proto == message.HTTP2 {
 		return newClient2(h2.NetTransport(nc), cfg.withDefaults())
 	}

@@ -108,8 +108,9 @@ func (c *client1) awaitEnd() {
 	c.settleLocked()
 	c.mu.Unlock()
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		c.Close()
+		c.close(nil)
 	}
+	c.cfg.OnChange()
 }
 
 func (c *client1) Unreserve() {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -19,12 +20,30 @@ import (
 // other readers might take for them, refuse is stricter. Other lines are a name and a value, and nothing else.
 type parser1 struct {
 	maxFields int
+	fields    []message.Field // of the message; used again for the next
+	*scratch                  // nil but while a head is read
+}
 
-	spans  []span          // of the fields in head
-	fields []message.Field // of the message; used again for the next
-	std    []byte          // start line, and the fields that net/http judges
-	src    bytes.Reader    // of std
-	br     *bufio.Reader   // of src
+// scratch is what it takes to read a head, and nobody needs afterwards.
+type scratch struct {
+	spans []span        // of the fields in head
+	std   []byte        // start line, and the fields that net/http judges
+	src   bytes.Reader  // of std
+	br    *bufio.Reader // of src
+}
+
+var scratches = sync.Pool{New: func() any {
+	s := &scratch{}
+	s.br = bufio.NewReaderSize(&s.src, 512)
+	return s
+}}
+
+// begin gets what it takes to read a head, end gives it back.
+func (p *parser1) begin() { p.scratch = scratches.Get().(*scratch) }
+
+func (p *parser1) end() {
+	scratches.Put(p.scratch)
+	p.scratch = nil
 }
 
 // span is where a field is in its head: head[name:colon], head[from:to].
@@ -199,11 +218,7 @@ func (p *parser1) frame() (framing, error) {
 // reader returns std for net/http.
 func (p *parser1) reader() *bufio.Reader {
 	p.src.Reset(p.std)
-	if p.br == nil {
-		p.br = bufio.NewReaderSize(&p.src, 512)
-	} else {
-		p.br.Reset(&p.src)
-	}
+	p.br.Reset(&p.src)
 	return p.br
 }
 
@@ -216,6 +231,8 @@ type head1 struct {
 // request reads a request's head into req.
 func (p *parser1) request(head []byte, req *message.Request) (head1, error) {
 	var h head1
+	p.begin()
+	defer p.end()
 	if err := p.split(head); err != nil {
 		return h, err
 	}
@@ -296,6 +313,8 @@ func target(req *message.Request, std *http.Request) (string, error) {
 // response reads a response's head.
 func (p *parser1) response(head []byte, resp *message.Response, asked *http.Request) (head1, error) {
 	var h head1
+	p.begin()
+	defer p.end()
 	if err := p.split(head); err != nil {
 		return h, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 
 	"github.com/ambit-mesh/ambit/mesh/buffer"
+	"github.com/ambit-mesh/ambit/mesh/nowait"
 )
 
 // input is what an HTTP/1 connection brings: bytes that were read and are not used yet, in a pooled buffer. One goroutine at
@@ -15,6 +16,24 @@ type input struct {
 	nc   net.Conn
 	buf  []byte // nil while nothing is in it, as a rule
 	r, w int
+}
+
+// Connections that can wait without a buffer.
+type (
+	waiter interface{ WaitReadable() error }
+	lender interface {
+		ReadLent(size int) ([]byte, int, error)
+	}
+)
+
+// quiet returns nc, as one that wakes no scheduler and waits without a buffer where it can be.
+func quiet(nc net.Conn) net.Conn {
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		if c, err := nowait.New(tcp); err == nil {
+			return c
+		}
+	}
+	return nc
 }
 
 // Errors of reading a head.
@@ -55,13 +74,20 @@ func (in *input) leave() {
 func (in *input) fill(size int) error {
 	if in.r == in.w {
 		in.r, in.w = 0, 0
-		if len(in.buf) < size {
+		switch nc := in.nc.(type) {
+		case lender:
 			in.release()
-		}
-		if w, ok := in.nc.(interface{ WaitReadable() error }); ok {
+			var err error
+			in.buf, in.w, err = nc.ReadLent(size)
+			return err
+		case waiter:
 			in.release()
-			if err := w.WaitReadable(); err != nil {
+			if err := nc.WaitReadable(); err != nil {
 				return err
+			}
+		default:
+			if len(in.buf) < size {
+				in.release()
 			}
 		}
 	}

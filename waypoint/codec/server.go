@@ -32,7 +32,7 @@ type Server struct {
 // NewServer returns a server for nc, which it owns. The caller must call Run. handle is called for each request, in a goroutine
 // of Run's.
 func NewServer(nc net.Conn, cfg *ServerConfig, handle Handler) *Server {
-	return &Server{nc: nc, cfg: cfg.withDefaults(), handle: handle}
+	return &Server{nc: quiet(nc), cfg: cfg.withDefaults(), handle: handle}
 }
 
 // Run serves the connection until it ends, waits for its handlers, and closes it. It returns nil after an orderly end: the

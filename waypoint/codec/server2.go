@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/mesh/buffer"
 	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -344,15 +345,25 @@ func (u *unread) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// WaitReadable is for whoever would hold no buffer meanwhile.
-func (u *unread) WaitReadable() error {
-	if u.in != nil {
-		return nil
+// ReadLent is for whoever would hold no buffer meanwhile.
+func (u *unread) ReadLent(size int) ([]byte, int, error) {
+	if u.in == nil {
+		switch nc := u.Conn.(type) {
+		case lender:
+			return nc.ReadLent(size)
+		case waiter:
+			if err := nc.WaitReadable(); err != nil {
+				return nil, 0, err
+			}
+		}
 	}
-	if w, ok := u.Conn.(interface{ WaitReadable() error }); ok {
-		return w.WaitReadable()
+	b := buffer.Get(size)
+	n, err := u.Read(b)
+	if n == 0 {
+		buffer.Put(b)
+		b = nil
 	}
-	return nil
+	return b, n, err
 }
 
 // CloseWrite ends the direction to the peer, if the connection has such a thing.

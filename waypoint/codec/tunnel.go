@@ -135,7 +135,7 @@ func reset(nc net.Conn) {
 	switch nc := nc.(type) {
 	case interface{ Reset(h2.ErrCode) }:
 		nc.Reset(h2.ConnectError)
-	case *net.TCPConn:
+	case interface{ SetLinger(sec int) error }:
 		_ = nc.SetLinger(0)
 	}
 	_ = nc.Close()

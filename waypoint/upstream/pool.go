@@ -43,9 +43,10 @@ func (p *pool) init(e *Endpoint, protocol message.Protocol) {
 // conn is a connection of a pool.
 type conn struct {
 	client codec.Client
-	parked bool      // it is in pool.ready
-	begun  uint32    // requests that were reserved on it
-	since  time.Time // when it was last seen without requests
+	stop   func() bool // the connection no longer ends with the proxy
+	parked bool        // it is in pool.ready
+	begun  uint32      // requests that were reserved on it
+	since  time.Time   // when it was last seen without requests
 }
 
 // waiter is a request without a connection.
@@ -208,12 +209,16 @@ func (p *pool) dial() {
 		p.conns = map[*conn]struct{}{}
 	}
 	p.conns[c] = struct{}{}
-	p.endpoint.cluster.manager.ended.Go(func() { p.await(c) })
-	if p.closed {
-		go c.client.Shutdown() // it calls changed; await waits for the end
+	cluster.manager.ended.Add(1)
+	c.stop = context.AfterFunc(cluster.manager.ctx, client.Close)
+	switch {
+	case p.endedLocked(c): // it told of it when nobody knew it yet
+	case p.closed:
+		go client.Shutdown() // it calls changed; endedLocked is told of the end
 		return
+	default:
+		p.parkLocked(c)
 	}
-	p.parkLocked(c)
 	p.serveLocked()
 }
 
@@ -228,20 +233,23 @@ func (p *pool) failLocked(err error) {
 	}
 }
 
-// await waits for the end of a connection, or ends it with the proxy.
-func (p *pool) await(c *conn) {
+// endedLocked forgets a connection that has ended, if it has.
+func (p *pool) endedLocked(c *conn) bool {
 	select {
 	case <-c.client.Done():
-	case <-p.endpoint.cluster.manager.ctx.Done():
-		c.client.Close()
-		<-c.client.Done()
+	default:
+		return false
 	}
-	p.mu.Lock()
-	defer p.unlock()
+	if _, known := p.conns[c]; !known {
+		return true
+	}
 	delete(p.conns, c)
+	c.stop()
 	p.endpoint.cluster.usage.connections.Add(-1)
 	p.unparkLocked(c)
 	p.dialLocked() // there is room for another
+	p.endpoint.cluster.manager.ended.Done()
+	return true
 }
 
 // changed is called by a connection whenever it may take requests again, or none any more: by anyone, also by whoever holds mu
@@ -278,6 +286,7 @@ func (p *pool) lookLocked() {
 	for _, c := range list {
 		switch {
 		case c.client == nil: // dial has not got that far
+		case p.endedLocked(c):
 		case c.client.Draining():
 			p.unparkLocked(c)
 		case c.client.Available() > 0 && !p.closed:
