@@ -1,5 +1,5 @@
-// Package thrift has a data plane take of the machine what its work needs: processors and memory. What it sets holds for the whole
-// process, so that each function may run once at a time in one.
+// Package thrift has a data plane take of the machine what its work needs: processors, memory, and stacks that grow. What Processors
+// and Collector set holds for the whole process, so that each may run once at a time in one.
 package thrift
 
 import (

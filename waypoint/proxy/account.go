@@ -75,9 +75,13 @@ func (r *request) log(took time.Duration) {
 	if bad {
 		level = slog.LevelWarn
 	}
-	if !log.Enabled(context.Background(), level) {
-		return
+	if log.Enabled(context.Background(), level) {
+		r.writeLine(log, level, took)
 	}
+}
+
+// writeLine is no part of log, whose stack every request pays for.
+func (r *request) writeLine(log *slog.Logger, level slog.Level, took time.Duration) {
 	attrs := make([]slog.Attr, 0, 30)
 	attrs = append(attrs, slog.String("method", r.method), slog.String("authority", r.authority), slog.String("path", printable(r.path)),
 		slog.String("protocol", r.x.Request.Proto.String()), slog.Int("status", r.status))

@@ -39,7 +39,7 @@ func (p *Proxy) ServePlain(ctx context.Context, ln net.Listener, destination net
 		}
 		c := &connection{proxy: p, chain: chain, destination: destination, source: unique.Make(telemetry.Party{})}
 		if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
-			c.client = a.AddrPort()
+			c.client, c.holder = a.AddrPort(), a.AddrPort().Addr().Unmap()
 		}
 		conns.Go(func() { c.serveHTTP(ctx, nc) })
 	}

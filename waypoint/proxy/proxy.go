@@ -20,6 +20,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
+	"github.com/ambit-mesh/ambit/mesh/thrift"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
 	"github.com/ambit-mesh/ambit/waypoint/route"
@@ -83,6 +84,9 @@ type Proxy struct {
 	snapshot atomic.Pointer[config.Snapshot]
 	mirrors  mirrors
 	watchdog watchdog
+	crew     *thrift.Crew   // of handlers
+	handlers sync.WaitGroup // goroutines of crew
+	ending   chan struct{}  // closed by Close
 	counts   Counts
 
 	mu       sync.Mutex    // guards what follows; never held across I/O
@@ -119,6 +123,8 @@ func New(cfg Config) *Proxy {
 	}
 	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}, carried: map[*connection]context.CancelCauseFunc{}, news: make(chan struct{})}
 	p.snapshot.Store(&config.Snapshot{})
+	p.ending = make(chan struct{})
+	p.crew = thrift.NewCrew(p.ending, &p.handlers)
 	p.mirrors.init(p)
 	p.watchdog.start()
 	return p
@@ -175,6 +181,7 @@ func (p *Proxy) newServer(t *config.Terminate) *hbone.Server {
 			p.cfg.Logger.Warn("a tunnel connection was refused", "peer", nc.RemoteAddr(), "error", err)
 		},
 	}
+	cfg.H2.Go = p.crew.Do
 	if t != nil {
 		if t.MaxConcurrentStreams > 0 {
 			cfg.MaxStreams = int(min(t.MaxConcurrentStreams, 1<<16))
@@ -227,6 +234,7 @@ func (p *Proxy) Drain(ctx context.Context) error {
 // Close cuts what is open and waits for it.
 func (p *Proxy) Close() {
 	p.mu.Lock()
+	first := !p.closed
 	p.closed = true
 	server := p.server
 	p.mu.Unlock()
@@ -235,6 +243,10 @@ func (p *Proxy) Close() {
 	}
 	p.mirrors.close()
 	p.watchdog.close()
+	if first {
+		close(p.ending)
+	}
+	p.handlers.Wait()
 }
 
 // Open returns how many tunnels are open.
@@ -330,6 +342,7 @@ func (c *connection) serveHTTP(ctx context.Context, nc net.Conn) {
 		cfg.IdleTimeout = -1
 	}
 	cfg.H2.MaxStreams = h.MaxConcurrentStreams
+	cfg.H2.Go = p.crew.Do
 	cfg.OnRefuse = c.refused
 	c.routes.Store(p.snapshot.Load().Routes(h.Routes))
 	c.server = codec.NewServer(nc, cfg, c.serve)

@@ -177,7 +177,7 @@ func (p *Pod) serve(l *listener, handle func(*net.TCPConn)) {
 			continue
 		}
 		p.party.Asks(workPerConnection)
-		p.crew.do(func() { handle(conn) })
+		p.crew.Do(func() { handle(conn) })
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/identity"
 	"github.com/ambit-mesh/ambit/mesh/share"
+	"github.com/ambit-mesh/ambit/mesh/thrift"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/inpod"
 	"github.com/ambit-mesh/ambit/ztunnel/netns"
@@ -66,9 +67,9 @@ type Pod struct {
 	ctx      context.Context // of the listeners and the tunnel server
 	cancel   context.CancelFunc
 	work     sync.WaitGroup // accept loops, and connections until they are relayed
-	crew     crew           // of work
+	crew     *thrift.Crew   // of work
 	handling sync.WaitGroup // tunnel requests, and goroutines that wait for the next
-	handlers crew           // of handling
+	handlers *thrift.Crew   // of handling
 	commands chan command
 	ending   chan struct{} // closed when Resume is too late
 	done     chan struct{}
@@ -119,8 +120,8 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		return nil, err
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.crew = crew{stop: p.ending, jobs: make(chan func()), wg: &p.work}
-	p.handlers = crew{stop: p.ending, jobs: make(chan func()), wg: &p.handling}
+	p.crew = thrift.NewCrew(p.ending, &p.work)
+	p.handlers = thrift.NewCrew(p.ending, &p.handling)
 	if err := p.openSockets(claim); err != nil {
 		p.cancel()
 		claim.Abandon()
@@ -151,7 +152,7 @@ func (n *Node) startPod(pod inpod.Pod, ns *netns.Namespace) (*Pod, error) {
 		Logger:         p.logger,
 	})
 	serverH2 := p.h2
-	serverH2.Go = p.handlers.do
+	serverH2.Go = p.handlers.Do
 	p.server = hbone.NewServer(hbone.ServerConfig{
 		TLS:     p.serverTLS,
 		Revoked: func(client []*x509.Certificate) error { return p.disproved(&proof{certs: client}) },

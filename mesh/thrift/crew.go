@@ -1,4 +1,4 @@
-package proxy
+package thrift
 
 import (
 	"sync"
@@ -9,15 +9,21 @@ import (
 // jobs in that time: few where it matters little, and no more after a burst than before it.
 const crewLinger = 100 * time.Millisecond
 
-// crew runs functions in goroutines that are used again, so that their stacks need not grow for each connection.
-type crew struct {
+// Crew runs functions in goroutines that are used again, so that their stacks need not grow for each connection or request. Do may be
+// called concurrently.
+type Crew struct {
 	stop <-chan struct{} // ends waiting
 	jobs chan func()     // unbuffered: a send succeeds only if a goroutine waits
 	wg   *sync.WaitGroup // counts the goroutines
 }
 
-// do runs f in a goroutine of its own, at once.
-func (c *crew) do(f func()) {
+// NewCrew returns a crew whose goroutines wg counts; those that wait for work end when stop is closed.
+func NewCrew(stop <-chan struct{}, wg *sync.WaitGroup) *Crew {
+	return &Crew{stop: stop, jobs: make(chan func()), wg: wg}
+}
+
+// Do runs f in a goroutine of its own, at once.
+func (c *Crew) Do(f func()) {
 	select {
 	case c.jobs <- f:
 	default:
@@ -29,7 +35,7 @@ func (c *crew) do(f func()) {
 }
 
 // linger waits for work and does it, until there has been none for a while.
-func (c *crew) linger() {
+func (c *Crew) linger() {
 	timer := time.NewTimer(crewLinger)
 	defer timer.Stop()
 	for {

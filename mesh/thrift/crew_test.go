@@ -1,4 +1,4 @@
-package proxy
+package thrift
 
 import (
 	"sync"
@@ -12,7 +12,7 @@ func TestCrew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var wg sync.WaitGroup
 		stop := make(chan struct{})
-		c := crew{stop: stop, jobs: make(chan func()), wg: &wg}
+		c := NewCrew(stop, &wg)
 		release := make(chan struct{})
 		var mu sync.Mutex
 		running, most, done := 0, 0, 0
@@ -28,7 +28,7 @@ func TestCrew(t *testing.T) {
 			mu.Unlock()
 		}
 		for range 5 {
-			c.do(job) // none of them is over before all have begun
+			c.Do(job) // none of them is over before all have begun
 		}
 		synctest.Wait()
 		if most != 5 {
@@ -37,7 +37,7 @@ func TestCrew(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		for range 100 {
-			c.do(job)
+			c.Do(job)
 			synctest.Wait()
 		}
 		if done != 105 {
@@ -46,7 +46,7 @@ func TestCrew(t *testing.T) {
 		// With nothing to do they end, and come again when there is.
 		time.Sleep(2 * crewLinger)
 		wg.Wait()
-		c.do(job)
+		c.Do(job)
 		synctest.Wait()
 		close(stop)
 		wg.Wait()
