@@ -407,6 +407,9 @@ func (p *parts) listenTunnels(ctx context.Context, room func(string, func(contex
 	if opened == 0 {
 		return errors.Join(errs...)
 	}
+	if err := thrift.Program(); err != nil {
+		p.logger.Debug("more memory is held than need be", "error", err)
+	}
 	return nil
 }
 

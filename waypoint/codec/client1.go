@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -22,7 +21,6 @@ type client1 struct {
 	in     input
 	out    output
 	parser parser1
-	asked  http.Request // what net/http needs to know of the request
 	done   chan struct{}
 	look   looker         // for the backend's end
 	idle   *time.Timer    // begins the wait for the backend's end, some time after a request
@@ -369,7 +367,6 @@ func (k *call1) await(req *message.Request, inform func(*message.Response)) erro
 		k.goOn()
 	}()
 	c := k.c
-	c.asked.Method = req.Method
 	for informational := 0; ; informational++ {
 		head, err := c.in.head(c.cfg.MaxHeader, false, func() error { return nil })
 		k.heard = k.heard || len(c.in.bytes()) > 0
@@ -382,7 +379,7 @@ func (k *call1) await(req *message.Request, inform func(*message.Response)) erro
 		if err != nil {
 			return err
 		}
-		h, err := c.parser.response(head, &k.Response, &c.asked)
+		h, err := c.parser.response(head, &k.Response, req.Method)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrBadResponse, err)
 		}

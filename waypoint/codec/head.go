@@ -30,6 +30,7 @@ type scratch struct {
 	std   []byte        // start line, and the fields that net/http judges
 	src   bytes.Reader  // of std
 	br    *bufio.Reader // of src
+	asked http.Request  // what net/http needs to know of the request, for a response
 }
 
 var scratches = sync.Pool{New: func() any {
@@ -310,8 +311,8 @@ func target(req *message.Request, std *http.Request) (string, error) {
 	return path, nil
 }
 
-// response reads a response's head.
-func (p *parser1) response(head []byte, resp *message.Response, asked *http.Request) (head1, error) {
+// response reads the head of the response to a request of method.
+func (p *parser1) response(head []byte, resp *message.Response, method string) (head1, error) {
 	var h head1
 	p.begin()
 	defer p.end()
@@ -322,7 +323,8 @@ func (p *parser1) response(head []byte, resp *message.Response, asked *http.Requ
 	if h.framing, err = p.frame(); err != nil {
 		return h, err
 	}
-	std, err := http.ReadResponse(p.reader(), asked)
+	p.asked.Method = method
+	std, err := http.ReadResponse(p.reader(), &p.asked)
 	switch {
 	case err != nil:
 		return h, err

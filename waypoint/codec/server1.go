@@ -179,6 +179,9 @@ func (o *server1) readHead() error {
 	o.head, err = o.parser.request(head, &o.x.Request)
 	o.x.head = o.x.Request.Method == "HEAD"
 	o.in.take(len(head))
+	if len(o.in.bytes()) == 0 {
+		o.in.release() // the handler may take its time
+	}
 	return err
 }
 

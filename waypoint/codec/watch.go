@@ -10,8 +10,8 @@ import (
 )
 
 // watchDelay is how long a request must have been under way before somebody looks whether its client is still there. Most are over
-// by then, and need no goroutine for it.
-const watchDelay = 20 * time.Millisecond
+// by then, also where a thousand of them share a processor, and need no goroutine for it.
+const watchDelay = 250 * time.Millisecond
 
 // watch notices that the client of an HTTP/1 connection goes away while its request is handled: it reads on. What it finds is the
 // next request, or the end. A client that closes its direction to us is gone, as it is for other proxies.
@@ -47,7 +47,7 @@ func (w *watch) look() {
 	switch {
 	case w.cancel == nil || w.reading:
 	case w.body != nil && !w.body.ended():
-		w.timer.Reset(10 * watchDelay)
+		w.timer.Reset(watchDelay)
 	default:
 		w.reading = true
 		w.wg.Go(w.read)

@@ -73,6 +73,9 @@ func serveWaypoint(ctx context.Context, ln net.Listener, backend string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rooms.Go(func() { _ = thrift.Collector(ctx, app.MuchGarbage) }) // it returns nil
+	if err := thrift.Program(); err != nil {
+		return err
+	}
 	return p.ServePlain(ctx, ln, netip.MustParseAddrPort("10.96.0.1:80"))
 }
 
