@@ -26,7 +26,7 @@ const others = `
 apiVersion: v1
 kind: Service
 metadata: {name: a, namespace: ns}
-spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}
+spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}, {name: x, port: 84}]}
 ---
 apiVersion: v1
 kind: Service
@@ -169,7 +169,7 @@ func takes(t *testing.T, ix index, reduce func(*unstructured.Unstructured) *clus
 				t.Errorf("%v\n%.2000s", err, text)
 			}
 		}
-		if ix.route.Kind != cluster.KindTCPRoute {
+		if ix.route.Kind != cluster.KindTCPRoute && ix.route.Kind != cluster.KindTLSRoute {
 			continue
 		}
 		sent := map[string][]*discoveryv3.Resource{}

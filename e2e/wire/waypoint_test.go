@@ -35,8 +35,8 @@ var stories = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.lo
 //
 //	METHOD service:port path header=value ... -> what becomes of it
 //
-// where the pseudo-header from is the namespace of the client, or its namespace/account, and token has the claims of one that was
-// verified. What becomes of it is "denied", with the
+// where the pseudo-header from is the namespace of the client, or its namespace/account, sni the server that a client of TLS asks for, and
+// token has the claims of one that was verified. What becomes of it is "denied", with the
 // policy that does it if there is one; "ask", with who is asked outside and for which policies; a status, with the location of a redirect;
 // "preflight" with the origin and the methods that are allowed;
 // or the clusters with their weights, the path and the headers of what they get; or "rule" and the rule
@@ -136,7 +136,13 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
-	chain := now.Chain(netip.AddrPortFrom(hosts[key], uint16(port)))
+	server := ""
+	for _, w := range words[3:] {
+		if name, ok := strings.CutPrefix(w, "sni="); ok {
+			server = name
+		}
+	}
+	chain := now.Chain(netip.AddrPortFrom(hosts[key], uint16(port))).For(server)
 	if chain == nil {
 		return "refused", ""
 	}
@@ -146,6 +152,7 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 	for _, w := range words[3:] {
 		name, value, _ := strings.Cut(w, "=")
 		switch name {
+		case "sni":
 		case "token":
 			if err := json.Unmarshal([]byte(value), &claims); err != nil {
 				t.Fatalf("%s: %v", line, err)

@@ -26,7 +26,8 @@ type Route struct {
 	Generation int64
 	// Parents are what the route is attached to, those that the mesh does not answer for included.
 	Parents []RouteParent
-	// Hostnames are spec.hostnames, lower case. Those of HTTPRoutes and GRPCRoutes have no meaning for services.
+	// Hostnames are spec.hostnames, lower case. Those of HTTPRoutes and GRPCRoutes have no meaning for services; of a TLSRoute one that
+	// is malformed is "", and its rules are at fault.
 	Hostnames []string
 	// Rules are in the order of spec.rules. A route that cannot be read has one that matches everything and is at fault.
 	Rules []RouteRule

@@ -111,8 +111,16 @@ func TLSRouteOf(in *unstructured.Unstructured) *Route {
 	if !ok {
 		return r
 	}
+	var odd []Fault
+	for i, h := range r.Hostnames {
+		host, fault := parseHost(fmt.Sprintf("spec.hostnames[%d]:", i), h, true)
+		if fault != "" {
+			odd = append(odd, Fault{Message: fault})
+		}
+		r.Hostnames[i] = host
+	}
 	for i, rule := range spec.Rules {
-		r.addPlainRule(i, rule.Name, rule.BackendRefs, unknown[i])
+		r.addPlainRule(i, rule.Name, rule.BackendRefs, slices.Concat(unknown[i], odd))
 	}
 	return r
 }

@@ -48,7 +48,7 @@ func faultsOf(r *cluster.Route, i int) []cluster.Fault {
 			add(true, "%s: RequestHeaderModifier sets the header Host, and so does URLRewrite", where)
 		}
 	}
-	if r.Kind == cluster.KindTCPRoute && i > 0 {
+	if !isHTTP(r.Kind) && i > 0 {
 		add(false, " is never reached: the first rule takes all connections")
 	}
 	host(".filters", rule.Filters)

@@ -7,7 +7,9 @@ import (
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
 // attachment is what routes make of one port of a host.
@@ -38,9 +40,8 @@ type loss struct {
 // reasonConflicted is why a route of another kind is refused. The Gateway API's text has a name for it, its Go package has not.
 const reasonConflicted gatewayv1.RouteConditionReason = "Conflicted"
 
-// precedence is the order of kinds that want the same port, best first. TLSRoutes, which have their place before TCPRoutes, are not
-// supported.
-var precedence = []cluster.Kind{cluster.KindGRPCRoute, cluster.KindHTTPRoute, cluster.KindTCPRoute}
+// precedence is the order of kinds that want the same port, best first.
+var precedence = []cluster.Kind{cluster.KindGRPCRoute, cluster.KindHTTPRoute, cluster.KindTLSRoute, cluster.KindTCPRoute}
 
 // attach settles which of the routes of a host have one of its ports. Only the owner of a service decides what is spoken on its
 // ports: a consumer's route acts where HTTP is spoken anyway, since parsing what its owner meant as bytes would break all other
@@ -52,11 +53,7 @@ func attach(h *Host, port cluster.ServicePort, routes []*cluster.Route) attachme
 		if !slices.ContainsFunc(r.Parents, func(p cluster.RouteParent) bool { return p.Ref == h.Ref && means(r, p, port) }) {
 			continue
 		}
-		if r.Kind == cluster.KindTLSRoute {
-			out.lost[r] = loss{gatewayv1.RouteReasonUnsupportedValue, "TLSRoutes are not supported: the port is as it would be without this one"}
-		} else {
-			namespaces[r.Namespace] = append(namespaces[r.Namespace], r)
-		}
+		namespaces[r.Namespace] = append(namespaces[r.Namespace], r)
 	}
 	out.producers = out.settle(namespaces[h.Ref.Key.Namespace])
 	if len(out.producers) > 0 {
@@ -88,7 +85,7 @@ func attach(h *Host, port cluster.ServicePort, routes []*cluster.Route) attachme
 }
 
 // means reports whether a parent of a route means a port. One that names none means those that are not declared to be something else:
-// an HTTPRoute for a whole service leaves the service's database port alone.
+// an HTTPRoute for a whole service leaves the service's database port alone, and so does a TLSRoute, whose clients have to speak first.
 func means(r *cluster.Route, p cluster.RouteParent, port cluster.ServicePort) bool {
 	if !p.Picks(port) {
 		return false
@@ -100,7 +97,7 @@ func means(r *cluster.Route, p cluster.RouteParent, port cluster.ServicePort) bo
 	case http1, http2:
 		return isHTTP(r.Kind)
 	case opaque:
-		return !isHTTP(r.Kind)
+		return r.Kind == cluster.KindTCPRoute || r.Kind == cluster.KindTLSRoute && translate.AppProtocol(port) == workload.AppProtocol_TLS
 	}
 	return true
 }

@@ -43,17 +43,19 @@ type Part struct {
 	host   *Host
 	chains []*listenerv3.FilterChain
 	match  *matcher.IPMatcher_IPRangeMatcher
+	// names are the ports on which the name of the server that clients ask for counts.
+	names []uint16
 }
 
 // Equal reports whether both put the same into the listener.
 func (p *Part) Equal(o *Part) bool {
-	return proto.Equal(p.match, o.match) &&
+	return proto.Equal(p.match, o.match) && slices.Equal(p.names, o.names) &&
 		slices.EqualFunc(p.chains, o.chains, func(a, b *listenerv3.FilterChain) bool { return proto.Equal(a, b) })
 }
 
 // HostPart translates one host's share of ListenerMain; nil if nobody can ask for the host by an address of it. It depends on the
-// routes that name the host as a parent, for TCPRoutes on the hosts that these refer to, on the rule for the host, and on the policies
-// that are for it.
+// routes that name the host as a parent, for TCPRoutes and TLSRoutes on the hosts that these refer to, on the rule for the host, and on
+// the policies that are for it.
 func HostPart(h *Host, ix Index, policies Policies) *Part {
 	if len(h.Addresses) == 0 || len(h.Ports) == 0 || h.Unfit != "" {
 		return nil
@@ -62,10 +64,17 @@ func HostPart(h *Host, ix Index, policies Policies) *Part {
 	p := &Part{host: h}
 	ports := map[string]*matcher.Matcher_OnMatch{}
 	for _, port := range h.Ports {
-		chain := chainOf(h, port, attach(h, port, routes), ix, policies)
-		p.chains = append(p.chains, chain)
-		ports[strconv.Itoa(int(port.Port))] = &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
-			Action: &xdscore.TypedExtensionConfig{Name: chain.Name, TypedConfig: config(wrapperspb.String(chain.Name))}}}
+		at, number := attach(h, port, routes), strconv.Itoa(int(port.Port))
+		if at.kind != cluster.KindTLSRoute {
+			chain := chainOf(h, port, at, ix, policies)
+			p.chains = append(p.chains, chain)
+			ports[number] = chosen(chain.Name)
+			continue
+		}
+		chains, choice := byName(h, port, at, ix, policies)
+		p.chains = append(p.chains, chains...)
+		p.names = append(p.names, port.Port)
+		ports[number] = choice
 	}
 	p.match = &matcher.IPMatcher_IPRangeMatcher{
 		OnMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Matcher{Matcher: &matcher.Matcher{
@@ -94,9 +103,17 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 		TrafficDirection:  corev3.TrafficDirection_INBOUND,
 	}
 	tree := &matcher.IPMatcher{}
+	var names []uint16
 	for _, p := range parts {
+		names = append(names, p.names...)
 		l.FilterChains = append(l.FilterChains, p.chains...)
 		tree.RangeMatchers = append(tree.RangeMatchers, p.match)
+	}
+	if slices.Sort(names); len(names) > 0 {
+		l.ListenerFilters = append(l.ListenerFilters, inspector(slices.Compact(names)))
+		l.ListenerFiltersTimeout = durationpb.New(helloTime)
+		// Another service may have the port for clients that wait for the server to begin.
+		l.ContinueOnListenerFiltersTimeout = true
 	}
 	if len(parts) == 0 {
 		// Envoy wants a chain in each listener; this one is never chosen.
@@ -112,7 +129,7 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 	return l
 }
 
-// chainOf is the filter chain of a port.
+// chainOf is the filter chain of a port that is not one of TLSRoutes.
 func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policies Policies) *listenerv3.FilterChain {
 	name := ChainName(h, port.Port, at.http)
 	if !at.http {
@@ -124,12 +141,7 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 		case encrypted:
 			proxy = tcpProxy(name, asIsCluster(h, port.Port))
 		}
-		applyTCP(proxy, ix.Rule(h).PolicyOf(port.Port))
-		c := chain(name, filterTCP, proxy)
-		for i, f := range policies.filters(false, nil) {
-			c.Filters = slices.Insert(c.Filters, i, networkFilter(filterNetworkRBAC, f.network(name)))
-		}
-		return c
+		return carry(name, proxy, ix.Rule(h).PolicyOf(port.Port), policies)
 	}
 	filters, refusing := policies.asks(ix)
 	for _, f := range policies.filters(true, refusing) {
@@ -160,6 +172,16 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 	})
 }
 
+// carry is the filter chain of connections that are carried as they are.
+func carry(name string, proxy *tcpv3.TcpProxy, policy *cluster.TrafficPolicy, policies Policies) *listenerv3.FilterChain {
+	applyTCP(proxy, policy)
+	c := chain(name, filterTCP, proxy)
+	for i, f := range policies.filters(false, nil) {
+		c.Filters = slices.Insert(c.Filters, i, networkFilter(filterNetworkRBAC, f.network(name)))
+	}
+	return c
+}
+
 func chain(name, filter string, settings proto.Message) *listenerv3.FilterChain {
 	return &listenerv3.FilterChain{Name: name, Filters: []*listenerv3.Filter{networkFilter(filter, settings)}}
 }
@@ -174,7 +196,7 @@ func tcpProxy(name, to string) *tcpv3.TcpProxy {
 	}
 }
 
-// splitTCP carries connections to the backends of a TCPRoute by their weights. The share of one that cannot be used is refused, and
+// splitTCP carries connections to the backends of a TCPRoute or TLSRoute by their weights. The share of one that cannot be used is refused, and
 // so are all if the rule has none that can. What clients send is encrypted, or it is not known to be.
 func splitTCP(name string, r *cluster.Route, ix Index, encrypted bool) *tcpv3.TcpProxy {
 	out := tcpProxy(name, ClusterInvalid)

@@ -136,7 +136,7 @@ func acceptance(c *conditions, r *cluster.Route, p cluster.RouteParent, ix Index
 	}
 	message := "attached to " + p.Ref.String()
 	if lost.message != "" {
-		message += "; not on every port: " + lost.message
+		message += "; not everywhere: " + lost.message
 	}
 	c.add(gatewayv1.RouteConditionAccepted, true, gatewayv1.RouteReasonAccepted, message)
 	if faulty > 0 {
@@ -154,7 +154,8 @@ func refusal(r *cluster.Route) string {
 }
 
 // place reports whether a route has one of the ports that its parent means. The loss is why it does not have one of them, zero
-// if it has all. Several TCPRoutes may have a port, of which the first gets the connections.
+// if it has all. Several TCPRoutes may have a port, of which the first gets the connections, and several TLSRoutes, of which each gets
+// those for its names.
 func place(r *cluster.Route, p cluster.RouteParent, ix Index) (bool, loss) {
 	none := func(format string, args ...any) (bool, loss) {
 		return false, loss{gatewayv1.RouteReasonNoMatchingParent, fmt.Sprintf(format, args...)}
@@ -188,8 +189,13 @@ func place(r *cluster.Route, p cluster.RouteParent, ix Index) (bool, loss) {
 			continue
 		}
 		won = true
-		if r.Kind == cluster.KindTCPRoute && at.producers[0] != r {
+		switch {
+		case r.Kind == cluster.KindTCPRoute && at.producers[0] != r:
 			note(loss{reasonConflicted, fmt.Sprintf("connections to port %d are those of TCPRoute %s, which is older or the first by name", port.Port, at.producers[0].Key)})
+		case r.Kind == cluster.KindTLSRoute:
+			if others := outdone(r, at.producers); others != "" {
+				note(loss{reasonConflicted, fmt.Sprintf("connections to port %d %s, which is older or the first by name", port.Port, others)})
+			}
 		}
 	}
 	if !picked {

@@ -384,7 +384,10 @@ func (w world) ref() cluster.ObjectRef {
 
 func (w world) route() cluster.Object {
 	r := &cluster.Route{
-		Key: w.key(), Kind: pick(w, cluster.KindHTTPRoute, cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTCPRoute), Created: w.created(), Generation: int64(w.IntN(3)),
+		Key: w.key(), Kind: pick(w, cluster.KindHTTPRoute, cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTCPRoute, cluster.KindTLSRoute), Created: w.created(), Generation: int64(w.IntN(3)),
+	}
+	if r.Kind == cluster.KindTLSRoute {
+		r.Hostnames = pick(w, nil, []string{"a.example"}, []string{"a.example", "*.example"}, []string{"*.example", "b.example"})
 	}
 	r.Parents = []cluster.RouteParent{{Ref: cluster.ServiceRef(cluster.Key{Namespace: r.Namespace, Name: pick(w, "x", "y")})}}
 	for range w.IntN(2) {

@@ -146,7 +146,7 @@ func addressesOf(in state.Gateway) []any {
 }
 
 // routeKinds are those that a waypoint's listener takes.
-var routeKinds = []string{string(cluster.KindHTTPRoute), string(cluster.KindGRPCRoute)}
+var routeKinds = []string{string(cluster.KindHTTPRoute), string(cluster.KindGRPCRoute), string(cluster.KindTLSRoute), string(cluster.KindTCPRoute)}
 
 // listenerBody is what one listener says; taken tells that another one before it takes the tunnels.
 func listenerBody(g *cluster.Gateway, l cluster.Listener, gateway cluster.Condition, taken bool) listener {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/mesh/policy"
@@ -18,16 +19,59 @@ type Terminate struct {
 	KeepaliveInterval, KeepaliveTimeout time.Duration
 }
 
-// Chain says how connections to some destinations are served: exactly one of HTTP and TCP is set.
+// Chain says how connections to some destinations are served: exactly one of HTTP, TCP and Names is set.
 type Chain struct {
 	// Name, as "inbound-vip|80|http|shop.ns.svc.cluster.local".
 	Name string
 	HTTP *HTTP
 	TCP  *TCP
+	// Names: another chain, which has none, serves the connection: see For. This one has no more than a name beside it.
+	Names *Names
 	// Asks are those outside who are asked about a request, one after the other, before Authorization.
 	Asks []Ask
 	// Authorization is what is asked before a request, or a connection that is not of HTTP, is served.
 	Authorization policy.Steps
+}
+
+// For returns the chain that serves a connection whose client asks for a server by name, "" for none: c itself where names do not
+// count, nil if the connection is refused. Of a nil chain it is nil.
+func (c *Chain) For(server string) *Chain {
+	if c == nil || c.Names == nil {
+		return c
+	}
+	return c.Names.chain(strings.ToLower(server))
+}
+
+// Names chooses the chain of a connection of TLS by the name of the server that its client asks for (SNI).
+type Names struct {
+	// Timeout is how long the client may take to say it; 0 is no limit. 15 s unless set.
+	Timeout time.Duration
+
+	exact map[string]*Chain // in lower case
+	under map[string]*Chain // by what comes after "*.", for all that end in it with a dot before
+	rest  *Chain            // of all others; nil: they are refused
+}
+
+// maxName is how long a host name can be (RFC 1035 section 2.3.4), in bytes.
+const maxName = 253
+
+func (n *Names) chain(server string) *Chain {
+	if c, ok := n.exact[server]; ok {
+		return c
+	}
+	if len(server) > maxName {
+		return n.rest // and is not looked at further
+	}
+	for rest := server; ; {
+		_, after, more := strings.Cut(rest, ".")
+		if !more {
+			return n.rest
+		}
+		if c, ok := n.under[after]; ok {
+			return c
+		}
+		rest = after
+	}
 }
 
 // Ask is somebody outside who is asked about requests that match one of some policies.

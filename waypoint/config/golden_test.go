@@ -81,7 +81,7 @@ func parse(t testing.TB, kind string, text []byte) proto.Message {
 
 // TestGoldens pushes the resources of each story in testdata, one after the other, as its files are named ("cluster <name>",
 // "remove cluster <name>"), and shows what was rejected and the snapshot wherever a file "show" is, and at the end; "ask" shows which chain
-// serves destinations.
+// serves destinations, or with a name and "@" before clients who ask for that server there.
 func TestGoldens(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -108,7 +108,8 @@ func TestGoldens(t *testing.T) {
 				case "ask":
 					for _, dst := range words[1:] {
 						answer := "nothing"
-						if c := s.Load().Chain(netip.MustParseAddrPort(dst)); c != nil {
+						at := strings.LastIndexByte(dst, '@')
+						if c := s.Load().Chain(netip.MustParseAddrPort(dst[at+1:])).For(dst[:max(at, 0)]); c != nil {
 							answer = c.Name
 						}
 						fmt.Fprintf(&got, "%s is served by %s\n", dst, answer)

@@ -5,15 +5,14 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
 	matcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	networkv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
@@ -37,6 +36,9 @@ type inboundRead struct {
 	sources map[string]chainSource // by name
 	// bad are the chains that cannot be honoured: those that had a good form before have that one, the others are not there.
 	bad map[string]bool
+	// timeout is how long clients may take to name a server; inspects tells whether that is looked for.
+	timeout  time.Duration
+	inspects bool
 }
 
 // inbound reads main_internal. Chains that are in old as they are here are taken over.
@@ -44,11 +46,10 @@ func (d decoder) inbound(l *listenerv3.Listener, old map[string]chainSource) inb
 	if l.GetInternalListener() == nil {
 		d.add(root.Field("internal_listener"), "required")
 	}
-	for i, f := range l.GetListenerFilters() {
-		at := root.Field("listener_filters").Index(i).Field("typed_config")
-		d.unpack(f.GetTypedConfig(), &originaldstv3.OriginalDst{}, at)
+	out := inboundRead{
+		inbound: &inbound{byAddr: map[netip.AddrPort]*Chain{}}, sources: make(map[string]chainSource, len(l.GetFilterChains())), bad: map[string]bool{},
 	}
-	out := inboundRead{&inbound{byAddr: map[netip.AddrPort]*Chain{}}, make(map[string]chainSource, len(l.GetFilterChains())), map[string]bool{}}
+	out.timeout, out.inspects = d.listenerFilters(l)
 	for i, c := range l.GetFilterChains() {
 		at := root.Field("filter_chains").Index(i)
 		if _, twice := out.sources[c.GetName()]; twice {
@@ -164,17 +165,11 @@ func (d decoder) ports(m *matcherv3.Matcher_OnMatch, chains inboundRead, at *str
 			d.add(at.Key(text), "%q is no port", text)
 			continue
 		}
-		var name wrapperspb.StringValue
-		at := at.Key(text).Field("action").Field("typed_config")
-		if !d.unpack(on.GetAction().GetTypedConfig(), &name, at) {
-			continue
-		}
-		src, ok := chains.sources[name.GetValue()]
-		switch {
-		case ok:
-			out[uint16(port)] = src.chain
-		case !chains.bad[name.GetValue()]:
-			d.add(at, "there is no filter chain %q", name.GetValue())
+		at := at.Key(text)
+		if m := on.GetMatcher(); m != nil {
+			out[uint16(port)] = d.byName(m, chains, at.Field("matcher"))
+		} else if chain, _ := d.action(on, chains, at); chain != nil {
+			out[uint16(port)] = chain
 		}
 	}
 	return out

@@ -7,14 +7,16 @@ import "github.com/ambit-mesh/ambit/waypoint/strict"
 // say what this proxy does in any case.
 var supported = strict.Table{
 	"envoy.config.listener.v3.Listener": strict.Known(`name address additional_addresses filter_chains filter_chain_matcher
-		listener_filters internal_listener`, `stat_prefix traffic_direction metadata connection_balance_config
-		per_connection_buffer_limit_bytes listener_filters_timeout continue_on_listener_filters_timeout tcp_backlog_size
+		listener_filters listener_filters_timeout internal_listener`, `stat_prefix traffic_direction metadata connection_balance_config
+		per_connection_buffer_limit_bytes continue_on_listener_filters_timeout tcp_backlog_size
 		enable_reuse_port ignore_global_conn_limit bind_to_port`),
 	"envoy.config.listener.v3.Listener.InternalListenerConfig":                strict.Known(``, ``),
 	"envoy.config.listener.v3.Listener.ConnectionBalanceConfig":               strict.Known(``, `exact_balance`),
 	"envoy.config.listener.v3.Listener.ConnectionBalanceConfig.ExactBalance":  strict.Known(``, ``),
 	"envoy.config.listener.v3.AdditionalAddress":                              strict.Known(`address`, ``),
-	"envoy.config.listener.v3.ListenerFilter":                                 strict.Known(`name typed_config`, ``),
+	"envoy.config.listener.v3.ListenerFilter":                                 strict.Known(`name typed_config`, `filter_disabled`),
+	"envoy.config.listener.v3.ListenerFilterChainMatchPredicate":              strict.Known(``, `or_match and_match not_match any_match destination_port_range`),
+	"envoy.config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet":     strict.Known(``, `rules`),
 	"envoy.config.listener.v3.FilterChain":                                    strict.Known(`name filters transport_socket`, `metadata transport_socket_connect_timeout`),
 	"envoy.config.listener.v3.Filter":                                         strict.Known(`name typed_config`, ``),
 	"envoy.extensions.filters.listener.original_dst.v3.OriginalDst":           strict.Known(``, ``),
@@ -35,6 +37,10 @@ var supported = strict.Table{
 	"xds.type.matcher.v3.Matcher.OnMatch":                                     strict.Known(`matcher action`, ``),
 	"xds.type.matcher.v3.IPMatcher":                                           strict.Known(`range_matchers`, ``),
 	"xds.type.matcher.v3.IPMatcher.IPRangeMatcher":                            strict.Known(`ranges on_match`, ``),
+	"xds.type.matcher.v3.ServerNameMatcher":                                   strict.Known(`domain_matchers`, ``),
+	"xds.type.matcher.v3.ServerNameMatcher.DomainMatcher":                     strict.Known(`domains on_match`, ``),
+	"envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector":         strict.Known(``, `initial_read_buffer_size`),
+	"envoy.extensions.matching.common_inputs.network.v3.ServerNameInput":      strict.Known(``, ``),
 	"envoy.extensions.matching.common_inputs.network.v3.DestinationIPInput":   strict.Known(``, ``),
 	"envoy.extensions.matching.common_inputs.network.v3.DestinationPortInput": strict.Known(``, ``),
 	"envoy.extensions.filters.network.http_connection_manager.v3.Rds":         strict.Known(`config_source route_config_name`, ``),

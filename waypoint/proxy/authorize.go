@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/config"
@@ -95,7 +94,7 @@ func auditAttrs(attrs []slog.Attr, audits []*policy.RequestPolicy) []slog.Attr {
 
 // authorizeTCP asks whether the connection may be served, and sees to it that it is asked again when policy changes, until stop is
 // called; cancel ends the connection then. It reports whether it may; if not, the client has been told.
-func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCauseFunc) (stop func(), ok bool) {
+func (c *connection) authorizeTCP(cl *caller, cancel context.CancelCauseFunc) (stop func(), ok bool) {
 	p, start := c.proxy, time.Now()
 	p.mu.Lock()
 	p.carried[c] = cancel
@@ -106,7 +105,7 @@ func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCause
 		p.mu.Unlock()
 	}
 	// After that, so that a change is seen here or there.
-	chain := p.snapshot.Load().Chain(c.destination)
+	chain := c.now(p.snapshot.Load())
 	if chain == nil {
 		chain = c.chain
 	}
@@ -123,7 +122,7 @@ func (c *connection) authorizeTCP(in *hbone.Incoming, cancel context.CancelCause
 	p.counts.Refused.Add(1)
 	p.cfg.Requests.Failed(telemetry.ConnectionLabels{Ends: c.ends(nil, nil), Flag: telemetry.RequestDenied, MutualTLS: true})
 	c.logTCP(start, nil, nil, telemetry.RequestDenied, errors.New(d.Reason))
-	_ = in.Reject(403, accessDenied)
+	cl.refuse(403, accessDenied)
 	return nil, false
 }
 
@@ -179,7 +178,7 @@ type live struct {
 func (p *Proxy) rejudge(s *config.Snapshot) {
 	var all []live
 	changed := func(c *connection) *config.Chain {
-		now := s.Chain(c.destination)
+		now := c.now(s)
 		if now == nil || c.judged.Swap(now) == now || len(now.Authorization) == 0 {
 			return nil
 		}

@@ -39,11 +39,11 @@ func sourceOf(in *hbone.Incoming) telemetry.Party {
 	return p
 }
 
-// service names the service that the client connected to, whose chain is called inbound-vip|<port>|<protocol>|<host> and whose own
-// cluster outbound|<port>||<host>.
+// service names the service that the client connected to, whose chain is called inbound-vip|<port>|<protocol>|<host>, with more after it for one of several, and
+// whose own cluster outbound|<port>||<host>.
 func (c *connection) service() unique.Handle[telemetry.ServiceName] {
 	parts := strings.Split(c.chain.Name, "|")
-	if len(parts) != 4 {
+	if len(parts) < 4 {
 		return unique.Make(telemetry.ServiceName{})
 	}
 	if cluster := c.proxy.cfg.Clusters.Lookup("outbound|" + parts[1] + "||" + parts[3]); cluster != nil {

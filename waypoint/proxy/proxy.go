@@ -289,11 +289,14 @@ func (p *Proxy) tunnel(ctx context.Context, in *hbone.Incoming) {
 		proxy: p, chain: chain, destination: destination,
 		peer: in.Peer(), principal: in.Peer().String(), holder: in.RemoteAddr().Addr().Unmap(), source: unique.Make(sourceOf(in)), client: clientAddr(in),
 	}
-	if chain.TCP != nil {
-		c.tcp(ctx, in)
-		return
+	switch {
+	case chain.Names != nil:
+		c.byName(ctx, in)
+	case chain.TCP != nil:
+		c.tcp(ctx, &caller{in: in})
+	default:
+		c.http(ctx, in)
 	}
-	c.http(ctx, in)
 }
 
 // connection is a client's connection through its tunnel.
@@ -301,6 +304,7 @@ type connection struct {
 	proxy       *Proxy
 	chain       *config.Chain
 	destination netip.AddrPort // what the client connected to
+	asked       string         // the server that a client of TLS asks for
 	peer        identity.Identity
 	principal   string     // of the client, as its certificate says
 	holder      netip.Addr // whose end of the tunnel's connection is the client's

@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/ambit-mesh/ambit/mesh/h2"
 	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/mesh/telemetry"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
@@ -20,6 +22,9 @@ import (
 // minConnectAttempts is how many endpoints are tried for a connection at least, if one after another cannot be connected to:
 // nothing is lost by it.
 const minConnectAttempts = 3
+
+// replayTime bounds how long an endpoint may take for what its client said before there was an endpoint: at most maxHello.
+const replayTime = 10 * time.Second
 
 // errIdle is why a connection ended on which nothing moved for as long as its chain allows.
 var errIdle = errors.New("nothing came or went for as long as the service's settings allow")
@@ -31,11 +36,11 @@ var (
 )
 
 // tcp carries a connection as it is.
-func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
+func (c *connection) tcp(ctx context.Context, cl *caller) {
 	start := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop, ok := c.authorizeTCP(in, cancel)
+	stop, ok := c.authorizeTCP(cl, cancel)
 	if !ok {
 		return
 	}
@@ -45,11 +50,11 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 		flag := connectFlag(ctx, err)
 		c.proxy.cfg.Requests.Failed(telemetry.ConnectionLabels{Ends: c.ends(cluster, e), Flag: flag, MutualTLS: true})
 		c.logTCP(start, e, nil, flag, err)
-		_ = in.Reject(503, err.Error())
+		cl.refuse(503, err.Error())
 		return
 	}
 	defer e.EndConnection()
-	s, err := in.Accept()
+	s, err := cl.accept()
 	if err != nil {
 		_ = nc.Close()
 		return // the client is gone
@@ -67,21 +72,46 @@ func (c *connection) tcp(ctx context.Context, in *hbone.Incoming) {
 	if d := c.chain.TCP.MaxDuration; d > 0 {
 		defer time.AfterFunc(d, func() { cancel(fmt.Errorf("%w (%v)", errTooOld, d)) }).Stop()
 	}
-	switch nc := nc.(type) {
-	case *hbone.Stream:
-		err = hbone.Relayer{}.RelayStreams(ctx, s, nc, &counters)
-	case *tls.Conn:
-		err = relayTLS(ctx, s, nc, &counters)
-	case *net.TCPConn:
-		err = hbone.Relayer{}.Relay(ctx, nc, s, &counters)
-	default:
-		err = fmt.Errorf("a connection of kind %T cannot be relayed", nc)
+	if err = replay(nc, cl.said, toServer); err == nil {
+		err = relay(ctx, s, nc, &counters)
+	} else {
 		_ = nc.Close()
+		s.Reset(h2.ConnectError)
 		_ = s.Close()
 	}
 	flag := endFlag(ctx, err)
 	live.Closed(flag)
 	c.logTCP(start, e, &carried{toServer.Load(), toClient.Load()}, flag, err)
+}
+
+// replay gives an endpoint what its client said before there was an endpoint, and counts it.
+func replay(nc net.Conn, said []byte, count *atomic.Uint64) error {
+	if len(said) == 0 {
+		return nil
+	}
+	_ = nc.SetWriteDeadline(time.Now().Add(replayTime))
+	n, err := nc.Write(said)
+	_ = nc.SetWriteDeadline(time.Time{})
+	count.Add(uint64(n))
+	if err != nil {
+		return fmt.Errorf("send what the client said first: %w", err)
+	}
+	return nil
+}
+
+// relay carries bytes between a client's tunnel and an endpoint until both directions have ended, and closes both.
+func relay(ctx context.Context, s *hbone.Stream, nc net.Conn, counters *hbone.Counters) error {
+	switch nc := nc.(type) {
+	case *hbone.Stream:
+		return hbone.Relayer{}.RelayStreams(ctx, s, nc, counters)
+	case *tls.Conn:
+		return relayTLS(ctx, s, nc, counters)
+	case *net.TCPConn:
+		return hbone.Relayer{}.Relay(ctx, nc, s, counters)
+	}
+	_ = nc.Close()
+	_ = s.Close()
+	return fmt.Errorf("a connection of kind %T cannot be relayed", nc)
 }
 
 // carried is how many bytes a connection has carried.
@@ -168,6 +198,9 @@ func (c *connection) logTCP(start time.Time, e *upstream.Endpoint, moved *carrie
 	attrs := auditAttrs(c.attrs(make([]slog.Attr, 0, 12), start, e), c.audits)
 	if moved != nil {
 		attrs = append(attrs, slog.Uint64("bytes_sent", moved.toClient), slog.Uint64("bytes_recv", moved.toServer))
+	}
+	if c.asked != "" {
+		attrs = append(attrs, slog.String("tls.server_name", printable(c.asked)))
 	}
 	if flag != telemetry.RequestOK {
 		attrs = append(attrs, slog.String("response_flags", flag.String()))
