@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster/clustertest"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
@@ -56,7 +57,7 @@ func TestWaypointTakes(t *testing.T) {
 			for _, f := range archive.Files {
 				story[f.Name] = f.Data
 			}
-			snapshot, hosts := take(t, story["in.yaml"], story["mesh.yaml"])
+			snapshot, hosts := take(t, story)
 			for line := range strings.Lines(string(story["requests"])) {
 				request, want, _ := strings.Cut(strings.TrimSpace(line), " -> ")
 				got, rule := answer(t, snapshot, hosts, request)
@@ -71,19 +72,24 @@ func TestWaypointTakes(t *testing.T) {
 	}
 }
 
-func take(t *testing.T, objects, settings []byte) (*config.Snapshot, map[string]netip.Addr) {
+// take gives a waypoint what the control plane tells it of a story: the one that is its gateway, or one that everything is bound to. It
+// returns the addresses of services, and of pods that have not a service's name.
+func take(t *testing.T, story map[string][]byte) (*config.Snapshot, map[string]netip.Addr) {
 	t.Helper()
-	parsed, err := clustertest.Parse(objects)
+	parsed, err := clustertest.Parse(story["in.yaml"])
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := meshconfig.Parse(settings)
+	set, err := meshconfig.Parse(story["mesh.yaml"])
 	if err != nil {
 		t.Fatal(err)
 	}
 	in := stories
 	in.Providers = set.ExtensionProviders
 	c := l7.All(clustertest.Snapshot(in, parsed))
+	if namespace, name, ok := strings.Cut(strings.TrimSpace(string(story["gateway"])), "/"); ok {
+		c = l7.For(clustertest.Snapshot(in, parsed), cluster.Key{Namespace: namespace, Name: name})
+	}
 	sent := map[string][]*discoveryv3.Resource{}
 	for _, r := range c.Clusters {
 		send(t, sent, xds.TypeCluster, r.Name, r)
@@ -103,6 +109,12 @@ func take(t *testing.T, objects, settings []byte) (*config.Snapshot, map[string]
 			t.Errorf("%s %s: %v", h.TypeURL, r.Name, r.Err)
 		}
 	}
+	for _, w := range c.Workloads {
+		send(t, sent, xds.TypeAddress, w.Uid, &workload.Address{Type: &workload.Address_Workload{Workload: w}})
+	}
+	for _, r := range store.ApplyWorkloads(sent[xds.TypeAddress], nil) {
+		t.Errorf("workload %s: %v", r.Name, r.Err)
+	}
 	now := store.Load()
 	for _, r := range c.Routes {
 		if now.Routes(r.Name) == nil {
@@ -116,6 +128,9 @@ func take(t *testing.T, objects, settings []byte) (*config.Snapshot, map[string]
 	}
 	hosts := map[string]netip.Addr{}
 	for _, o := range parsed {
+		if p, ok := o.(*cluster.Pod); ok && len(p.IPs) > 0 && !hosts[p.Name+"."+p.Namespace].IsValid() {
+			hosts[p.Name+"."+p.Namespace] = p.IPs[0]
+		}
 		if s, ok := o.(*cluster.Service); ok && len(s.ClusterIPs) > 0 {
 			hosts[s.Name+"."+s.Namespace] = s.ClusterIPs[0]
 		}
@@ -167,7 +182,7 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 			req.Header.Add(name, value)
 		}
 	}
-	d, asked := decide(t, chain, req, client, claims)
+	d, asked := decide(t, chain, uint16(port), req, client, claims)
 	if asked != "" {
 		return "ask " + asked, ""
 	}
@@ -224,19 +239,15 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 }
 
 // decide asks the policies of a chain. It names those who would be asked outside before.
-func decide(t *testing.T, chain *config.Chain, req *message.Request, client route.Client, claims map[string]any) (policy.RequestDecision, string) {
+func decide(t *testing.T, chain *config.Chain, port uint16, req *message.Request, client route.Client, claims map[string]any) (policy.RequestDecision, string) {
 	t.Helper()
 	id, err := identity.Parse(client.Principal)
 	if err != nil {
 		t.Fatal(err)
 	}
-	number, err := strconv.ParseUint(strings.Split(chain.Name, "|")[1], 10, 16)
-	if err != nil {
-		t.Fatalf("chain %s: %v", chain.Name, err)
-	}
 	from := netip.MustParseAddr("192.168.0.1")
 	r := policy.Request{
-		Connection: policy.Connection{Peer: id, Source: from, Destination: netip.AddrPortFrom(from, uint16(number))}, Remote: from, Claims: claims,
+		Connection: policy.Connection{Peer: id, Source: from, Destination: netip.AddrPortFrom(from, port)}, Remote: from, Claims: claims,
 	}
 	if chain.HTTP != nil {
 		r.Head = &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}

@@ -88,6 +88,9 @@ func ServiceRef(k Key) ObjectRef { return ObjectRef{GroupCore, KindService, k} }
 // EntryRef names a ServiceEntry.
 func EntryRef(k Key) ObjectRef { return ObjectRef{GroupIstioNetworking, KindServiceEntry, k} }
 
+// GatewayRef names a Gateway.
+func GatewayRef(k Key) ObjectRef { return ObjectRef{GroupGateway, KindGateway, k} }
+
 // IsService reports whether r names a Kubernetes service.
 func (r ObjectRef) IsService() bool { return r.Of(GroupCore, KindService) }
 

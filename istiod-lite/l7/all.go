@@ -3,12 +3,14 @@ package l7
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
@@ -24,6 +26,8 @@ type Config struct {
 	Statuses        []RouteStatus
 	// Policies are what AuthorizationPolicies and DestinationRules should say of themselves.
 	Policies []translate.Status
+	// Workloads are those whose own addresses the waypoint serves, by uid.
+	Workloads []*workload.Workload
 }
 
 // RouteStatus is what a route, or a BackendTLSPolicy, should say of itself.
@@ -45,6 +49,18 @@ func All(s translate.Snapshot) Config {
 func For(s translate.Snapshot, gateway cluster.Key) Config {
 	ix := newIndex(s, gateway.Namespace)
 	bound, sent := map[cluster.ObjectRef]bool{}, map[cluster.ObjectRef]bool{}
+	ask := func(ref cluster.ObjectRef) {
+		for _, p := range s.AuthorizationPolicies {
+			if p.Policy.Action == authz.Custom && Applies(s.Mesh, p, ref, gateway) {
+				if _, h, err := Provider(s.Mesh, p.Policy.Provider, ix); err == nil {
+					sent[h.Ref] = true
+				}
+			}
+		}
+	}
+	if w := s.Waypoint(gateway); w != nil && w.Takes(api.WaypointForWorkload) {
+		ask(cluster.ObjectRef{})
+	}
 	bind := func(ref cluster.ObjectRef, b translate.Binding) {
 		if b.Waypoint == nil || b.Waypoint.Key != gateway {
 			return
@@ -58,13 +74,7 @@ func For(s translate.Snapshot, gateway cluster.Key) Config {
 				sent[b.Ref] = true
 			}
 		}
-		for _, p := range s.AuthorizationPolicies {
-			if p.Policy.Action == authz.Custom && Applies(s.Mesh, p, ref, gateway) {
-				if _, h, err := Provider(s.Mesh, p.Policy.Provider, ix); err == nil {
-					sent[h.Ref] = true
-				}
-			}
-		}
+		ask(ref)
 	}
 	for _, svc := range s.Services {
 		bind(cluster.ServiceRef(svc.Key), s.ServiceInput(svc).Waypoint)
@@ -108,7 +118,7 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 			out.LoadAssignments = append(out.LoadAssignments, LoadAssignments(s.Mesh, h, port, workloads)...)
 		}
 	}
-	out.Listeners = slices.Insert(out.Listeners, 1, MainInternal(parts))
+	out.Listeners = slices.Insert(out.Listeners, 1, MainInternal(parts, direct(s, ix, gateway, workloads, &out)...))
 	for _, p := range s.AuthorizationPolicies {
 		if p.Policy.Attached {
 			out.Policies = append(out.Policies, PolicyStatus(s.Mesh, p, ix, func(k cluster.Key) (there, waypoint bool) {
@@ -141,6 +151,32 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	slices.SortFunc(out.Policies, func(a, b translate.Status) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
 	slices.SortFunc(out.Statuses, func(a, b RouteStatus) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
 	return out
+}
+
+// direct adds what a waypoint that is for workloads has for them, and returns its chains.
+func direct(s translate.Snapshot, ix index, gateway cluster.Key, workloads []*workload.Workload, out *Config) []*listenerv3.FilterChain {
+	at := s.Waypoint(gateway)
+	if at == nil || !at.Takes(api.WaypointForWorkload) {
+		return nil
+	}
+	out.Routes, out.Clusters = append(out.Routes, DirectRoutes()), append(out.Clusters, DirectCluster())
+	bound := s.BoundWorkloads()
+	for _, w := range workloads {
+		if bound[w.Uid] != gateway {
+			continue
+		}
+		if told := Workload(s.Mesh, w, at); told != nil {
+			out.Workloads = append(out.Workloads, told)
+		}
+	}
+	slices.SortFunc(out.Workloads, func(a, b *workload.Workload) int { return strings.Compare(a.Uid, b.Uid) })
+	policies := Policies{Mesh: s.Mesh}
+	for _, p := range s.AuthorizationPolicies {
+		if Applies(s.Mesh, p, cluster.ObjectRef{}, gateway) {
+			policies.All = append(policies.All, p)
+		}
+	}
+	return DirectChains(policies, ix)
 }
 
 // index finds things in a snapshot.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -66,6 +67,14 @@ func Applies(m translate.Mesh, p *cluster.AuthorizationPolicy, service cluster.O
 type rbac struct {
 	rules, shadow *rbacv3.RBAC
 	prefix        string // of the shadow's statistics
+}
+
+// before has the policies asked before a chain of bytes serves a connection. It changes the chain and returns it.
+func (p Policies) before(c *listenerv3.FilterChain) *listenerv3.FilterChain {
+	for i, f := range p.filters(false, nil) {
+		c.Filters = slices.Insert(c.Filters, i, networkFilter(filterNetworkRBAC, f.network(c.Name)))
+	}
+	return c
 }
 
 // filters are the filters of a chain, in the order in which Istio has them. CUSTOM policies are of those that deny; on HTTP the given

@@ -30,7 +30,8 @@ var update = flag.Bool("update", false, "rewrite the wanted results")
 var mesh = translate.Mesh{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"}
 
 // story is one txtar of testdata: in.yaml are objects; mesh.yaml, if it is there, the mesh settings; show names what the
-// story is about, of what can be wanted: listeners, static, routes, clusters, endpoints, status.
+// story is about, of what can be wanted: listeners, static, routes, clusters, endpoints, workloads, status. With a file gateway it is
+// about what that Gateway ("namespace/name") is told, else about a waypoint that everything is bound to.
 type story struct {
 	archive *txtar.Archive
 	files   map[string][]byte
@@ -60,7 +61,7 @@ func stories(t *testing.T) map[string]*story {
 		}
 		s.mesh = mesh
 		s.mesh.Providers = s.providers(t, mesh.ClusterDomain)
-		s.config = l7.All(clustertest.Snapshot(s.mesh, s.objects))
+		s.config = s.translate(s.objects)
 		out[name] = s
 	}
 	return out
@@ -74,6 +75,16 @@ func (s *story) providers(t *testing.T, domain string) []*meshv1alpha1.MeshConfi
 		t.Fatal(err)
 	}
 	return settings.ExtensionProviders
+}
+
+// translate is what the waypoint of the story is told of objects.
+func (s *story) translate(objects []cluster.Object) l7.Config {
+	snapshot := clustertest.Snapshot(s.mesh, objects)
+	namespace, name, ok := strings.Cut(strings.TrimSpace(string(s.files["gateway"])), "/")
+	if !ok {
+		return l7.All(snapshot)
+	}
+	return l7.For(snapshot, cluster.Key{Namespace: namespace, Name: name})
 }
 
 // TestGoldens translates in.yaml of each story in testdata, and compares what the story is about with the files want.*.
@@ -144,6 +155,10 @@ func render(t *testing.T, what string, c l7.Config) []byte {
 		for _, e := range c.LoadAssignments {
 			text(t, &out, e)
 		}
+	case "workloads":
+		for _, w := range c.Workloads {
+			text(t, &out, w)
+		}
 	case "status":
 		for _, s := range c.Policies {
 			fmt.Fprintf(&out, "%s %s\n  %s=%s %s (%d): %s\n", s.Kind, s.Key, s.Want.Type, s.Want.Status, s.Want.Reason, s.Want.Generation, s.Want.Message)
@@ -186,8 +201,8 @@ func TestOrder(t *testing.T) {
 	for name, s := range stories(t) {
 		objects := slices.Clone(s.objects)
 		slices.Reverse(objects)
-		again := l7.All(clustertest.Snapshot(s.mesh, objects))
-		for _, what := range []string{"listeners", "static", "routes", "clusters", "endpoints", "status"} {
+		again := s.translate(objects)
+		for _, what := range []string{"listeners", "static", "routes", "clusters", "endpoints", "workloads", "status"} {
 			if diff := cmp.Diff(string(render(t, what, s.config)), string(render(t, what, again))); diff != "" {
 				t.Errorf("%s: the order of objects changes %s:\n%s", name, what, diff)
 			}

@@ -91,8 +91,9 @@ func HostPart(h *Host, ix Index, policies Policies) *Part {
 }
 
 // MainInternal puts ListenerMain together. Connections to what none of the parts has are refused. Of hosts that have their name in
-// common, ServiceEntries of several namespaces, the first is in it: chains and routes go by that name.
-func MainInternal(parts []*Part) *listenerv3.Listener {
+// common, ServiceEntries of several namespaces, the first is in it: chains and routes go by that name. direct are DirectChains, for a
+// waypoint that has them.
+func MainInternal(parts []*Part, direct ...*listenerv3.FilterChain) *listenerv3.Listener {
 	parts = slices.Clone(parts)
 	SortParts(parts)
 	parts = slices.CompactFunc(parts, func(a, b *Part) bool { return a.host.Hostname == b.host.Hostname })
@@ -115,9 +116,10 @@ func MainInternal(parts []*Part) *listenerv3.Listener {
 		// Another service may have the port for clients that wait for the server to begin.
 		l.ContinueOnListenerFiltersTimeout = true
 	}
+	l.FilterChains = append(l.FilterChains, direct...)
 	if len(parts) == 0 {
 		// Envoy wants a chain in each listener; this one is never chosen.
-		l.FilterChains = []*listenerv3.FilterChain{chain("none", filterTCP, tcpProxy("none", ClusterInvalid))}
+		l.FilterChains = append(l.FilterChains, chain("none", filterTCP, tcpProxy("none", ClusterInvalid)))
 		l.FilterChainMatcher = &matcher.Matcher{OnNoMatch: &matcher.Matcher_OnMatch{OnMatch: &matcher.Matcher_OnMatch_Action{
 			Action: &xdscore.TypedExtensionConfig{Name: "refused", TypedConfig: config(wrapperspb.String("refused"))}}}}
 		return l
@@ -143,6 +145,11 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 		}
 		return carry(name, proxy, ix.Rule(h).PolicyOf(port.Port), policies)
 	}
+	return httpChain(name, at, ix, policies)
+}
+
+// httpChain is one whose table of routes has its name.
+func httpChain(name string, at attachment, ix Index, policies Policies) *listenerv3.FilterChain {
 	filters, refusing := policies.asks(ix)
 	for _, f := range policies.filters(true, refusing) {
 		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))

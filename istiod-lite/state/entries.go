@@ -307,7 +307,9 @@ func (c *collector) workloadEntry(k cluster.Key) {
 	o := object{cluster.KindWorkloadEntry, k}
 	name := resource.Name{Type: resource.Address, Name: translate.WorkloadEntryUID(s.mesh, k)}
 	e := s.workloadEntries[k]
+	ref := cluster.ObjectRef{Group: cluster.GroupIstioNetworking, Kind: cluster.KindWorkloadEntry, Key: k}
 	if e == nil {
+		c.reside(ref, name.Name, nil, translate.Binding{}, nil)
 		c.one(o, name, nil, nil)
 		s.gone(o, authz.ConditionType)
 		s.unbound(o)
@@ -332,6 +334,7 @@ func (c *collector) workloadEntry(k cluster.Key) {
 		content = address(w)
 	}
 	c.one(o, name, content, problems)
+	c.reside(ref, name.Name, w, in.Waypoint, nil)
 	s.report.Statuses = append(s.report.Statuses, translate.WorkloadEntryStatus(e, problems))
 	s.tellBound(translate.WorkloadEntryWaypointStatus(e, in.Waypoint))
 }

@@ -27,12 +27,14 @@ func (c *collector) pod(k cluster.Key) {
 	s := c.state
 	name := resource.Name{Type: resource.Address, Name: translate.PodUID(s.mesh, k)}
 	p := s.pods[k]
-	c.replica(k, nil, nil)
+	ref := cluster.ObjectRef{Kind: cluster.KindPod, Key: k}
 	if p == nil {
+		c.reside(ref, name.Name, nil, translate.Binding{}, nil)
 		c.one(object{cluster.KindPod, k}, name, nil, nil)
 		return
 	}
 	attached, entries := s.attachments(p), c.chosen(p.Namespace, p.Labels, p)
+	bound := s.bind(translate.PodBind(p, s.namespaceOf(p.Namespace)))
 	w, problems := translate.Pod(s.mesh, translate.PodInput{
 		Pod:      p,
 		Node:     s.nodes[p.Node],
@@ -40,14 +42,15 @@ func (c *collector) pod(k cluster.Key) {
 		Entries:  entries,
 		Policies: append(s.policiesOf(p.Namespace, p.Labels), c.required(translate.EndpointOf{Namespace: p.Namespace, Services: translate.ServicesOf(attached), Entries: entries})...),
 		Others:   s.others(p),
-		Waypoint: s.bind(translate.PodBind(p, s.namespaceOf(p.Namespace))),
+		Waypoint: bound,
 	})
 	if w == nil {
+		c.reside(ref, name.Name, nil, translate.Binding{}, nil)
 		c.one(object{cluster.KindPod, k}, name, nil, problems)
 		return
 	}
 	c.one(object{cluster.KindPod, k}, name, address(w), problems)
-	c.replica(k, p, s.out[resource.Address][name.Name])
+	c.reside(ref, name.Name, w, bound, p)
 }
 
 // bindingOf is the decision on the waypoint of a service.

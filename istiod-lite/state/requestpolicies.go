@@ -35,7 +35,7 @@ func (s *State) attachPolicy(key cluster.Key, old, p *cluster.AuthorizationPolic
 	s.dirtyViews.policies[key] = struct{}{}
 }
 
-// touchTarget marks the services for which the policies of a target are.
+// touchTarget marks the fronts for which the policies of a target are.
 func (s *State) touchTarget(t policyTarget) {
 	mark := func(refs set[cluster.ObjectRef]) {
 		for ref := range refs {
@@ -65,12 +65,15 @@ func (s *State) touchPolicies(kind authz.TargetKind, key cluster.Key) {
 	}
 }
 
-// requestPolicies are the policies that a waypoint enforces for a service.
+// requestPolicies are the policies that a waypoint enforces for a front.
 func (s *State) requestPolicies(ref cluster.ObjectRef, gateway cluster.Key) l7.Policies {
 	out := l7.Policies{Mesh: s.mesh, Telemetry: s.telemetry(ref, gateway)}
 	kind := authz.TargetService
-	if ref.IsEntry() {
+	switch {
+	case ref.IsEntry():
 		kind = authz.TargetServiceEntry
+	case ref.Kind == cluster.KindGateway:
+		kind = authz.TargetGateway
 	}
 	found := set[cluster.Key]{}
 	for _, t := range []policyTarget{

@@ -185,6 +185,9 @@ func checkViews(t *testing.T, m viewModel, s translate.Snapshot) {
 		}
 		put(resource.Settings, extension.Mesh, translate.Settings(s.Mesh))
 		cfg := l7.For(s, g.Key)
+		for _, w := range cfg.Workloads {
+			put(resource.Address, w.Uid, address(w))
+		}
 		for _, l := range cfg.Listeners {
 			put(resource.Listener, l.Name, l)
 		}
@@ -214,7 +217,7 @@ func checkEmpty(t *testing.T, s *State) {
 		"gateways": len(s.bindings.gateways), "classes": len(s.bindings.classes), "deployments": len(s.bindings.deployments),
 		"rules": len(s.views.rules), "found rules": s.views.found.Len(), "virtual": len(s.views.virtual), "routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
 		"bound": len(s.views.bound), "fronts": len(s.views.fronts), "backs": len(s.views.backs), "members": len(s.views.members),
-		"leaving": len(s.views.leaving), "last": len(s.views.last), "memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf),
+		"leaving": len(s.views.leaving), "last": len(s.views.last), "memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf), "residents": len(s.views.residents),
 		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
 		"claims": len(s.claims), "authorizations": len(s.authorizations),
 		"entries": len(s.entries), "hosts": len(s.hosts), "entriesAt": len(s.entriesAt),

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/extension"
@@ -47,25 +48,19 @@ type views struct {
 	members  map[string]map[string]*workload.Workload
 	memberOf map[string][]string
 	refOf    map[string]cluster.ObjectRef
-	// replicas are the pods of waypoints, in whose views they are.
-	replicas map[cluster.Key]replica
+	// residents are workloads of which waypoints are told, by Gateway: those whose own addresses they serve, and their own pods.
+	residents map[cluster.ObjectRef]set[cluster.Key]
 
-	// linger keeps fronts that are not bound any more in their views until the second Sweep: node proxies hear of it a little later
-	// than waypoints. leaving are those that wait for the first Sweep, last those that wait for the second.
+	// linger keeps fronts and residents that are not bound any more in their views until the second Sweep: node proxies hear of it a
+	// little later than waypoints. leaving are those that wait for the first Sweep, last those that wait for the second.
 	linger        bool
 	leaving, last set[membership]
 }
 
-// membership is a front's in a view.
+// membership is a front's, or a resident's, in a view.
 type membership struct {
 	ref     cluster.ObjectRef
 	gateway cluster.Key
-}
-
-// replica is what a waypoint is told of a pod of its own.
-type replica struct {
-	gateway cluster.Key
-	name    resource.Name
 }
 
 // view is what one waypoint is told.
@@ -87,11 +82,12 @@ type contender struct {
 	r  *resource.Resource
 }
 
-// front is a service that is bound to a waypoint.
+// front is a service that is bound to a waypoint; or the waypoint itself, if it is for workloads.
 type front struct {
 	gateway cluster.Key
 	needs   []cluster.ObjectRef
 	parts   []*l7.Part
+	direct  []*listenerv3.FilterChain // of a waypoint that is for workloads
 	made    map[resource.Name]*resource.Resource
 }
 
@@ -113,7 +109,7 @@ func newViews() views {
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
 		policies: map[policyTarget]set[cluster.Key]{}, of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
-		replicas: map[cluster.Key]replica{}, leaving: set[membership]{}, last: set[membership]{},
+		residents: map[cluster.ObjectRef]set[cluster.Key]{}, leaving: set[membership]{}, last: set[membership]{},
 	}
 }
 
@@ -288,7 +284,10 @@ func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 	if len(s.views.fronts[ref]) == 0 {
 		return
 	}
-	needs := []cluster.ObjectRef{ref}
+	var needs []cluster.ObjectRef
+	if ref.Kind != cluster.KindGateway {
+		needs = append(needs, ref)
+	}
 	for o := range s.views.attached[ref] {
 		for _, b := range s.views.routes[o].Backends() {
 			if (b.Ref.IsService() || b.Ref.IsEntry()) && !slices.Contains(needs, b.Ref) {
@@ -318,7 +317,7 @@ func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 	}
 }
 
-// lingers reports whether a front that is not bound any more stays in its view for a while. If the view is gone it does not.
+// lingers reports whether a front, or a resident, that is not bound any more stays in its view for a while. If the view is gone it does not.
 func (s *State) lingers(m membership) bool {
 	if !s.views.linger || s.views.of[m.gateway] == nil {
 		return false
@@ -334,11 +333,18 @@ func (s *State) lingers(m membership) bool {
 	return true
 }
 
-// Sweep takes fronts out of views that were left before the Sweep before this one.
+// Sweep takes fronts and residents out of views that were left before the Sweep before this one.
 func (s *State) Sweep() {
 	for m := range s.views.last {
 		s.dirtyViews.swept[m] = struct{}{}
-		s.dirtyViews.fronts[m.ref] = struct{}{}
+		switch {
+		case m.ref.Kind == cluster.KindPod:
+			s.dirty.pods[m.ref.Key] = struct{}{}
+		case m.ref.Kind == cluster.KindWorkloadEntry:
+			s.dirty.workloadEntries[m.ref.Key] = struct{}{}
+		default:
+			s.dirtyViews.fronts[m.ref] = struct{}{}
+		}
 	}
 	s.views.last, s.views.leaving = s.views.leaving, set[membership]{}
 }
@@ -564,6 +570,10 @@ func (c *collector) flushViews() {
 
 // front translates what is a service's own in the views that it is in: its share of the listener, and its routes.
 func (c *collector) front(ref cluster.ObjectRef) {
+	if ref.Kind == cluster.KindGateway {
+		c.direct(ref)
+		return
+	}
 	for k, f := range c.state.views.fronts[ref] {
 		made := map[resource.Name]*resource.Resource{}
 		var parts []*l7.Part
@@ -668,7 +678,7 @@ func (c *collector) viewStatic(k cluster.Key) {
 	}
 }
 
-// viewListener puts the listener together that has all services of a view.
+// viewListener puts the listener together that has all services of a view, and what is there for workloads' own addresses.
 func (c *collector) viewListener(k cluster.Key) {
 	s := c.state
 	v := s.views.of[k]
@@ -676,11 +686,13 @@ func (c *collector) viewListener(k cluster.Key) {
 		return
 	}
 	var parts []*l7.Part
+	var direct []*listenerv3.FilterChain
 	for ref := range v.fronts {
-		parts = append(parts, s.views.fronts[ref][k].parts...)
+		f := s.views.fronts[ref][k]
+		parts, direct = append(parts, f.parts...), append(direct, f.direct...)
 	}
 	made := map[resource.Name]*resource.Resource{}
-	l := l7.MainInternal(parts)
+	l := l7.MainInternal(parts, direct...)
 	c.encode(made, resource.Listener, l.Name, l)
 	for _, r := range made {
 		c.putInView(k, cluster.ObjectRef{}, r)

@@ -313,3 +313,68 @@ metadata: {name: n1, labels: {topology.kubernetes.io/region: r1}}
 	s.Delete(cluster.KindPod, cluster.Key{Namespace: "shop", Name: "w-1"})
 	step("its pod is gone", "-Address Kubernetes//Pod/shop/w-1")
 }
+
+// TestResidents: a waypoint that is for workloads is told of those that are bound to it, also of one that has left, until the second
+// sweep; of one that is gone it is told at once.
+func TestResidents(t *testing.T) {
+	s := New(mesh)
+	s.views.linger = true
+	parse := func(text string) {
+		t.Helper()
+		objects, err := clustertest.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			s.Upsert(o)
+		}
+	}
+	step := func(what string, want ...string) {
+		t.Helper()
+		got := slices.DeleteFunc(told(s.Flush()), func(line string) bool {
+			return !strings.Contains(line, "Address") && !strings.Contains(line, "encap") && !strings.Contains(line, "direct-http")
+		})
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	gateway := func(traffic string) {
+		parse(`{kind: Gateway, metadata: {name: w, namespace: shop, labels: {istio.io/waypoint-for: ` + traffic + `}},
+			spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}`)
+	}
+	pod := func(name, use string) {
+		parse(`{kind: Pod, metadata: {name: ` + name + `, namespace: shop, labels: {istio.io/use-waypoint: ` + use + `}}, status: {podIP: 10.1.0.9}}`)
+	}
+	const at, machine = "Address Kubernetes//Pod/shop/p", "Address Kubernetes/networking.istio.io/WorkloadEntry/shop/vm"
+	parse(shop)
+	parse(`{kind: WorkloadEntry, metadata: {name: vm, namespace: shop, labels: {istio.io/use-waypoint: w}}, spec: {address: 10.3.0.1}}`)
+	gateway("service")
+	pod("p", "w")
+	step("a waypoint for services")
+	gateway("workload")
+	step("for workloads", at, machine, "Cluster encap", "RouteConfiguration direct-http")
+	pod("p", "none")
+	step("left")
+	s.Sweep()
+	step("swept once")
+	pod("p", "w")
+	step("back")
+	s.Sweep()
+	s.Sweep()
+	step("swept when nothing leaves")
+	pod("p", "none")
+	step("left again")
+	s.Sweep()
+	s.Sweep()
+	step("swept twice", "-"+at)
+	s.Delete(cluster.KindWorkloadEntry, cluster.Key{Namespace: "shop", Name: "vm"})
+	step("gone", "-"+machine)
+	gateway("service")
+	step("for services again")
+	s.Sweep()
+	s.Sweep()
+	step("and swept", "-Cluster encap", "-RouteConfiguration direct-http")
+	if s.Leaving() {
+		t.Error("something is still leaving")
+	}
+}

@@ -3,10 +3,15 @@ package state
 import (
 	"slices"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
+	"github.com/ambit-mesh/ambit/istiod-lite/translate"
 )
 
 // putInView makes an object want a name in a view.
@@ -41,24 +46,73 @@ func (c *collector) dropFromView(k cluster.Key, of cluster.ObjectRef, n resource
 	c.markView(k, n)
 }
 
-// replica tells the waypoint that a pod may be one of, p of Gateway's label, what node proxies are told of that pod, so that it knows
-// where it runs; nil if there is nothing to tell.
-func (c *collector) replica(k cluster.Key, p *cluster.Pod, r *resource.Resource) {
+// reside tells waypoints of a workload, under the name that node proxies know it by: the one that it is bound to (b), and the one of
+// which it may be a pod, pod being what has its Gateway's label, nil for what is none. content is what node proxies are told of it, nil
+// if it is gone.
+func (c *collector) reside(of cluster.ObjectRef, name string, content *workload.Workload, b translate.Binding, pod *cluster.Pod) {
 	s := c.state
-	of := cluster.ObjectRef{Kind: cluster.KindPod, Key: k}
-	if old, was := s.views.replicas[k]; was {
-		c.dropFromView(old.gateway, of, old.name)
-		delete(s.views.replicas, k)
+	in := map[cluster.Key]*resource.Resource{}
+	if content != nil && pod != nil && pod.Labels.Has(api.LabelGatewayName) {
+		in[cluster.Key{Namespace: pod.Namespace, Name: pod.Labels.Get(api.LabelGatewayName)}] = s.out[resource.Address][name]
 	}
-	if p == nil || r == nil {
+	if content != nil && b.Waypoint != nil {
+		if w := l7.Workload(s.mesh, content, b.Waypoint); w != nil {
+			if r, err := resource.New(resource.Address, name, address(w)); err == nil {
+				in[b.Waypoint.Key] = r
+			}
+		}
+	}
+	n := resource.Name{Type: resource.Address, Name: name}
+	for k := range s.views.residents[of] {
+		m := membership{of, k}
+		if in[k] != nil || content != nil && s.lingers(m) {
+			continue
+		}
+		c.dropFromView(k, of, n)
+		delete(s.views.leaving, m)
+		delete(s.views.last, m)
+		drop(s.views.residents, of, k)
+	}
+	for k, r := range in {
+		if r == nil || s.views.of[k] == nil {
+			continue
+		}
+		delete(s.views.leaving, membership{of, k})
+		delete(s.views.last, membership{of, k})
+		add(s.views.residents, of, k)
+		c.putInView(k, of, r)
+	}
+}
+
+// bindWorkloads makes a waypoint a front of its own view, if it is for workloads now, or none any more.
+func (s *State) bindWorkloads(k cluster.Key, now bool) {
+	ref := cluster.GatewayRef(k)
+	if _, before := s.views.bound[ref]; before == now {
 		return
 	}
-	gateway := cluster.Key{Namespace: k.Namespace, Name: p.Labels.Get(api.LabelGatewayName)}
-	if s.views.of[gateway] == nil {
-		return
+	if now {
+		s.views.bound[ref] = k
+	} else {
+		delete(s.views.bound, ref)
 	}
-	s.views.replicas[k] = replica{gateway, resource.Name{Type: r.Type, Name: r.Name}}
-	c.putInView(gateway, of, r)
+	s.dirtyViews.fronts[ref] = struct{}{}
+}
+
+// direct translates what a waypoint has for workloads' own addresses.
+func (c *collector) direct(ref cluster.ObjectRef) {
+	for k, f := range c.state.views.fronts[ref] {
+		chains := l7.DirectChains(c.state.requestPolicies(ref, k), seen{c, k.Namespace})
+		if !slices.EqualFunc(f.direct, chains, func(a, b *listenerv3.FilterChain) bool { return proto.Equal(a, b) }) {
+			f.direct = chains
+			c.state.dirtyViews.listeners[k] = struct{}{}
+		}
+		made := map[resource.Name]*resource.Resource{}
+		routes, lead := l7.DirectRoutes(), l7.DirectCluster()
+		c.encode(made, resource.Routes, routes.Name, routes)
+		c.encode(made, resource.Cluster, lead.Name, lead)
+		c.remake(ref, f.made, made, set[cluster.Key]{k: {}})
+		f.made = made
+	}
 }
 
 // touchReplicas marks the pods that may be a waypoint's.

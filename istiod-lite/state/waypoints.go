@@ -171,6 +171,7 @@ func (s *State) settleWaypoints() {
 			s.bindings.waypoints[k] = is
 		}
 		s.setView(k, is != nil)
+		s.bindWorkloads(k, is != nil && is.Takes(api.WaypointForWorkload))
 		for o := range s.bindings.users[k] {
 			s.touchObject(o)
 		}

@@ -89,9 +89,9 @@ func waypointBody(in state.Gateway) *body {
 		}
 	}
 	switch w.For {
-	case api.WaypointForService, api.WaypointForAll:
-	case api.WaypointForWorkload, api.WaypointForNone:
-		accepted.Message = fmt.Sprintf("a waypoint for traffic of kind %q: none is sent to it, since in this release waypoints take the traffic of services", w.For)
+	case api.WaypointForService, api.WaypointForWorkload, api.WaypointForAll:
+	case api.WaypointForNone:
+		accepted.Message = fmt.Sprintf("a waypoint for traffic of kind %q: none is sent to it", w.For)
 	default:
 		accepted = condition(gatewayv1.GatewayConditionAccepted, false, gatewayv1.GatewayReasonInvalid, g.Generation, "label %s is %q: want %s, %s, %s or %s",
 			api.LabelWaypointFor, w.For, api.WaypointForService, api.WaypointForWorkload, api.WaypointForAll, api.WaypointForNone)

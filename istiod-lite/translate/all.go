@@ -268,6 +268,23 @@ func (s Snapshot) Waypoint(k cluster.Key) *Waypoint {
 	return WaypointOf(s.Mesh, in)
 }
 
+// BoundWorkloads are the waypoints to which workloads are bound, ready or not, by the workload's uid.
+func (s Snapshot) BoundWorkloads() map[string]cluster.Key {
+	out := map[string]cluster.Key{}
+	bind := func(uid string, in BindInput) {
+		if b := Bind(s.Mesh, in, s.Waypoint); b.Waypoint != nil {
+			out[uid] = b.Waypoint.Key
+		}
+	}
+	for _, p := range s.Pods {
+		bind(PodUID(s.Mesh, p.Key), PodBind(p, s.namespace(p.Namespace)))
+	}
+	for _, e := range s.WorkloadEntries {
+		bind(WorkloadEntryUID(s.Mesh, e.Key), WorkloadEntryBind(e, s.namespace(e.Namespace)))
+	}
+	return out
+}
+
 func (s Snapshot) namespace(name string) *cluster.Namespace {
 	for _, ns := range s.Namespaces {
 		if ns.Name == name {

@@ -53,6 +53,9 @@ func (w *Waypoint) Equal(o *Waypoint) bool {
 		(w.Listener == nil) == (o.Listener == nil) && (w.Listener == nil || w.Listener.Equal(*o.Listener))
 }
 
+// Takes reports whether the waypoint is for a kind of traffic: api.WaypointForService or api.WaypointForWorkload.
+func (w *Waypoint) Takes(traffic string) bool { return w.For == traffic || w.For == api.WaypointForAll }
+
 // IsWaypoint reports whether a Gateway of a class, nil if that is not known, is a waypoint of this control plane.
 func IsWaypoint(g *cluster.Gateway, class *cluster.GatewayClass) bool {
 	return class != nil && class.Controller == api.ControllerWaypoint && (g.Revision == "" || g.Revision == api.RevisionDefault)
@@ -213,14 +216,7 @@ func bind(m Mesh, in BindInput, key cluster.Key, own bool, w *Waypoint) Binding 
 	if w == nil {
 		return Binding{Reason: reasonUnready, Message: fmt.Sprintf("there is no waypoint %s: no such Gateway, or not of a class of waypoints", key)}
 	}
-	if in.Traffic == api.WaypointForWorkload {
-		// A waypoint knows services. What it was sent for a pod's own address it would refuse.
-		if !own {
-			return Binding{}
-		}
-		return Binding{Reason: reasonUnsupported, Message: fmt.Sprintf("waypoint %s: in this release waypoints take the traffic of services, and none of workloads' own addresses", key)}
-	}
-	if w.For != in.Traffic && w.For != api.WaypointForAll {
+	if !w.Takes(in.Traffic) {
 		if !own {
 			return Binding{} // the namespace means others
 		}
@@ -359,7 +355,7 @@ func ServicesOf(attached []Attachment) []*cluster.Service {
 // PodBind is how a pod is bound.
 func PodBind(p *cluster.Pod, ns *cluster.Namespace) BindInput {
 	use := cluster.UseOf(p.Labels)
-	if p.Labels.Has(api.LabelGatewayManaged) {
+	if p.Labels.Has(api.LabelGatewayManaged) || p.Labels.Has(api.LabelGatewayName) {
 		use.Name = api.UseWaypointNone
 	}
 	return BindInput{use, p.Namespace, ns, api.WaypointForWorkload, false}

@@ -40,6 +40,80 @@ func TestWaypointBound(t *testing.T) {
 	}
 }
 
+// TestWorkloadsBound: pods and WorkloadEntries take a waypoint that is for workloads, and where they themselves mean one that is not, they
+// say so; a waypoint's own pods take none.
+func TestWorkloadsBound(t *testing.T) {
+	objects, err := clustertest.Parse([]byte(`
+kind: GatewayClass
+metadata: {name: istio-waypoint}
+spec: {controllerName: istio.io/mesh-controller}
+---
+kind: Gateway
+metadata: {name: w, namespace: shop, labels: {istio.io/waypoint-for: workload}}
+spec: {gatewayClassName: istio-waypoint, addresses: [{type: IPAddress, value: 10.9.0.1}], listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+kind: Gateway
+metadata: {name: s, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, addresses: [{type: IPAddress, value: 10.9.0.2}], listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: w}}
+---
+kind: Pod
+metadata: {name: inherits, namespace: shop}
+status: {podIP: 10.1.0.1}
+---
+kind: Pod
+metadata: {name: free, namespace: shop, labels: {istio.io/use-waypoint: none}}
+status: {podIP: 10.1.0.2}
+---
+kind: Pod
+metadata: {name: of-services, namespace: shop, labels: {istio.io/use-waypoint: s}}
+status: {podIP: 10.1.0.3}
+---
+kind: Pod
+metadata: {name: waypoints-own, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: w}}
+status: {podIP: 10.1.0.4}
+---
+kind: WorkloadEntry
+metadata: {name: vm, namespace: shop}
+spec: {address: 10.1.0.5}
+---
+kind: WorkloadEntry
+metadata: {name: vm-of-services, namespace: shop, labels: {istio.io/use-waypoint: s}}
+spec: {address: 10.1.0.6}
+---
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := translate.All(clustertest.Snapshot(mesh, objects))
+	got := map[string]bool{}
+	for _, a := range out.Addresses {
+		if w := a.GetWorkload(); w != nil {
+			got[w.Name] = slices.Equal(w.GetWaypoint().GetAddress().GetAddress(), []byte{10, 9, 0, 1})
+		} else if a.GetService().GetWaypoint() != nil {
+			t.Errorf("a service takes a waypoint for workloads: %v", a)
+		}
+	}
+	want := map[string]bool{"inherits": true, "free": false, "of-services": false, "waypoints-own": false, "vm": true, "vm-of-services": false}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("bound (-want +got):\n%s", diff)
+	}
+	said := map[string]string{}
+	for _, s := range out.Statuses {
+		if s.Type == api.ConditionWaypointBound {
+			said[s.Key.Name] = s.Want.Status + " " + s.Want.Reason
+		}
+	}
+	if diff := cmp.Diff(map[string]string{"vm": "True WaypointAccepted", "vm-of-services": "False UnsupportedTrafficType"}, said); diff != "" {
+		t.Errorf("conditions (-want +got):\n%s", diff)
+	}
+}
+
 // TestWaypointRequired: traffic of a service that requires its waypoint goes there whatever it is, and its pods admit that waypoint
 // only, by each name that the mesh has.
 func TestWaypointRequired(t *testing.T) {

@@ -243,7 +243,7 @@ func (p *parts) make() error {
 	p.discovery, err = xds.NewClient(xds.Config{
 		Connect:    func() (xds.Conn, error) { return identity.NewChannel(s.XDS) },
 		Node:       node,
-		Handlers:   append([]xds.Handler{p.meshwide.Handler(), p.placeHandler()}, p.store.Handlers()...), // who is of the mesh, before what to serve
+		Handlers:   append([]xds.Handler{p.meshwide.Handler(), p.workloadHandler()}, p.store.Handlers()...), // who is of the mesh, before what to serve
 		Logger:     p.target("xds"),
 		Registerer: p.registry,
 	})

@@ -81,6 +81,8 @@ const (
 	OneAddress
 	// Asked is what each client connected to.
 	Asked
+	// Bound is the workload that each client connected to, of those whose own addresses the waypoint serves (Snapshot.Direct).
+	Bound
 )
 
 // Service names a Kubernetes service.

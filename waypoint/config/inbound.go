@@ -12,6 +12,8 @@ type inbound struct {
 	byAddr map[netip.AddrPort]*Chain
 	// ranges are prefixes of addresses that are longer than one address, the longest first.
 	ranges []addressRange
+	// http and tcp serve workloads' own addresses; nil if there are no such chains.
+	http, tcp *Chain
 	// waiting: a former chain serves a destination until the routes of the new one come.
 	waiting bool
 }
@@ -65,7 +67,7 @@ func (l *inbound) inForce(old *inbound, routes table[*route.Table]) *inbound {
 	if kept == nil {
 		return l
 	}
-	out := &inbound{chains: l.chains, byAddr: make(map[netip.AddrPort]*Chain, len(l.byAddr)), ranges: l.ranges, waiting: true}
+	out := &inbound{chains: l.chains, byAddr: make(map[netip.AddrPort]*Chain, len(l.byAddr)), ranges: l.ranges, http: l.http, tcp: l.tcp, waiting: true}
 	for dst, c := range l.byAddr {
 		if before := kept[dst]; before != nil {
 			c = before

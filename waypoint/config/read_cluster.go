@@ -74,6 +74,9 @@ func readCluster(name string, a *anypb.Any) (clusterRead, error) {
 					return
 				}
 				out.inline, discovery = &Endpoints{}, Asked
+				if name == clusterDirect {
+					discovery = Bound
+				}
 				if c.GetLbPolicy() != clusterv3.Cluster_CLUSTER_PROVIDED {
 					d.add(root.Field("lb_policy"), "must be CLUSTER_PROVIDED, not %v", c.GetLbPolicy())
 				}
@@ -120,9 +123,6 @@ func (d decoder) static(c *clusterv3.Cluster, at *strict.Path) *Endpoints {
 // originateCluster checks the cluster by which connect_originate opens tunnels. Package hbone is what it describes, and it is
 // stricter: it pins the identity of each endpoint.
 func (d decoder) originateCluster(c *clusterv3.Cluster) {
-	if c.GetName() != listenerOriginate {
-		d.add(root.Field("type"), "ORIGINAL_DST is only %s: use EDS", listenerOriginate)
-	}
 	var m tlsv3.UpstreamTlsContext
 	at := root.Field("transport_socket").Field("typed_config")
 	if d.unpack(c.GetTransportSocket().GetTypedConfig(), &m, at) {

@@ -68,6 +68,7 @@ func (d decoder) inbound(l *listenerv3.Listener, old map[string]chainSource) inb
 		out.sources[c.GetName()] = src
 		out.inbound.chains = append(out.inbound.chains, src.chain)
 	}
+	out.inbound.http, out.inbound.tcp = out.sources[chainDirectHTTP].chain, out.sources[chainDirectTCP].chain
 	at := root.Field("filter_chain_matcher")
 	m := l.GetFilterChainMatcher()
 	d.noMatch(m.GetOnNoMatch(), at.Field("on_no_match"))

@@ -17,6 +17,7 @@ type Snapshot struct {
 	inbound   *inbound
 	clusters  table[*Cluster]
 	routes    table[*route.Table]
+	direct    *map[netip.Addr]*Direct // by each of their addresses; nil for none
 }
 
 // Terminate returns the settings of the listener for tunnels; nil until it has come.
@@ -28,7 +29,17 @@ func (s *Snapshot) Chain(dst netip.AddrPort) *Chain {
 	if s.inbound == nil {
 		return nil
 	}
-	return s.inbound.chain(dst)
+	if c := s.inbound.chain(dst); c != nil {
+		return c
+	}
+	w := s.Direct(dst.Addr())
+	switch {
+	case w == nil:
+		return nil
+	case w.SpeaksHTTP(dst.Port()):
+		return s.inbound.http
+	}
+	return s.inbound.tcp
 }
 
 // Chains returns all chains, by name, in the order of their listener.

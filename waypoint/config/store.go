@@ -33,6 +33,8 @@ type Store struct {
 	// clusters are what the Cluster resources say, assignments what the ClusterLoadAssignments say; either may come first.
 	clusters    map[string]clusterRead
 	assignments map[string]*Endpoints
+	// workloads are those whose own addresses are served, by name.
+	workloads map[string]*Direct
 	// desired is main_internal as it came; what is in force keeps a former chain for a destination until the new one has its
 	// routes. sources are its chains, by name.
 	desired *inbound
@@ -72,7 +74,7 @@ type resource struct {
 // snapshot before and the new one, by the goroutine that applied a push: it must not block for long, and must not call the
 // handlers.
 func NewStore(changed func(old, new *Snapshot)) *Store {
-	s := &Store{changed: changed, clusters: map[string]clusterRead{}, assignments: map[string]*Endpoints{}, news: make(chan struct{})}
+	s := &Store{changed: changed, clusters: map[string]clusterRead{}, assignments: map[string]*Endpoints{}, workloads: map[string]*Direct{}, news: make(chan struct{})}
 	for k := range s.kinds {
 		s.kinds[k] = map[string]*resource{}
 	}
@@ -100,7 +102,8 @@ func (s *Store) Await(ctx context.Context, ok func(*Snapshot) bool) (*Snapshot, 
 	}
 }
 
-// Handlers returns the handlers of an xDS client, in the order in which to subscribe: what is referred to before what refers.
+// Handlers returns the handlers of an xDS client, in the order in which to subscribe: what is referred to before what refers. That of
+// workloads is ApplyWorkloads.
 func (s *Store) Handlers() []xds.Handler {
 	return []xds.Handler{
 		{TypeURL: xds.TypeCluster, Apply: s.applyClusters},

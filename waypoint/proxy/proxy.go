@@ -280,7 +280,7 @@ func (p *Proxy) tunnel(ctx context.Context, in *hbone.Incoming) {
 	}
 	if chain == nil {
 		p.counts.Refused.Add(1)
-		reason := fmt.Sprintf("this waypoint does not serve %s: no service that is bound to it has that address and port", authority)
+		reason := fmt.Sprintf("this waypoint does not serve %s: no service that is bound to it has that address and port, and no workload the address", authority)
 		p.cfg.Logger.Warn("a connection was refused", "client", in.Peer(), "destination", authority.String(), "reason", reason)
 		_ = in.Reject(404, reason)
 		return

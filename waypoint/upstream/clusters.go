@@ -56,11 +56,12 @@ type Clusters struct {
 	ended  sync.WaitGroup // of dials and connections
 	system func() *x509.CertPool
 
-	mu      sync.Mutex // guards what follows, and changes of clusters; never held across I/O
-	current *config.Snapshot
-	peers   map[peerKey]int // how many endpoints a tunnel's peer has
-	names   map[string]*name
-	place   Place
+	current atomic.Pointer[config.Snapshot] // set with the lock
+
+	mu    sync.Mutex      // guards what follows, and changes of clusters; never held across I/O
+	peers map[peerKey]int // how many endpoints a tunnel's peer has
+	names map[string]*name
+	place Place
 }
 
 // peerKey is whom a tunnel leads to.
@@ -103,7 +104,8 @@ func (m *Clusters) All(f func(*Cluster)) {
 func (m *Clusters) Apply(s *config.Snapshot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for name, cfg := range s.ChangedClusters(m.current) {
+	before := m.current.Swap(s)
+	for name, cfg := range s.ChangedClusters(before) {
 		c, known := m.byName.Load(name)
 		switch {
 		case cfg == nil && known:
@@ -121,7 +123,11 @@ func (m *Clusters) Apply(s *config.Snapshot) {
 			m.byName.Store(name, c)
 		}
 	}
-	m.current = s
+	for w := range s.ChangedDirect(before) {
+		for _, c := range m.byName.All() {
+			c.leaveBound(w)
+		}
+	}
 }
 
 // leaveFor is how long a cluster that is gone from the configuration is there: clients' connections from before, whose service has
@@ -142,6 +148,7 @@ func (m *Clusters) leave(c *Cluster) {
 		}
 		m.byName.Delete(c.name)
 		c.apply(&config.Cluster{Name: c.name, Settings: c.state.Load().settings})
+		c.leaveAllBound()
 	})
 	c.leaving = t
 }
@@ -184,6 +191,9 @@ type state struct {
 	none     error                               // why there is no endpoint, if there is none
 	unknown  *name                               // nothing is known of it yet; nil: of all names something is
 	named    func() map[netip.AddrPort]*Endpoint // of levels; made when it is asked for
+	// bound are endpoints that are workloads' own addresses; nil of a cluster that is not config.Bound. It changes with the manager's lock,
+	// and goes from state to state.
+	bound *xsync.Map[netip.AddrPort, *Endpoint]
 }
 
 // Name is the cluster's.
@@ -218,6 +228,11 @@ func (c *Cluster) Endpoints(f func(*Endpoint)) {
 		}
 	}
 	c.asked.all(f)
+	if bound := c.state.Load().bound; bound != nil {
+		for _, e := range bound.All() {
+			f(e)
+		}
+	}
 }
 
 // Before prepares a choice: it waits for host names of which nothing is known yet. Where there is nothing to choose, since what the
@@ -238,8 +253,11 @@ func (c *Cluster) Before(ctx context.Context, asked netip.AddrPort) (*Endpoint, 
 		}
 		s = next
 	}
-	if s.settings.Discovery == config.Asked && s.settings.Refused == "" {
+	switch {
+	case s.settings.Discovery == config.Asked && s.settings.Refused == "":
 		return c.asked.endpoint(c, asked)
+	case s.settings.Discovery == config.Bound:
+		return c.at(asked)
 	}
 	return nil, nil
 }
@@ -306,6 +324,11 @@ func (c *Cluster) apply(cfg *config.Cluster) {
 		}
 		return out
 	})
+	if before := c.state.Load(); before != nil && before.bound != nil {
+		next.bound = before.bound
+	} else if cfg.Settings.Discovery == config.Bound {
+		next.bound = xsync.NewMap[netip.AddrPort, *Endpoint]()
+	}
 	old := c.known
 	c.known = seen
 	c.state.Store(next)
