@@ -59,6 +59,9 @@ const (
 	LabelGatewayName = "gateway.networking.k8s.io/gateway-name"
 	// LabelGatewayClassName is that Gateway's class.
 	LabelGatewayClassName = "gateway.networking.k8s.io/gateway-class-name"
+	// LabelDefaultsForClass, on a ConfigMap in the control plane's namespace, names the GatewayClass for whose Gateways it changes what is
+	// made.
+	LabelDefaultsForClass = "gateway.istio.io/defaults-for-class"
 	// LabelRevision says which of several control planes an object is for; "" or RevisionDefault is this one.
 	LabelRevision   = "istio.io/rev"
 	RevisionDefault = "default"

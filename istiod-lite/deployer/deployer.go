@@ -27,7 +27,7 @@ const (
 	retryFirst = 500 * time.Millisecond
 	retryMost  = time.Minute
 	resync     = 10 * time.Minute
-	// look is how often the ConfigMap of a Gateway that has one is read.
+	// look is how often the ConfigMap of a Gateway that has one is read, and those of classes are.
 	look = 10 * time.Second
 )
 
@@ -48,10 +48,12 @@ type Config struct {
 type Deployer struct {
 	cfg Config
 
-	mu    sync.Mutex // guards the fields below; never held across a call
-	want  map[cluster.Key]translate.WaypointInput
-	done  map[cluster.Key]applied
-	queue workqueue.TypedRateLimitingInterface[cluster.Key] // nil while this replica does not lead
+	mu   sync.Mutex // guards the fields below; never held across a call
+	want map[cluster.Key]translate.WaypointInput
+	done map[cluster.Key]applied
+	// defaults are the overlays of classes.
+	defaults map[string]patches
+	queue    workqueue.TypedRateLimitingInterface[cluster.Key] // nil while this replica does not lead
 }
 
 // applied is what was applied for a Gateway.
@@ -104,13 +106,57 @@ func (d *Deployer) Run(ctx context.Context) {
 		<-ctx.Done()
 		queue.ShutDown()
 	})
-	for range workers {
-		wg.Go(func() { d.work(ctx, queue) })
-	}
+	wg.Go(func() {
+		// Without them waypoints would be made as if there were none, and rolled.
+		for wait := retryFirst; !d.takeDefaults(ctx, queue); wait = min(2*wait, retryMost) {
+			if !sleep(ctx, wait) {
+				return
+			}
+		}
+		for range workers {
+			wg.Go(func() { d.work(ctx, queue) })
+		}
+		for sleep(ctx, look) {
+			d.takeDefaults(ctx, queue)
+		}
+	})
 	wg.Wait()
 	d.mu.Lock()
 	d.queue = nil
 	d.mu.Unlock()
+}
+
+// takeDefaults reads the overlays of classes, and has the Gateways looked at of classes for which they are others than before. It reports
+// whether they could be read; if not, those that were read before hold.
+func (d *Deployer) takeDefaults(ctx context.Context, queue workqueue.TypedRateLimitingInterface[cluster.Key]) bool {
+	now, err := d.readDefaults(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.cfg.Log.Warn("the defaults of classes of Gateways stay as they are", "cause", err)
+		}
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for key, in := range d.want {
+		if !d.defaults[in.Gateway.Class].equal(now[in.Gateway.Class]) {
+			queue.Add(key)
+		}
+	}
+	d.defaults = now
+	return true
+}
+
+// sleep waits, and reports whether ctx has not ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
 }
 
 func (d *Deployer) work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[cluster.Key]) {
@@ -150,6 +196,10 @@ func (d *Deployer) deploy(ctx context.Context, key cluster.Key) (fault state.Dep
 	d.mu.Lock()
 	in, ok := d.want[key]
 	done := d.done[key]
+	var defaults patches
+	if ok {
+		defaults = d.defaults[in.Gateway.Class]
+	}
 	d.mu.Unlock()
 	if !ok {
 		return fault, nil
@@ -157,18 +207,19 @@ func (d *Deployer) deploy(ctx context.Context, key cluster.Key) (fault state.Dep
 	if why := d.cfg.Settings.Invalid(in.Gateway); why != "" {
 		return state.DeployFault{Message: why}, nil
 	}
-	data, why, err := d.parameters(ctx, in.Gateway)
+	own, why, err := d.parameters(ctx, in.Gateway)
 	if err != nil || why != "" {
 		return state.DeployFault{Message: why, Parameters: why != ""}, err
 	}
-	_, scaled := data["horizontalPodAutoscaler"]
-	w := waypoint{d.cfg.Settings, d.cfg.TrustDomain(), in.Gateway, scaled}
+	w := waypoint{d.cfg.Settings, d.cfg.TrustDomain(), in.Gateway, defaults.scales() || own.scales()}
 	objects, err := w.objects()
 	if err != nil {
 		return fault, err
 	}
-	if err := overlay(objects, data); err != nil {
-		return state.DeployFault{Message: fmt.Sprintf("ConfigMap %s/%s: %v", key.Namespace, in.Gateway.Parameters.Name, err), Parameters: true}, nil
+	for _, p := range []patches{defaults, own} {
+		if err := p.overlay(objects); err != nil {
+			return state.DeployFault{Message: err.Error(), Parameters: true}, nil
+		}
 	}
 	hash, err := hashOf(objects)
 	if err != nil {

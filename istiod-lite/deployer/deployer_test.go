@@ -3,6 +3,7 @@ package deployer
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -111,7 +113,7 @@ type server struct {
 func serve(objects ...runtime.Object) *server {
 	s := &server{}
 	s.FakeDynamicClient = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-		appsv1.SchemeGroupVersion.WithResource("deployments"): "DeploymentList"}, objects...)
+		appsv1.SchemeGroupVersion.WithResource("deployments"): "DeploymentList", configMaps: "ConfigMapList"}, objects...)
 	s.PrependReactor("create", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		create := action.(clienttesting.CreateActionImpl)
 		u := create.GetObject().(*unstructured.Unstructured).DeepCopy()
@@ -451,6 +453,99 @@ func TestOverlay(t *testing.T) {
 	if _, err := s.Tracker().Get(autoscalers, "shop", "waypoint"); !apierrors.IsNotFound(err) {
 		t.Errorf("the autoscaler is still there: %v", err)
 	}
+}
+
+// classDefaults is a ConfigMap of the control plane's namespace that changes what is made for a class.
+func classDefaults(name, class string, data map[string]any) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "ConfigMap",
+		"metadata": map[string]any{"namespace": "istio-system", "name": name, "labels": map[string]any{api.LabelDefaultsForClass: class}}, "data": data,
+	}}
+}
+
+// TestClassDefaults: what a ConfigMap says for a class holds for all of its Gateways, where a Gateway's own does not say otherwise; of two
+// the first by name counts, and what cannot be merged is told with its name.
+func TestClassDefaults(t *testing.T) {
+	in, own := withOverlay(map[string]string{"deployment": "spec: {template: {spec: {priorityClassName: own}}}"})
+	s := serve(own,
+		classDefaults("b", api.ClassWaypoint, map[string]any{"service": "metadata: {annotations: {late: x}}"}),
+		classDefaults("a", api.ClassWaypoint, map[string]any{
+			"deployment": "metadata: {annotations: {from: class}}\nspec: {template: {spec: {priorityClassName: of-the-class}}}", "horizontalPodAutoscaler": "spec: {maxReplicas: 7}",
+		}),
+		classDefaults("c", "other", map[string]any{"service": "metadata: {annotations: {other: x}}"}))
+	d, told := run(t, s, image)
+	plain := gateway()
+	plain.Name = "plain"
+	d.Update([]state.Gateway{in, known(plain)})
+	for range 2 {
+		if got := next(t, told); !strings.HasSuffix(got, ": ") {
+			t.Fatalf("told %q", got)
+		}
+	}
+	for name, priority := range map[string]string{"waypoint": "own", "plain": "of-the-class"} {
+		o, err := s.Tracker().Get(appsv1.SchemeGroupVersion.WithResource("deployments"), "shop", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := o.(*unstructured.Unstructured)
+		if got, _, _ := unstructured.NestedString(u.Object, "spec", "template", "spec", "priorityClassName"); got != priority || u.GetAnnotations()["from"] != "class" {
+			t.Errorf("%s: priority %q, want %q; annotations %v", name, got, priority, u.GetAnnotations())
+		}
+		if _, err := s.Tracker().Get(autoscalers, "shop", name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		service, err := s.Tracker().Get(corev1.SchemeGroupVersion.WithResource("services"), "shop", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := service.(*unstructured.Unstructured).GetAnnotations(); a["late"] != "" || a["other"] != "" {
+			t.Errorf("%s: annotations %v", name, a)
+		}
+	}
+	d, told = run(t, serve(classDefaults("bad", api.ClassWaypoint, map[string]any{"pod": "{}"})), image)
+	d.Update([]state.Gateway{known(gateway())})
+	if got := next(t, told); !strings.HasPrefix(got, `shop/waypoint: parameters: ConfigMap istio-system/bad: key "pod" is not known`) {
+		t.Errorf("told %q", got)
+	}
+}
+
+// TestDefaultsChange: what changes for a class is rolled out to its Gateways, and waypoints are not made before it is known.
+func TestDefaultsChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve()
+		failing := true
+		s.PrependReactor("list", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return failing, nil, apierrors.NewInternalError(errors.New("not now"))
+		})
+		d, told := run(t, s, image)
+		d.Update([]state.Gateway{known(gateway())})
+		time.Sleep(5 * retryMost)
+		synctest.Wait()
+		if got := s.took(); len(got) > 0 {
+			t.Fatalf("applied %q without knowing the defaults", got)
+		}
+		s.mu.Lock()
+		failing = false
+		s.mu.Unlock()
+		time.Sleep(retryMost)
+		if got := next(t, told); got != "shop/waypoint: " {
+			t.Fatalf("told %q", got)
+		}
+		if err := s.Tracker().Create(configMaps, classDefaults("a", api.ClassWaypoint, map[string]any{"service": "metadata: {annotations: {late: x}}"}), "istio-system"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(look + time.Second)
+		synctest.Wait()
+		o, err := s.Tracker().Get(corev1.SchemeGroupVersion.WithResource("services"), "shop", "waypoint")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := o.(*unstructured.Unstructured).GetAnnotations(); a["late"] != "x" {
+			t.Errorf("annotations %v", a)
+		}
+	})
 }
 
 // TestBadOverlay: what cannot be merged is told, by its key, and nothing is applied.

@@ -20,11 +20,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
 
-// overlays are the keys of a ConfigMap that changes what is made for a Gateway, and the type that a value is merged into, as
-// `kubectl patch` does by default. They are Istio's.
+// overlays are the keys of a ConfigMap that changes what is made for a Gateway, or for all of a class, and the type that a value is
+// merged into, as `kubectl patch` does by default. They are Istio's.
 var overlays = map[string]any{
 	"deployment": appsv1.Deployment{}, "service": corev1.Service{}, "serviceAccount": corev1.ServiceAccount{},
 	"podDisruptionBudget": policyv1.PodDisruptionBudget{}, "horizontalPodAutoscaler": autoscalingv2.HorizontalPodAutoscaler{},
@@ -36,46 +37,94 @@ var fixed = [][]string{
 	{"spec", "scaleTargetRef"}, {"spec", "template", "spec", "serviceAccountName"},
 }
 
-// parameters reads the overlays of a Gateway, by key. A fault is what the user has to mend.
-func (d *Deployer) parameters(ctx context.Context, g *cluster.Gateway) (data map[string]string, fault string, err error) {
+// patches are the overlays of one ConfigMap.
+type patches struct {
+	from  cluster.Key // the ConfigMap
+	data  map[string]string
+	fault string // why it cannot be read; "" if it can
+}
+
+func (p patches) equal(o patches) bool {
+	return p.from == o.from && p.fault == o.fault && maps.Equal(p.data, o.data)
+}
+
+var configMaps = corev1.SchemeGroupVersion.WithResource("configmaps")
+
+func patchesOf(u *unstructured.Unstructured) patches {
+	p := patches{from: cluster.Key{Namespace: u.GetNamespace(), Name: u.GetName()}}
+	data, _, err := unstructured.NestedStringMap(u.Object, "data")
+	if err != nil {
+		p.fault = err.Error()
+	}
+	p.data = data
+	return p
+}
+
+// parameters reads the overlays that a Gateway itself names, none if it names none. A fault is what the user has to mend.
+func (d *Deployer) parameters(ctx context.Context, g *cluster.Gateway) (p patches, fault string, err error) {
 	ref := g.Parameters
 	if ref == nil {
-		return nil, "", nil
+		return patches{}, "", nil
 	}
 	if ref.Group != "" || ref.Kind != "ConfigMap" {
-		return nil, fmt.Sprintf("spec.infrastructure.parametersRef: %s/%s is not supported; there is ConfigMap of the core group", ref.Group, ref.Kind), nil
+		return patches{}, fmt.Sprintf("spec.infrastructure.parametersRef: %s/%s is not supported; there is ConfigMap of the core group", ref.Group, ref.Kind), nil
 	}
-	u, err := d.cfg.Client.Resource(corev1.SchemeGroupVersion.WithResource("configmaps")).Namespace(g.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	u, err := d.cfg.Client.Resource(configMaps).Namespace(g.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Sprintf("spec.infrastructure.parametersRef: there is no ConfigMap %s/%s", g.Namespace, ref.Name), nil
+		return patches{}, fmt.Sprintf("spec.infrastructure.parametersRef: there is no ConfigMap %s/%s", g.Namespace, ref.Name), nil
 	} else if err != nil {
-		return nil, "", fmt.Errorf("read ConfigMap %s/%s: %w", g.Namespace, ref.Name, err)
+		return patches{}, "", fmt.Errorf("read ConfigMap %s/%s: %w", g.Namespace, ref.Name, err)
 	}
-	data, _, err = unstructured.NestedStringMap(u.Object, "data")
+	return patchesOf(u), "", nil
+}
+
+// readDefaults reads the overlays of classes, by class: those of ConfigMaps in the control plane's namespace that say for which. Of two
+// for one class the one that is first by name counts.
+func (d *Deployer) readDefaults(ctx context.Context) (map[string]patches, error) {
+	list, err := d.cfg.Client.Resource(configMaps).Namespace(d.cfg.Settings.Namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelDefaultsForClass})
 	if err != nil {
-		return nil, fmt.Sprintf("ConfigMap %s/%s: %v", g.Namespace, ref.Name, err), nil
+		return nil, fmt.Errorf("read the defaults of classes (ConfigMaps with label %s in namespace %s): %w", api.LabelDefaultsForClass, d.cfg.Settings.Namespace, err)
 	}
-	return data, "", nil
+	slices.SortFunc(list.Items, func(a, b unstructured.Unstructured) int { return strings.Compare(a.GetName(), b.GetName()) })
+	out := map[string]patches{}
+	for i := range list.Items {
+		class := list.Items[i].GetLabels()[api.LabelDefaultsForClass]
+		if other, twice := out[class]; twice {
+			d.cfg.Log.Debug("a ConfigMap of defaults is not in force, since another is for that class", "class", class, "not", list.Items[i].GetName(), "but", other.from.Name)
+			continue
+		}
+		out[class] = patchesOf(&list.Items[i])
+	}
+	return out, nil
 }
 
 // overlay merges overlays into objects, which are its own to change.
-func overlay(objects []object, data map[string]string) error {
-	for _, key := range slices.Sorted(maps.Keys(data)) {
+func (p patches) overlay(objects []object) error {
+	if p.fault != "" {
+		return fmt.Errorf("ConfigMap %s: %s", p.from, p.fault)
+	}
+	for _, key := range slices.Sorted(maps.Keys(p.data)) {
 		typ, known := overlays[key]
 		if !known {
-			return fmt.Errorf("key %q is not known; there are %s", key, strings.Join(slices.Sorted(maps.Keys(overlays)), ", "))
+			return fmt.Errorf("ConfigMap %s: key %q is not known; there are %s", p.from, key, strings.Join(slices.Sorted(maps.Keys(overlays)), ", "))
 		}
 		i := slices.IndexFunc(objects, func(o object) bool { return strings.EqualFold(o.content.GetKind(), key) })
 		if i < 0 {
-			return fmt.Errorf("key %q: none is made", key)
+			return fmt.Errorf("ConfigMap %s: key %q: none is made", p.from, key)
 		}
-		merged, err := mergeOverlay(objects[i].content, data[key], typ)
+		merged, err := mergeOverlay(objects[i].content, p.data[key], typ)
 		if err != nil {
-			return fmt.Errorf("key %q: %w", key, err)
+			return fmt.Errorf("ConfigMap %s: key %q: %w", p.from, key, err)
 		}
 		objects[i].content = merged
 	}
 	return nil
+}
+
+// scales reports whether the overlays make an autoscaler.
+func (p patches) scales() bool {
+	_, scales := p.data["horizontalPodAutoscaler"]
+	return scales
 }
 
 func mergeOverlay(base *unstructured.Unstructured, text string, typ any) (*unstructured.Unstructured, error) {
