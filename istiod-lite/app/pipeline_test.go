@@ -101,17 +101,23 @@ type fakeAPI struct {
 	tokens map[string]authenticationv1.TokenReviewStatus
 }
 
+// listKinds are what is listed by the dynamic client.
+var listKinds = map[schema.GroupVersionResource]string{
+	peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList",
+	serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList",
+	gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
+	httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList", tlsRouteGVR: "TLSRouteList", tcpRouteGVR: "TCPRouteList",
+	destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList",
+	telemetryGVR: "TelemetryList",
+	corev1.SchemeGroupVersion.WithResource("configmaps"): "ConfigMapList",
+}
+
 func newAPI(t *testing.T, objects ...runtime.Object) *fakeAPI {
 	logFIPS(t)
 	scheme := runtime.NewScheme()
 	a := &fakeAPI{
 		T: t, core: fake.NewClientset(objects...), tokens: map[string]authenticationv1.TokenReviewStatus{},
-		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, map[schema.GroupVersionResource]string{
-			peerAuthenticationGVR: "PeerAuthenticationList", authorizationPolicyGVR: "AuthorizationPolicyList",
-			serviceEntryGVR: "ServiceEntryList", workloadEntryGVR: "WorkloadEntryList",
-			gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
-			httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList", tlsRouteGVR: "TLSRouteList", tcpRouteGVR: "TCPRouteList",
-			destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList", telemetryGVR: "TelemetryList"}),
+		dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(scheme, listKinds),
 	}
 	a.core.PrependReactor("create", "tokenreviews", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		review := action.(clienttesting.CreateAction).GetObject().(*authenticationv1.TokenReview).DeepCopy()
