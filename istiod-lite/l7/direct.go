@@ -32,7 +32,7 @@ const (
 // to be asked.
 func DirectChains(policies Policies, ix Index) []*listenerv3.FilterChain {
 	return []*listenerv3.FilterChain{
-		httpChain(chainDirectHTTP, attachment{}, ix, policies),
+		httpChain(chainDirectHTTP, false, false, ix, policies),
 		policies.before(chain(chainDirectTCP, filterTCP, tcpProxy(chainDirectTCP, ClusterDirect))),
 	}
 }

@@ -145,20 +145,20 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 		}
 		return carry(name, proxy, ix.Rule(h).PolicyOf(port.Port), policies)
 	}
-	return httpChain(name, at, ix, policies)
+	return httpChain(name, at.sessions(), ix.Fault(h) != nil, ix, policies)
 }
 
-// httpChain is one whose table of routes has its name.
-func httpChain(name string, at attachment, ix Index, policies Policies) *listenerv3.FilterChain {
+// httpChain is one whose table of routes has its name. The routes may keep clients with endpoints (sessions), or inject faults.
+func httpChain(name string, sessions, faults bool, ix Index, policies Policies) *listenerv3.FilterChain {
 	filters, refusing := policies.asks(ix)
 	for _, f := range policies.filters(true, refusing) {
 		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))
 	}
 	filters = append(filters, httpFilter(filterCORS, &corsv3.Cors{}))
-	if ix.Fault(h) != nil {
+	if faults {
 		filters = append(filters, httpFilter(filterFault, &faultv3.HTTPFault{}))
 	}
-	if at.sessions() {
+	if sessions {
 		filters = append(filters, httpFilter(filterSession, &sessionv3.StatefulSession{}))
 	}
 	return chain(name, filterHCM, &hcmv3.HttpConnectionManager{
