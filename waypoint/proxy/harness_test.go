@@ -281,6 +281,25 @@ func (w *world) plainPod(cluster string, n int, handler http.Handler) {
 	w.plainEndpoint(cluster, n, ln.Addr().String())
 }
 
+// plainTCP is an endpoint outside the mesh whose connections go to serve, each in a goroutine of its own.
+func (w *world) plainTCP(cluster string, n int, serve func(net.Conn)) {
+	w.t.Helper()
+	ln := w.listen()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			nc, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go serve(nc)
+		}
+	}()
+	w.t.Cleanup(func() { _ = ln.Close(); <-served })
+	w.plainEndpoint(cluster, n, ln.Addr().String())
+}
+
 // plainEndpoint makes an endpoint outside the mesh that is at addr; "" for nowhere.
 func (w *world) plainEndpoint(cluster string, n int, addr string) {
 	ip := netip.AddrFrom4([4]byte{10, 1, 0, byte(n)})

@@ -63,25 +63,6 @@ func tlsServer(cfg *tls.Config, greeting string) func(net.Conn) {
 	}
 }
 
-// plainTCP is an endpoint outside the mesh.
-func (w *world) plainTCP(cluster string, n int, serve func(net.Conn)) {
-	w.t.Helper()
-	ln := w.listen()
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		for {
-			nc, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go serve(nc)
-		}
-	}()
-	w.t.Cleanup(func() { _ = ln.Close(); <-served })
-	w.plainEndpoint(cluster, n, ln.Addr().String())
-}
-
 // trickle is a connection whose client says what it has to say in small pieces.
 type trickle struct{ net.Conn }
 

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -143,18 +144,7 @@ func TestTCPMetrics(t *testing.T) {
 		pod := "pod-1"
 		if where == "outside" {
 			pod = "plain-1"
-			ln := w.listen()
-			t.Cleanup(func() { _ = ln.Close() })
-			go func() {
-				for {
-					nc, err := ln.Accept()
-					if err != nil {
-						return
-					}
-					go serve(nc)
-				}
-			}()
-			w.plainEndpoint("raw", 1, ln.Addr().String())
+			w.plainTCP("raw", 1, serve)
 		} else {
 			w.pod("raw", 1, backendID, serve)
 		}
@@ -219,10 +209,12 @@ func TestAccessLog(t *testing.T) {
 	w.endpoints["c"] = nil
 	w.apply(`- {name: one, match: {path: /one}, route: {cluster: c}}`)
 	do(t, w.client("HTTP/1.1"), "GET", "/two", "")
-	await(t, "both are logged", func() bool { return strings.Count(w.log.String(), "request complete") == 2 })
+	w.applyWith(all, named("30s", "", "", map[string]string{"raw": "a.example"}))
+	_ = tls.Client(w.mustTunnel(rawPort), &tls.Config{ServerName: "b.example"}).Handshake()
+	await(t, "all are logged", func() bool { return strings.Count(w.log.String(), " complete") == 3 })
 	logged := w.log.String()
 	for _, want := range []string{"trace_id=4bf92f3577b34da6a3ce929d0e0e4736", "route=shop/stock/0/0", "tries=2", "upstream.cluster=c",
-		"upstream.workload=pod-1", "response_flags=NR", "status=404", "grpc_status=0", "user_agent=tests", "request_id=4711", "src.identity=" + clientID.String()} {
+		"upstream.workload=pod-1", "response_flags=NR", "status=404", "grpc_status=0", "user_agent=tests", "request_id=4711", "src.identity=" + clientID.String(), "tls.server_name=b.example"} {
 		if !strings.Contains(logged, want) {
 			t.Errorf("%s is not logged:\n%s", want, logged)
 		}

@@ -471,21 +471,10 @@ func TestTCP(t *testing.T) {
 			_ = cw.CloseWrite()
 		}
 	}
-	ln := w.listen()
-	t.Cleanup(func() { _ = ln.Close() })
-	go func() {
-		for {
-			nc, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go serve(nc)
-		}
-	}()
 	for _, where := range []string{"in the mesh", "outside"} {
 		w.endpoints["raw"] = nil
 		if where == "outside" {
-			w.plainEndpoint("raw", 1, ln.Addr().String())
+			w.plainTCP("raw", 1, serve)
 		} else {
 			w.pod("raw", 1, backendID, serve)
 		}

@@ -218,18 +218,7 @@ func TestTCPOverTLS(t *testing.T) {
 			if inMesh {
 				w.pod("raw", 1, backendID, serve)
 			} else {
-				ln := w.listen()
-				t.Cleanup(func() { _ = ln.Close() })
-				go func() {
-					for {
-						nc, err := ln.Accept()
-						if err != nil {
-							return
-						}
-						go serve(nc)
-					}
-				}()
-				w.plainEndpoint("raw", 1, ln.Addr().String())
+				w.plainTCP("raw", 1, serve)
 			}
 			w.tls["raw"] = trusting(ca, "db.example.com", "dns db.example.com")
 			w.apply(all)
