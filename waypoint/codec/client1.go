@@ -29,7 +29,7 @@ type client1 struct {
 	mu       sync.Mutex // guards what follows
 	waiting  bool       // somebody waits for the backend's end
 	busy     bool       // reserved or under way
-	used     bool       // a request was answered
+	rested   bool       // it was idle, for a request answered or for nobody: the backend may have ended it
 	draining bool
 	closed   bool
 	parts    int // of a request under way that still use the connection
@@ -50,7 +50,7 @@ func (c *client1) Reserve() bool {
 		return false
 	}
 	c.busy = true
-	fresh, waiting := !c.used, c.waiting
+	fresh, waiting := !c.rested, c.waiting
 	c.mu.Unlock()
 	if fresh {
 		return true
@@ -75,11 +75,11 @@ func (c *client1) Reserve() bool {
 // that, and look then.
 const idleWait = time.Second
 
-// restLocked sees to it that somebody waits for the backend's end once the connection has been idle for a while. One that carried
-// nothing yet is used at once.
+// restLocked sees to it that somebody waits for the backend's end once the connection has been idle for a while.
 func (c *client1) restLocked() {
+	c.rested = true
 	switch {
-	case c.closed || !c.used:
+	case c.closed:
 	case c.idle == nil:
 		c.idle = time.AfterFunc(idleWait, c.awaitEnd)
 	default:
@@ -220,7 +220,7 @@ type call1 struct {
 
 func (c *client1) RoundTrip(ctx context.Context, req *message.Request, inform func(*message.Response)) (*message.Response, error) {
 	c.mu.Lock()
-	unusable, stale := c.closed, c.used
+	unusable, stale := c.closed, c.rested
 	c.parts = 1
 	c.mu.Unlock()
 	if unusable || ctx.Err() != nil {
@@ -437,9 +437,6 @@ func (k *call1) prepare(h head1, method string) error {
 // answer ends what has no body, and makes a tunnel of what was upgraded.
 func (k *call1) answer(req *message.Request) {
 	c := k.c
-	c.mu.Lock()
-	c.used = true
-	c.mu.Unlock()
 	switch {
 	case k.Status == 101:
 		behind := c.in

@@ -37,8 +37,8 @@ func (s Stage) String() string {
 // Error is why a request failed at a Client: of RoundTrip, and of the bodies of its responses.
 type Error struct {
 	Stage Stage
-	// Stale says that the connection had served others before and ended without a byte of answer (Stage Sent): most likely it
-	// had been closed before the request reached the backend.
+	// Stale says that the connection had been idle before and ended without a byte of answer (Stage Sent): most likely it had been
+	// closed before the request reached the backend.
 	Stale bool
 	// Err is why: the context's cause, ErrBadResponse, ErrRequestBody, or what the connection said.
 	Err error

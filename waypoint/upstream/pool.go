@@ -220,6 +220,10 @@ func (p *pool) dial() {
 		p.parkLocked(c)
 	}
 	p.serveLocked()
+	// Those for whom it was made may have got another meanwhile. Given back, it is looked after: a backend ends what brings no request.
+	if c.parked && p.protocol == message.HTTP11 && client.Reserve() {
+		client.Unreserve()
+	}
 }
 
 // failLocked gives an error to those who waited for a dial that has failed.
