@@ -133,7 +133,15 @@ func (r *run) startProxy(ctx context.Context, name, dir, backend string) (p *pro
 // warmUp is how long each load runs before the first round, so that connections to the backend are there.
 const warmUp = 300 * time.Millisecond
 
+// settle is how long proxies have served until their memory is looked at for the first time.
+const settle = time.Second
+
 func (r *run) measure(ctx context.Context, progress io.Writer) error {
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	for _, name := range r.report.Proxies {
 		idle, err := process.Memory(r.proxies[name].pid())
 		if err != nil {
