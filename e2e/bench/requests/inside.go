@@ -13,6 +13,7 @@ const (
 	asBackend  = "backend"  // on an address
 	asWaypoint = "waypoint" // on an address, before a backend
 	asReverse  = "net/http" // on an address, before a backend
+	asMeshed   = "meshed"   // on an address, as a Meshed in a file of JSON says
 	asLoad     = "load"     // as a Load in JSON says
 )
 
@@ -29,7 +30,7 @@ func Inside(ctx context.Context, args []string, stdout io.Writer) (bool, error) 
 			return true, fmt.Errorf("read load: %w", err)
 		}
 		return true, json.NewEncoder(stdout).Encode(l.Run(ctx))
-	case asBackend, asWaypoint, asReverse:
+	case asBackend, asWaypoint, asReverse, asMeshed:
 	default:
 		return false, nil
 	}
@@ -50,6 +51,8 @@ func Inside(ctx context.Context, args []string, stdout io.Writer) (bool, error) 
 		return true, fmt.Errorf("%s: no backend is named", args[0])
 	case args[0] == asWaypoint:
 		return true, serveWaypoint(ctx, ln, args[2])
+	case args[0] == asMeshed:
+		return true, serveMeshed(ctx, ln, args[2])
 	}
-	return true, serveReverse(ctx, ln, args[2])
+	return true, serveReverse(ctx, ln, args[2], new(net.Dialer).DialContext)
 }

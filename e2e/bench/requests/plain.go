@@ -97,10 +97,10 @@ func resourceOf(typeURL, name, text string) (*discoveryv3.Resource, error) {
 	return &discoveryv3.Resource{Name: name, Version: "1", Resource: &a}, nil
 }
 
-// serveReverse is a reverse proxy of net/http: each request goes on in the version that it came in.
-func serveReverse(ctx context.Context, ln net.Listener, backend string) error {
+// serveReverse is a reverse proxy of net/http: each request goes on in the version that it came in. dial connects to the backend.
+func serveReverse(ctx context.Context, ln net.Listener, backend string, dial func(ctx context.Context, network, addr string) (net.Conn, error)) error {
 	transport := func(set func(*http.Protocols)) *http.Transport {
-		t := &http.Transport{MaxIdleConns: 2000, MaxIdleConnsPerHost: 2000, DisableCompression: true, Protocols: new(http.Protocols)}
+		t := &http.Transport{MaxIdleConns: 2000, MaxIdleConnsPerHost: 2000, DisableCompression: true, Protocols: new(http.Protocols), DialContext: dial}
 		set(t.Protocols)
 		return t
 	}

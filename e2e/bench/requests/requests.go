@@ -137,10 +137,8 @@ const warmUp = 300 * time.Millisecond
 const settle = time.Second
 
 func (r *run) measure(ctx context.Context, progress io.Writer) error {
-	select {
-	case <-time.After(settle):
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := pause(ctx, settle); err != nil {
+		return err
 	}
 	for _, name := range r.report.Proxies {
 		idle, err := process.Memory(r.proxies[name].pid())

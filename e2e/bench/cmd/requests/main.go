@@ -39,7 +39,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.DurationVar(&c.Duration, "duration", 2*time.Second, "length of each round")
 	flags.IntVar(&c.Rounds, "rounds", 5, "rounds of each load, in each of which all proxies take turns")
 	flags.IntVar(&c.Connections, "connections", 1000, "connections for the memory figure")
-	whole := flags.Bool("way", os.Geteuid() == 0, "also measure the whole way by ztunnels, in network namespaces (root)")
+	alone := flags.Bool("alone", true, "measure the proxies alone, in plain")
+	whole := flags.Bool("way", os.Geteuid() == 0, "measure the whole way by ztunnels, in network namespaces (root)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -50,14 +51,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := process.RaiseLimit(); err != nil {
 		return err
 	}
-	report, err := requests.Run(ctx, c, stderr)
-	if err != nil {
-		return err
+	var failed uint64
+	if *alone {
+		report, err := requests.Run(ctx, c, stderr)
+		if err != nil {
+			return err
+		}
+		if err := report.Write(stdout); err != nil {
+			return err
+		}
+		failed = report.Failed()
 	}
-	if err := report.Write(stdout); err != nil {
-		return err
-	}
-	failed := report.Failed()
 	if *whole {
 		n, err := way(ctx, c, stdout, stderr)
 		if err != nil {
