@@ -99,8 +99,12 @@ func serveMeshed(ctx context.Context, ln net.Listener, file string) error {
 	}
 	var d net.Dialer
 	tunnels := hbone.NewPool(hbone.PoolConfig{
-		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr.String()) },
-		TLS:  func(_ context.Context, t hbone.Target) (*tls.Config, error) { return identity.ClientTLS(own, t.Expect), nil },
+		Dial: func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", addr.String())
+		},
+		TLS: func(_ context.Context, t hbone.Target) (*tls.Config, error) {
+			return identity.ClientTLS(own, t.Expect), nil
+		},
 	})
 	defer tunnels.Close()
 	inner := &streams{addr: ln.Addr(), conns: make(chan net.Conn), closed: make(chan struct{})}

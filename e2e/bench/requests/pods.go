@@ -14,8 +14,6 @@ import (
 	"strconv"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/e2e/lab"
@@ -152,12 +150,11 @@ func (w *way) startWaypoint(ctx context.Context, name, vip string, pod, server *
 	return nil
 }
 
-// startOurs starts our waypoint, which the control plane tells everything.
-func (w *way) startOurs(ctx context.Context, binary string, pod, server *lab.Pod) error {
-	control := w.lab.Control
+// Configure tells waypoints of a service at 10.96.0.1:80, whose backend is in the mesh: its address and port, and its identity.
+func Configure(control *lab.Control, backend, identity string) error {
 	for _, r := range []struct{ typeURL, name, text string }{
 		{xds.TypeCluster, "stock", clusterYAML + tunnelYAML},
-		{xds.TypeEndpoints, "stock", fmt.Sprintf(tunnelEndpointYAML, backendAt(server.Host), server.Identity())},
+		{xds.TypeEndpoints, "stock", fmt.Sprintf(tunnelEndpointYAML, backend, identity)},
 		{xds.TypeListener, "connect_terminate", terminateYAML},
 		{xds.TypeListener, "main_internal", listenerYAML},
 		{xds.TypeRoutes, "web", routesYAML},
@@ -170,7 +167,16 @@ func (w *way) startOurs(ctx context.Context, binary string, pod, server *lab.Pod
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", r.typeURL, r.name, err)
 		}
-		control.Set(r.typeURL, r.name, proto.Clone(m))
+		control.Set(r.typeURL, r.name, m)
+	}
+	return nil
+}
+
+// startOurs starts our waypoint, which the control plane tells everything.
+func (w *way) startOurs(ctx context.Context, binary string, pod, server *lab.Pod) error {
+	control := w.lab.Control
+	if err := Configure(control, backendAt(server.Host), server.Identity()); err != nil {
+		return err
 	}
 	start := time.Now()
 	p, err := pod.StartWaypoint(binary)
