@@ -56,8 +56,11 @@ func (s *Sum) PerRequest() time.Duration { return s.CPU / time.Duration(max(s.Re
 // Rate is requests per second.
 func (s *Sum) Rate() float64 { return float64(s.Requests) / s.Took.Seconds() }
 
-// Memory is what a proxy holds, in bytes: when nothing has come yet, and at most while many connections send requests.
-type Memory struct{ Idle, Many uint64 }
+// Memory is what a proxy holds, in bytes: when nothing has come yet, and at most while many connections send requests, by version.
+type Memory struct {
+	Idle uint64
+	Many map[Version]uint64
+}
 
 // Report is the outcome of a run.
 type Report struct {
@@ -74,6 +77,14 @@ type run struct {
 	cores   *cores
 	proxies map[string]*program
 	report  *Report
+}
+
+// many are the loads for the memory figure, without an address.
+func (c Config) many() []Load {
+	return []Load{
+		{Version: HTTP1, Connections: c.Connections, Streams: 1, Duration: c.Duration},
+		{Version: HTTP2, Connections: c.Connections, Streams: 1, Duration: c.Duration},
+	}
 }
 
 // loads are those that are measured, without an address.
@@ -171,13 +182,26 @@ func (r *run) measure(ctx context.Context, progress io.Writer) error {
 		}
 	}
 	for _, name := range r.report.Proxies {
-		many := Load{Version: HTTP1, Connections: r.Connections, Streams: 1, Duration: r.Duration}
-		var s Sum
-		m := r.report.Memory[name]
-		if err := r.drive(ctx, name, many, &s, &m.Many); err != nil {
+		if err := r.report.Memory[name].ofMany(r.Config, name, progress, func(l Load, s *Sum, most *uint64) error {
+			return r.drive(ctx, name, l, s, most)
+		}); err != nil {
 			return err
 		}
-		fmt.Fprintf(progress, "memory: %s: idle %s, %d connections %s (%s)\n", name, mib(m.Idle), r.Connections, mib(m.Many), &s)
+	}
+	return nil
+}
+
+// ofMany sees how much a proxy holds while many connections send requests, as run has them.
+func (m *Memory) ofMany(c Config, proxy string, progress io.Writer, run func(l Load, s *Sum, most *uint64) error) error {
+	m.Many = map[Version]uint64{}
+	for _, l := range c.many() {
+		var s Sum
+		var most uint64
+		if err := run(l, &s, &most); err != nil {
+			return err
+		}
+		m.Many[l.Version] = most
+		fmt.Fprintf(progress, "memory: %s: idle %s, %d connections of %s %s (%s)\n", proxy, mib(m.Idle), l.Connections, l.Version, mib(most), &s)
 	}
 	return nil
 }
@@ -311,7 +335,9 @@ func (r *Report) Write(w io.Writer) error {
 	}
 	const size = 1 << 20
 	row("memory, MiB", "idle", "%.1f", func(p string) float64 { return float64(r.Memory[p].Idle) / size })
-	row("", fmt.Sprintf("%d busy connections", r.Config.Connections), "%.1f", func(p string) float64 { return float64(r.Memory[p].Many) / size })
+	for _, l := range r.Config.many() {
+		row("", fmt.Sprintf("%d busy connections, %s", l.Connections, l.Version), "%.1f", func(p string) float64 { return float64(r.Memory[p].Many[l.Version]) / size })
+	}
 	return t.Flush()
 }
 

@@ -46,7 +46,7 @@ func TestRun(t *testing.T) {
 		}
 	}
 	for _, proxy := range []string{Waypoint, Reverse} {
-		if m := r.Memory[proxy]; m.Idle == 0 || m.Many == 0 {
+		if m := r.Memory[proxy]; m.Idle == 0 || m.Many[HTTP1] == 0 || m.Many[HTTP2] == 0 {
 			t.Errorf("memory of %s: %+v", proxy, m)
 		}
 	}

@@ -90,13 +90,12 @@ func RunWay(ctx context.Context, c Config, programs Programs, progress io.Writer
 		}
 	}
 	for _, name := range r.waypoints() {
-		many := Load{Version: HTTP1, Connections: c.Connections, Streams: 1, Duration: c.Duration, Addr: w.addrs[name]}
-		var s Sum
-		m := r.Memory[name]
-		if err := drive(ctx, c.Self, many, w.client.Start, []int{w.waypoints[name]}, &s, &m.Many); err != nil {
-			return nil, fmt.Errorf("load %s by %s: %w", many.Name(), name, err)
+		if err := r.Memory[name].ofMany(c, name, progress, func(l Load, s *Sum, most *uint64) error {
+			l.Addr = w.addrs[name]
+			return drive(ctx, c.Self, l, w.client.Start, []int{w.waypoints[name]}, s, most)
+		}); err != nil {
+			return nil, err
 		}
-		fmt.Fprintf(progress, "memory: %s: idle %s, %d connections %s (%s)\n", name, mib(m.Idle), c.Connections, mib(m.Many), &s)
 	}
 	return r, nil
 }
@@ -194,7 +193,11 @@ func (r *WayReport) Write(w io.Writer) error {
 	}
 	const size = 1 << 20
 	row("the waypoint's memory, MiB", "idle", "%.1f", r.waypoints(), func(way string) float64 { return float64(r.Memory[way].Idle) / size })
-	row("", fmt.Sprintf("%d busy connections", r.config.Connections), "%.1f", r.waypoints(), func(way string) float64 { return float64(r.Memory[way].Many) / size })
+	for _, l := range r.config.many() {
+		row("", fmt.Sprintf("%d busy connections, %s", l.Connections, l.Version), "%.1f", r.waypoints(), func(way string) float64 {
+			return float64(r.Memory[way].Many[l.Version]) / size
+		})
+	}
 	fmt.Fprintf(t, "ms until it is ready\t%s\t%d\n", "", r.Ready.Milliseconds())
 	return t.Flush()
 }
