@@ -51,7 +51,7 @@ upgrade-test: ## upgrade from the commit FROM=0726702 to this tree and back, und
 	@scripts/upgrade-test $(FROM)
 bench: ## measure ztunnel between two pods against bare TCP and PEER=/path/to/ztunnel (root)
 	@go run ./e2e/bench/cmd/bench $(if $(PEER),--peer $(abspath $(PEER)))
-bench-waypoint: ## measure the waypoint beside a reverse proxy of net/http and Envoy, which it installs in .cache
+bench-waypoint: ## measure the waypoint beside a reverse proxy of net/http and Envoy (installed in .cache); as root also the whole way by ztunnels
 	@scripts/envoy || echo 'Envoy could not be installed: measured without it' >&2
 	@go run ./e2e/bench/cmd/requests $$(test -x .cache/bin/envoy && echo --envoy .cache/bin/envoy)
 bench-scale: ## measure the control plane with PODS=100000 in a real API server without nodes
