@@ -288,6 +288,7 @@ var writes = []string{
 	"istiod-lite: patch horizontalpodautoscalers",
 	"istiod-lite: patch httproutes/status",
 	"istiod-lite: patch poddisruptionbudgets",
+	"istiod-lite: patch requestauthentications/status",
 	"istiod-lite: patch serviceaccounts",
 	"istiod-lite: patch serviceentries/status",
 	"istiod-lite: patch services",

@@ -51,6 +51,7 @@ var kinds = []kind{
 	{"admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", false},
 	{"apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", false},
 	{"security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy", true},
+	{"security.istio.io", "v1", "requestauthentications", "RequestAuthentication", true},
 	{"networking.istio.io", "v1", "serviceentries", "ServiceEntry", true},
 	{"gateway.networking.k8s.io", "v1", "gateways", "Gateway", true},
 	{"gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", false},

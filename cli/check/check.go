@@ -110,6 +110,7 @@ func (c *checker) beforeInstall() {
 	c.definitions()
 	c.group("Policies")
 	c.policies()
+	c.authentications()
 }
 
 func (c *checker) beforeUpgrade() {
@@ -142,4 +143,5 @@ func (c *checker) running() {
 	c.waypoints()
 	c.group("Policies")
 	c.policies()
+	c.authentications()
 }

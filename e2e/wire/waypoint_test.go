@@ -253,10 +253,20 @@ func decide(t *testing.T, chain *config.Chain, port uint16, req *message.Request
 		r.Head = &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}
 	}
 	var asked []string
-	for _, a := range chain.Asks {
-		if p := policy.Matching(a.Policies, &r); p != nil {
-			asked = append(asked, fmt.Sprintf("%s(%s) for %s", a.Provider.Name, short(a.Provider.Cluster), p.Policy.Key()))
+	ask := func(asks []config.Ask, r policy.Request, when string) {
+		for _, a := range asks {
+			if p := policy.Matching(a.Policies, &r); p != nil {
+				asked = append(asked, fmt.Sprintf("%s%s(%s) for %s", when, a.Provider.Name, short(a.Provider.Cluster), p.Policy.Key()))
+			}
 		}
+	}
+	first := r
+	first.Claims = nil
+	ask(chain.AsksFirst, first, "")
+	if chain.Authentication != nil {
+		ask(chain.Asks, r, "once its token is known ")
+	} else {
+		ask(chain.Asks, r, "")
 	}
 	return chain.Authorization.Decide(&r), strings.Join(asked, ", ")
 }

@@ -60,6 +60,8 @@ type Config struct {
 	// LogFormat is "json" or "text".
 	LogFormat string
 
+	// refreshKeys is how often keys of issuers are fetched again; 0 is the default. For tests.
+	refreshKeys time.Duration
 	// started, if not nil, is told the listeners once everything is served: a test lets the kernel pick ports.
 	started func(*web, *grpcServers)
 }

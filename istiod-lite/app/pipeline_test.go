@@ -77,6 +77,7 @@ var (
 	gatewayClassGVR        = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
 	httpRouteGVR           = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
 	grpcRouteGVR           = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "grpcroutes"}
+	authenticationGVR      = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "requestauthentications"}
 	backendTLSPolicyGVR    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "backendtlspolicies"}
 	tlsRouteGVR            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tlsroutes"}
 	tcpRouteGVR            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
@@ -108,7 +109,7 @@ var listKinds = map[schema.GroupVersionResource]string{
 	gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
 	httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList", tlsRouteGVR: "TLSRouteList", tcpRouteGVR: "TCPRouteList",
 	destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList",
-	telemetryGVR: "TelemetryList",
+	telemetryGVR: "TelemetryList", authenticationGVR: "RequestAuthenticationList",
 	corev1.SchemeGroupVersion.WithResource("configmaps"): "ConfigMapList",
 }
 

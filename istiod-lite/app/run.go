@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/ca"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/deployer"
+	"github.com/ambit-mesh/ambit/istiod-lite/keysets"
 	"github.com/ambit-mesh/ambit/istiod-lite/leader"
 	"github.com/ambit-mesh/ambit/istiod-lite/resource"
 	"github.com/ambit-mesh/ambit/istiod-lite/roots"
@@ -113,6 +114,7 @@ type program struct {
 	registry *prometheus.Registry
 
 	source    *source.Source
+	keySets   *keysets.Store
 	roster    *roster.Roster
 	loop      *state.Loop
 	reports   *status.Writer
@@ -149,9 +151,11 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 		_ = p.loop.Do(ctx, func(s *state.State) { s.SetBundle(version) }) // it fails when the program ends only
 	}, log.With("room", "standing"))
 	p.loop = state.NewLoop(state.LoopConfig{
-		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain, Kinds: source.Kinds,
+		Namespace: cfg.Namespace, ClusterID: cfg.ClusterID, ClusterDomain: cfg.ClusterDomain,
+		Kinds:   append(slices.Clone(source.Kinds), cluster.KindKeySet),
 		Publish: p.publish, Report: p.report, Registerer: p.registry, Log: log.With("room", "state"),
 	})
+	p.keySets = keysets.New(keysets.Config{Sink: p.loop.Post, Registerer: p.registry, Refresh: cfg.refreshKeys, Log: log.With("room", "keysets")})
 	p.roster = roster.New(source.API{Core: c.callers})
 	p.source = source.New(source.Config{
 		Core: c.core, Dynamic: c.dynamic, Namespace: cfg.Namespace, Log: log.With("room", "source"),
@@ -165,6 +169,7 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 	defer stop()
 	rooms.Go(func() { p.loop.Run(running) })
 	rooms.Go(func() { p.source.Run(running) })
+	rooms.Go(func() { p.keySets.Run(running) })
 
 	web, err := p.listenWeb()
 	if err != nil {
@@ -209,6 +214,7 @@ func serve(ctx context.Context, cfg Config, c clients, log *slog.Logger) error {
 func (p *program) observe(e cluster.Event) {
 	p.roster.Observe(e)
 	p.loop.Post(e)
+	p.keySets.Observe(e)
 	if (e.Kind == cluster.KindGatewayClass || e.Kind == cluster.KindMesh) && e.Op != cluster.Upsert {
 		p.standing.Notify()
 	}

@@ -49,6 +49,10 @@ const (
 	KindTelemetry           Kind = "Telemetry"
 	// KindBundle are config maps that say whom to trust.
 	KindBundle Kind = "CABundle"
+
+	KindRequestAuthentication Kind = "RequestAuthentication"
+	// KindKeySet is none of Kubernetes: see KeySet.
+	KindKeySet Kind = "KeySet"
 )
 
 // Object is one of the nouns of this package.

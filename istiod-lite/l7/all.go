@@ -14,6 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authn"
 	"github.com/ambit-mesh/ambit/mesh/authz"
 )
 
@@ -49,9 +50,12 @@ func All(s translate.Snapshot) Config {
 func For(s translate.Snapshot, gateway cluster.Key) Config {
 	ix := newIndex(s, gateway.Namespace)
 	bound, sent := map[cluster.ObjectRef]bool{}, map[cluster.ObjectRef]bool{}
-	ask := func(ref cluster.ObjectRef) {
+	others := func(ref cluster.ObjectRef) { // who is asked and told about requests
+		if collector, ok := TelemetryFor(s.Mesh, s.Telemetries, ref, gateway).Collector(s.Mesh, ix); ok {
+			sent[collector] = true
+		}
 		for _, p := range s.AuthorizationPolicies {
-			if p.Policy.Action == authz.Custom && Applies(s.Mesh, p, ref, gateway) {
+			if p.Policy.Action == authz.Custom && Applies(s.Mesh, p.Namespace, p.Policy.Requests.Targets, ref, gateway) {
 				if _, h, err := Provider(s.Mesh, p.Policy.Provider, ix); err == nil {
 					sent[h.Ref] = true
 				}
@@ -59,22 +63,19 @@ func For(s translate.Snapshot, gateway cluster.Key) Config {
 		}
 	}
 	if w := s.Waypoint(gateway); w != nil && w.Takes(api.WaypointForWorkload) {
-		ask(cluster.ObjectRef{})
+		others(cluster.GatewayRef(gateway))
 	}
 	bind := func(ref cluster.ObjectRef, b translate.Binding) {
 		if b.Waypoint == nil || b.Waypoint.Key != gateway {
 			return
 		}
 		bound[ref], sent[ref] = true, true
-		if collector, ok := TelemetryFor(s.Mesh, s.Telemetries, ref, gateway).Collector(s.Mesh, ix); ok {
-			sent[collector] = true
-		}
 		for _, r := range ix.Routes(ref) {
 			for _, b := range r.Backends() {
 				sent[b.Ref] = true
 			}
 		}
-		ask(ref)
+		others(ref)
 	}
 	for _, svc := range s.Services {
 		bind(cluster.ServiceRef(svc.Key), s.ServiceInput(svc).Waypoint)
@@ -98,10 +99,15 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	out.Listeners, out.Clusters = Static(s.Mesh)
 	var parts []*Part
 	for _, h := range ix.hosts {
-		policies := Policies{Mesh: s.Mesh, Telemetry: TelemetryFor(s.Mesh, s.Telemetries, h.Ref, gateway)}
+		policies := Policies{Mesh: s.Mesh, Telemetry: TelemetryFor(s.Mesh, s.Telemetries, h.Ref, gateway), KeySets: keySets(s)}
 		for _, p := range s.AuthorizationPolicies {
-			if Applies(s.Mesh, p, h.Ref, gateway) {
+			if Applies(s.Mesh, p.Namespace, p.Policy.Requests.Targets, h.Ref, gateway) {
 				policies.All = append(policies.All, p)
+			}
+		}
+		for _, p := range s.RequestAuthentications {
+			if Applies(s.Mesh, p.Namespace, p.Policy.Targets, h.Ref, gateway) {
+				policies.Authentications = append(policies.Authentications, p)
 			}
 		}
 		if p := HostPart(h, ix, policies); p != nil && front(h) {
@@ -119,13 +125,17 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 		}
 	}
 	out.Listeners = slices.Insert(out.Listeners, 1, MainInternal(parts, direct(s, ix, gateway, workloads, &out)...))
+	gateways := func(k cluster.Key) (there, waypoint bool) {
+		w := s.Waypoint(k)
+		return slices.ContainsFunc(s.Gateways, func(g *cluster.Gateway) bool { return g.Key == k }), w != nil && w.Unready == ""
+	}
 	for _, p := range s.AuthorizationPolicies {
 		if p.Policy.Attached {
-			out.Policies = append(out.Policies, PolicyStatus(s.Mesh, p, ix, func(k cluster.Key) (there, waypoint bool) {
-				w := s.Waypoint(k)
-				return slices.ContainsFunc(s.Gateways, func(g *cluster.Gateway) bool { return g.Key == k }), w != nil && w.Unready == ""
-			}))
+			out.Policies = append(out.Policies, PolicyStatus(s.Mesh, p, ix, gateways))
 		}
+	}
+	for _, p := range s.RequestAuthentications {
+		out.Policies = append(out.Policies, AuthenticationStatus(s.Mesh, p, ix, gateways, keySets(s)))
 	}
 	for _, r := range s.Routes {
 		out.Statuses = append(out.Statuses, RouteStatus{r.Kind, r.Key, Status(r, ix)})
@@ -170,13 +180,29 @@ func direct(s translate.Snapshot, ix index, gateway cluster.Key, workloads []*wo
 		}
 	}
 	slices.SortFunc(out.Workloads, func(a, b *workload.Workload) int { return strings.Compare(a.Uid, b.Uid) })
-	policies := Policies{Mesh: s.Mesh}
+	ref := cluster.GatewayRef(gateway)
+	policies := Policies{Mesh: s.Mesh, Telemetry: TelemetryFor(s.Mesh, s.Telemetries, ref, gateway), KeySets: keySets(s)}
 	for _, p := range s.AuthorizationPolicies {
-		if Applies(s.Mesh, p, cluster.ObjectRef{}, gateway) {
+		if Applies(s.Mesh, p.Namespace, p.Policy.Requests.Targets, ref, gateway) {
 			policies.All = append(policies.All, p)
 		}
 	}
+	for _, p := range s.RequestAuthentications {
+		if Applies(s.Mesh, p.Namespace, p.Policy.Targets, ref, gateway) {
+			policies.Authentications = append(policies.Authentications, p)
+		}
+	}
 	return DirectChains(policies, ix)
+}
+
+// keySets finds key sets in a snapshot.
+func keySets(s translate.Snapshot) KeySets {
+	return func(source authn.Source) *cluster.KeySet {
+		if i := slices.IndexFunc(s.KeySets, func(k *cluster.KeySet) bool { return k.Source == source }); i >= 0 {
+			return s.KeySets[i]
+		}
+		return nil
+	}
 }
 
 // index finds things in a snapshot.

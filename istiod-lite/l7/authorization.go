@@ -37,18 +37,22 @@ const (
 	TokenPayload = "payload"
 )
 
-// Policies are the AuthorizationPolicies that waypoints enforce for a host.
+// Policies are the policies that waypoints enforce for a host.
 type Policies struct {
 	Mesh translate.Mesh
 	All  []*cluster.AuthorizationPolicy
 	// Telemetry is what is told of the requests that they decide about.
 	Telemetry Telemetry
+	// Authentications say whose tokens requests may have, by keys from KeySets.
+	Authentications []*cluster.RequestAuthentication
+	KeySets         KeySets
 }
 
-// Applies reports whether a policy is for a service at a waypoint: by the service itself, by the waypoint, or by all waypoints.
-func Applies(m translate.Mesh, p *cluster.AuthorizationPolicy, service cluster.ObjectRef, gateway cluster.Key) bool {
-	return slices.ContainsFunc(p.Policy.Requests.Targets, func(t authz.Target) bool {
-		key := cluster.Key{Namespace: p.Namespace, Name: t.Name}
+// Applies reports whether a policy of a namespace is for a service at a waypoint: by the service itself, by the waypoint, or by all
+// waypoints.
+func Applies(m translate.Mesh, namespace string, targets []authz.Target, service cluster.ObjectRef, gateway cluster.Key) bool {
+	return slices.ContainsFunc(targets, func(t authz.Target) bool {
+		key := cluster.Key{Namespace: namespace, Name: t.Name}
 		switch t.Kind {
 		case authz.TargetService:
 			return service.IsService() && service.Key == key
@@ -57,7 +61,7 @@ func Applies(m translate.Mesh, p *cluster.AuthorizationPolicy, service cluster.O
 		case authz.TargetGateway:
 			return gateway == key
 		case authz.TargetGatewayClass:
-			return p.Namespace == m.RootNamespace
+			return namespace == m.RootNamespace
 		}
 		return false
 	})

@@ -150,7 +150,11 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 
 // httpChain is one whose table of routes has its name. The routes may keep clients with endpoints (sessions), or inject faults.
 func httpChain(name string, sessions, faults bool, ix Index, policies Policies) *listenerv3.FilterChain {
-	filters, refusing := policies.asks(ix)
+	filters, later, refusing := policies.asks(ix)
+	if f := policies.jwtAuthentication(); f != nil {
+		filters = append(filters, httpFilter(FilterTokens, f))
+	}
+	filters = append(filters, later...)
 	for _, f := range policies.filters(true, refusing) {
 		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))
 	}

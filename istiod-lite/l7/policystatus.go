@@ -34,7 +34,7 @@ func PolicyStatus(m translate.Mesh, p *cluster.AuthorizationPolicy, ix Index, ga
 	bound, reason := 0, ""
 	var faults []string
 	for _, t := range p.Policy.Requests.Targets {
-		why, message := attached(m, p, t, ix, gateways)
+		why, message := attached(m, p.Namespace, t, ix, gateways)
 		if why == "" {
 			bound++
 			continue
@@ -79,13 +79,13 @@ func PolicyStatus(m translate.Mesh, p *cluster.AuthorizationPolicy, ix Index, ga
 	return out
 }
 
-// attached says why a policy has no effect on one of its targets; "" if it has.
-func attached(m translate.Mesh, p *cluster.AuthorizationPolicy, t authz.Target, ix Index, gateways Gateways) (reason, message string) {
-	key := cluster.Key{Namespace: p.Namespace, Name: t.Name}
+// attached says why a policy of a namespace has no effect on one of its targets; "" if it has.
+func attached(m translate.Mesh, namespace string, t authz.Target, ix Index, gateways Gateways) (reason, message string) {
+	key := cluster.Key{Namespace: namespace, Name: t.Name}
 	ref := cluster.ServiceRef(key)
 	switch t.Kind {
 	case authz.TargetGatewayClass:
-		if p.Namespace != m.RootNamespace {
+		if namespace != m.RootNamespace {
 			return policyInvalid, fmt.Sprintf("a policy for GatewayClass %s has to be in namespace %s", t.Name, m.RootNamespace)
 		}
 		return "", ""

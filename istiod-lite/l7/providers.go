@@ -41,15 +41,31 @@ const defaultAskTime = 600 * time.Second
 // maxAskBody bounds what of a request's body can be shown, in bytes: waypoints hold it.
 const maxAskBody = 16 << 20
 
+// afterTokens ends the statistics of those who are asked once tokens have been looked at. No other's end like that.
+const afterTokens = "tokens."
+
 // asks are the filters of HTTP by which those outside are asked, and the CUSTOM policies that cannot be carried out: what those match
-// is refused.
-func (p Policies) asks(ix Index) (out []*hcmv3.HttpFilter, refusing []*cluster.AuthorizationPolicy) {
-	by := map[string][]*cluster.AuthorizationPolicy{}
+// is refused. As Istio has it, they are asked before tokens are looked at: they see the token as it came, and may give the request one.
+// Only policies that look at tokens themselves, which Istio does not take, come later.
+func (p Policies) asks(ix Index) (first, later []*hcmv3.HttpFilter, refusing []*cluster.AuthorizationPolicy) {
+	by, byToken := map[string][]*cluster.AuthorizationPolicy{}, map[string][]*cluster.AuthorizationPolicy{}
 	for _, one := range p.All {
-		if one.Policy.Action == authz.Custom && !one.Policy.DryRun {
-			by[one.Policy.Provider] = append(by[one.Policy.Provider], one)
+		if one.Policy.Action != authz.Custom || one.Policy.DryRun {
+			continue
 		}
+		to := by
+		if one.Policy.LooksAtTokens() {
+			to = byToken
+		}
+		to[one.Policy.Provider] = append(to[one.Policy.Provider], one)
 	}
+	first, refused := p.questions(ix, by, "")
+	later, refusing = p.questions(ix, byToken, afterTokens)
+	return first, later, append(refused, refusing...)
+}
+
+// questions are the filters that ask providers about what their policies match.
+func (p Policies) questions(ix Index, by map[string][]*cluster.AuthorizationPolicy, end string) (out []*hcmv3.HttpFilter, refusing []*cluster.AuthorizationPolicy) {
 	for _, name := range slices.Sorted(maps.Keys(by)) {
 		filter, _, err := Provider(p.Mesh, name, ix)
 		if err != nil {
@@ -60,7 +76,7 @@ func (p Policies) asks(ix Index) (out []*hcmv3.HttpFilter, refusing []*cluster.A
 		for _, one := range by[name] {
 			p.add(shadow.Policies, one, true, askPrefix+"-"+name+"-")
 		}
-		stats := askStats + name + "_"
+		stats := askStats + name + "_" + end
 		filter.FilterEnabledMetadata = &matcherv3.MetadataMatcher{
 			Filter: filterHTTPRBAC, Path: []*matcherv3.MetadataMatcher_PathSegment{{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: stats + shadowMatched}}},
 			Value: &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{

@@ -33,7 +33,7 @@ import (
 // Kinds are the kinds that are watched. Of each, a Replace or an Absent comes before anything that follows from it is known.
 var Kinds = []cluster.Kind{
 	cluster.KindConfigMap, cluster.KindNamespace, cluster.KindNode, cluster.KindService, cluster.KindEndpointSlice,
-	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
+	cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindRequestAuthentication, cluster.KindServiceEntry, cluster.KindWorkloadEntry,
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
 	cluster.KindDestinationRule, cluster.KindVirtualService,
@@ -108,21 +108,22 @@ const (
 
 // Kinds of Istio's and of the Gateway API.
 var (
-	peerAuthentications   = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
-	authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
-	serviceEntries        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
-	gateways              = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
-	gatewayClasses        = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
-	httpRoutes            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
-	grpcRoutes            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "grpcroutes"}
-	tlsRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tlsroutes"}
-	tcpRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
-	backendTLSPolicies    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "backendtlspolicies"}
-	meshes                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
-	virtualServices       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
-	destinationRules      = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
-	telemetries           = schema.GroupVersionResource{Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"}
-	workloadEntries       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
+	peerAuthentications    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+	authorizationPolicies  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	serviceEntries         = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
+	gateways               = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
+	gatewayClasses         = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}
+	httpRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
+	grpcRoutes             = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "grpcroutes"}
+	tlsRoutes              = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tlsroutes"}
+	tcpRoutes              = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
+	backendTLSPolicies     = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "backendtlspolicies"}
+	meshes                 = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
+	virtualServices        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
+	destinationRules       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
+	telemetries            = schema.GroupVersionResource{Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"}
+	workloadEntries        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}
+	requestAuthentications = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "requestauthentications"}
 )
 
 func (s *Source) watches() []watched {
@@ -142,6 +143,9 @@ func (s *Source) watches() []watched {
 		of(typed(s.cfg.Core.AppsV1().Deployments(metav1.NamespaceAll), "", managed, cluster.DeploymentOf), cluster.KindDeployment, &appsv1.Deployment{}),
 		s.custom(peerAuthentications, cluster.KindPeerAuthentication, func(u *unstructured.Unstructured) cluster.Object { return cluster.PeerAuthenticationOf(u) }),
 		s.custom(authorizationPolicies, cluster.KindAuthorizationPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.AuthorizationPolicyOf(u) }),
+		s.custom(requestAuthentications, cluster.KindRequestAuthentication, func(u *unstructured.Unstructured) cluster.Object {
+			return cluster.RequestAuthenticationOf(u)
+		}),
 		s.custom(serviceEntries, cluster.KindServiceEntry, func(u *unstructured.Unstructured) cluster.Object { return cluster.ServiceEntryOf(u) }),
 		s.custom(workloadEntries, cluster.KindWorkloadEntry, func(u *unstructured.Unstructured) cluster.Object { return cluster.WorkloadEntryOf(u) }),
 		s.custom(gateways, cluster.KindGateway, func(u *unstructured.Unstructured) cluster.Object { return cluster.GatewayOf(u) }),

@@ -24,6 +24,10 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setPolicy(o.Key, o)
 	case *cluster.AuthorizationPolicy:
 		s.setAuthorization(o.Key, o)
+	case *cluster.RequestAuthentication:
+		s.setAuthentication(o.Key, o)
+	case *cluster.KeySet:
+		s.setKeySet(o.ObjectKey(), o)
 	case *cluster.ServiceEntry:
 		s.setEntry(o.Key, o)
 	case *cluster.WorkloadEntry:
@@ -68,6 +72,10 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setPolicy(key, nil)
 	case cluster.KindAuthorizationPolicy:
 		s.setAuthorization(key, nil)
+	case cluster.KindRequestAuthentication:
+		s.setAuthentication(key, nil)
+	case cluster.KindKeySet:
+		s.setKeySet(key, nil)
 	case cluster.KindServiceEntry:
 		s.setEntry(key, nil)
 	case cluster.KindWorkloadEntry:
@@ -124,6 +132,10 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		out = keysOf(s.policies)
 	case cluster.KindAuthorizationPolicy:
 		out = keysOf(s.authorizations)
+	case cluster.KindRequestAuthentication:
+		out = keysOf(s.authentications)
+	case cluster.KindKeySet:
+		out = keysOf(s.keySets)
 	case cluster.KindServiceEntry:
 		out = keysOf(s.entries)
 	case cluster.KindWorkloadEntry:

@@ -63,11 +63,14 @@ func (s *State) touchPolicies(kind authz.TargetKind, key cluster.Key) {
 	for k := range s.views.policies[policyTarget{kind, key}] {
 		s.dirtyViews.policies[k] = struct{}{}
 	}
+	for k := range s.views.authentications[policyTarget{kind, key}] {
+		s.dirtyViews.authentications[k] = struct{}{}
+	}
 }
 
 // requestPolicies are the policies that a waypoint enforces for a front.
 func (s *State) requestPolicies(ref cluster.ObjectRef, gateway cluster.Key) l7.Policies {
-	out := l7.Policies{Mesh: s.mesh, Telemetry: s.telemetry(ref, gateway)}
+	out := l7.Policies{Mesh: s.mesh, Telemetry: s.telemetry(ref, gateway), KeySets: s.keySet}
 	kind := authz.TargetService
 	switch {
 	case ref.IsEntry():
@@ -75,7 +78,7 @@ func (s *State) requestPolicies(ref cluster.ObjectRef, gateway cluster.Key) l7.P
 	case ref.Kind == cluster.KindGateway:
 		kind = authz.TargetGateway
 	}
-	found := set[cluster.Key]{}
+	found, authentications := set[cluster.Key]{}, set[cluster.Key]{}
 	for _, t := range []policyTarget{
 		{kind, ref.Key}, {authz.TargetGateway, gateway}, {authz.TargetGatewayClass, cluster.Key{Namespace: s.mesh.RootNamespace, Name: authz.WaypointClass}},
 	} {
@@ -83,6 +86,12 @@ func (s *State) requestPolicies(ref cluster.ObjectRef, gateway cluster.Key) l7.P
 			if _, twice := found[k]; !twice {
 				found[k] = struct{}{}
 				out.All = append(out.All, s.authorizations[k])
+			}
+		}
+		for k := range s.views.authentications[t] {
+			if _, twice := authentications[k]; !twice {
+				authentications[k] = struct{}{}
+				out.Authentications = append(out.Authentications, s.authentications[k])
 			}
 		}
 	}

@@ -65,6 +65,8 @@ type State struct {
 	slices           map[cluster.Key]*cluster.EndpointSlice
 	policies         map[cluster.Key]*cluster.PeerAuthentication
 	authorizations   map[cluster.Key]*cluster.AuthorizationPolicy
+	authentications  map[cluster.Key]*cluster.RequestAuthentication
+	keySets          map[cluster.Key]*cluster.KeySet
 	entries          map[cluster.Key]*cluster.ServiceEntry
 	workloadEntries  map[cluster.Key]*cluster.WorkloadEntry
 
@@ -126,19 +128,23 @@ func New(mesh translate.Mesh) *State {
 		slices:         map[cluster.Key]*cluster.EndpointSlice{},
 		policies:       map[cluster.Key]*cluster.PeerAuthentication{},
 		authorizations: map[cluster.Key]*cluster.AuthorizationPolicy{},
-		entries:        map[cluster.Key]*cluster.ServiceEntry{},
-		hosts:          map[string]*hostClaims{},
-		entriesAt:      map[netip.Addr]set[cluster.Key]{},
-		podsOnNode:     map[string]set[cluster.Key]{},
-		podsAt:         map[netip.Addr][]*cluster.Pod{},
-		slicesOf:       map[cluster.Key]set[cluster.Key]{},
-		slicesAt:       map[netip.Addr]set[cluster.Key]{},
-		slicesNamed:    map[cluster.Key]set[cluster.Key]{},
-		slicesOn:       map[string]set[cluster.Key]{},
-		claims:         map[netip.Addr]*addrClaims{},
-		made:           map[object][]resource.Name{},
-		problems:       map[object][]translate.Problem{},
-		faults:         map[object][]translate.Problem{},
+
+		authentications: map[cluster.Key]*cluster.RequestAuthentication{},
+		keySets:         map[cluster.Key]*cluster.KeySet{},
+
+		entries:     map[cluster.Key]*cluster.ServiceEntry{},
+		hosts:       map[string]*hostClaims{},
+		entriesAt:   map[netip.Addr]set[cluster.Key]{},
+		podsOnNode:  map[string]set[cluster.Key]{},
+		podsAt:      map[netip.Addr][]*cluster.Pod{},
+		slicesOf:    map[cluster.Key]set[cluster.Key]{},
+		slicesAt:    map[netip.Addr]set[cluster.Key]{},
+		slicesNamed: map[cluster.Key]set[cluster.Key]{},
+		slicesOn:    map[string]set[cluster.Key]{},
+		claims:      map[netip.Addr]*addrClaims{},
+		made:        map[object][]resource.Name{},
+		problems:    map[object][]translate.Problem{},
+		faults:      map[object][]translate.Problem{},
 
 		workloadEntries:   map[cluster.Key]*cluster.WorkloadEntry{},
 		workloadEntriesAt: map[netip.Addr]set[cluster.Key]{},
@@ -306,25 +312,27 @@ const kindRoutes cluster.Kind = "Route"
 // Sizes counts what is known, by kind.
 func (s *State) Sizes() map[cluster.Kind]int {
 	return map[cluster.Kind]int{
-		cluster.KindNamespace:           s.namespaceObjects,
-		cluster.KindNode:                len(s.nodes),
-		cluster.KindPod:                 len(s.pods),
-		cluster.KindService:             len(s.services),
-		cluster.KindEndpointSlice:       len(s.slices),
-		cluster.KindPeerAuthentication:  len(s.policies),
-		cluster.KindAuthorizationPolicy: len(s.authorizations),
-		cluster.KindServiceEntry:        len(s.entries),
-		cluster.KindWorkloadEntry:       len(s.workloadEntries),
-		cluster.KindGateway:             len(s.bindings.gateways),
-		cluster.KindGatewayClass:        len(s.bindings.classes),
-		cluster.KindDeployment:          len(s.bindings.deployments),
-		cluster.KindMesh:                len(s.bindings.meshes),
-		cluster.KindBackendTLSPolicy:    len(s.views.backendTLS),
-		cluster.KindBundle:              len(s.views.bundles),
-		kindRoutes:                      len(s.views.routes),
-		cluster.KindDestinationRule:     len(s.views.rules),
-		cluster.KindVirtualService:      s.virtualServices(),
-		cluster.KindTelemetry:           len(s.views.telemetries),
+		cluster.KindNamespace:             s.namespaceObjects,
+		cluster.KindNode:                  len(s.nodes),
+		cluster.KindPod:                   len(s.pods),
+		cluster.KindService:               len(s.services),
+		cluster.KindEndpointSlice:         len(s.slices),
+		cluster.KindPeerAuthentication:    len(s.policies),
+		cluster.KindAuthorizationPolicy:   len(s.authorizations),
+		cluster.KindServiceEntry:          len(s.entries),
+		cluster.KindWorkloadEntry:         len(s.workloadEntries),
+		cluster.KindGateway:               len(s.bindings.gateways),
+		cluster.KindGatewayClass:          len(s.bindings.classes),
+		cluster.KindDeployment:            len(s.bindings.deployments),
+		cluster.KindMesh:                  len(s.bindings.meshes),
+		cluster.KindBackendTLSPolicy:      len(s.views.backendTLS),
+		cluster.KindBundle:                len(s.views.bundles),
+		kindRoutes:                        len(s.views.routes),
+		cluster.KindDestinationRule:       len(s.views.rules),
+		cluster.KindVirtualService:        s.virtualServices(),
+		cluster.KindTelemetry:             len(s.views.telemetries),
+		cluster.KindRequestAuthentication: len(s.authentications),
+		cluster.KindKeySet:                len(s.keySets),
 	}
 }
 

@@ -219,7 +219,8 @@ func checkEmpty(t *testing.T, s *State) {
 		"bound": len(s.views.bound), "fronts": len(s.views.fronts), "backs": len(s.views.backs), "members": len(s.views.members),
 		"leaving": len(s.views.leaving), "last": len(s.views.last), "memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf), "residents": len(s.views.residents),
 		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
-		"claims": len(s.claims), "authorizations": len(s.authorizations),
+		"claims": len(s.claims), "authorizations": len(s.authorizations), "authentications": len(s.authentications), "keySets": len(s.keySets),
+		"attached authentications": len(s.views.authentications), "keyUsers": len(s.views.keyUsers),
 		"entries": len(s.entries), "hosts": len(s.hosts), "entriesAt": len(s.entriesAt),
 		"workloadEntries": len(s.workloadEntries), "workloadEntriesAt": len(s.workloadEntriesAt), "problems": len(s.problems), "namespaceObjects": s.namespaceObjects,
 	} {
@@ -260,12 +261,16 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(36) {
+	switch w.IntN(39) {
 	case 33, 34:
 		return w.virtualService()
 	case 31, 32:
 		return w.destinationRule()
-	case 35:
+	case 35, 36:
+		return w.requestAuthentication()
+	case 37:
+		return w.keySet()
+	case 38:
 		return w.telemetry()
 	case 24, 25, 26, 27:
 		return w.route()
@@ -553,12 +558,7 @@ func (w world) authorizationPolicy() cluster.Object {
 	}
 	if w.IntN(2) == 0 {
 		delete(spec, "selector")
-		spec["targetRefs"] = []any{
-			map[string]any{"group": "", "kind": "Service", "name": w.key().Name},
-			pick(w, map[string]any{"group": "networking.istio.io", "kind": "ServiceEntry", "name": w.key().Name},
-				map[string]any{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": w.key().Name},
-				map[string]any{"group": "gateway.networking.k8s.io", "kind": "GatewayClass", "name": "istio-waypoint"}),
-		}
+		spec["targetRefs"] = w.targetRefs()
 	}
 	return cluster.AuthorizationPolicyOf(&unstructured.Unstructured{Object: map[string]any{
 		"metadata": map[string]any{"namespace": key.Namespace, "name": key.Name, "generation": int64(w.IntN(3))}, "spec": spec,
@@ -639,7 +639,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule, cluster.KindVirtualService, cluster.KindBackendTLSPolicy, cluster.KindBundle, cluster.KindTelemetry)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule, cluster.KindVirtualService, cluster.KindBackendTLSPolicy, cluster.KindBundle, cluster.KindTelemetry, cluster.KindRequestAuthentication, cluster.KindKeySet)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {

@@ -7,7 +7,6 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
@@ -29,8 +28,6 @@ type views struct {
 	securing   map[cluster.ObjectRef]set[cluster.Key]
 	bundles    map[cluster.Key]*cluster.Bundle
 	trusting   map[cluster.Key]set[cluster.Key]
-	// policies are AuthorizationPolicies by what they are attached to.
-	policies map[policyTarget]set[cluster.Key]
 	// rules are DestinationRules; found has them by host.
 	rules map[cluster.Key]*cluster.DestinationRule
 	found l7.Rules
@@ -38,6 +35,10 @@ type views struct {
 	virtual map[string]map[cluster.Key]*cluster.VirtualService
 	// telemetries say what is told of requests.
 	telemetries map[cluster.Key]*cluster.Telemetry
+	// policies are AuthorizationPolicies by what they are attached to, authentications RequestAuthentications.
+	policies, authentications map[policyTarget]set[cluster.Key]
+	// keyUsers are RequestAuthentications by the KeySets that they name.
+	keyUsers map[cluster.Key]set[cluster.Key]
 
 	of     map[cluster.Key]*view // by Gateway
 	gone   []cluster.Key         // views that waypoints are still to be told of
@@ -107,7 +108,8 @@ func newViews() views {
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
 		backendTLS: map[cluster.Key]*cluster.BackendTLSPolicy{}, securing: map[cluster.ObjectRef]set[cluster.Key]{},
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
-		policies: map[policyTarget]set[cluster.Key]{}, of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
+		policies: map[policyTarget]set[cluster.Key]{}, authentications: map[policyTarget]set[cluster.Key]{}, keyUsers: map[cluster.Key]set[cluster.Key]{},
+		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
 		residents: map[cluster.ObjectRef]set[cluster.Key]{}, leaving: set[membership]{}, last: set[membership]{},
 	}
@@ -119,7 +121,7 @@ type dirtyViews struct {
 	fronts, backs, ends set[cluster.ObjectRef]
 	routes              set[object]
 	// policies are those of which it may be another thing what waypoints make of them.
-	policies set[cluster.Key]
+	policies, authentications set[cluster.Key]
 	// rules are those of which it is to be said what became of them.
 	rules set[cluster.Key]
 	// virtual are namespaces of whose VirtualServices it is to be said what became of them, vanished those that are gone.
@@ -137,7 +139,7 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		policies: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{}, telemetries: set[cluster.Key]{},
+		policies: set[cluster.Key]{}, authentications: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{}, telemetries: set[cluster.Key]{},
 		swept: set[membership]{},
 	}
 }
@@ -226,6 +228,9 @@ func (s *State) touchViews() {
 		s.dirtyViews.policies[k] = struct{}{}
 	}
 	s.touchTelemetry()
+	for k := range s.authentications {
+		s.dirtyViews.authentications[k] = struct{}{}
+	}
 }
 
 // bindFronts looks to which waypoints services are bound that may be bound to another one than before. It comes before workloads are
@@ -564,6 +569,9 @@ func (c *collector) flushViews() {
 		c.ruleStatus(k)
 	}
 	c.virtualStatuses()
+	for k := range s.dirtyViews.authentications {
+		c.authenticationStatus(k)
+	}
 	c.takeViews()
 	s.dirtyViews = newDirtyViews()
 }
@@ -659,22 +667,6 @@ func (c *collector) remake(ref cluster.ObjectRef, old, made map[resource.Name]*r
 		for gateway := range in {
 			c.dropFromView(gateway, ref, n)
 		}
-	}
-}
-
-// viewStatic puts what all waypoints have in common into a view.
-func (c *collector) viewStatic(k cluster.Key) {
-	made := map[resource.Name]*resource.Resource{}
-	listeners, clusters := l7.Static(c.state.mesh)
-	for _, l := range listeners {
-		c.encode(made, resource.Listener, l.Name, l)
-	}
-	for _, cl := range clusters {
-		c.encode(made, resource.Cluster, cl.Name, cl)
-	}
-	c.encode(made, resource.Settings, extension.Mesh, translate.Settings(c.state.mesh))
-	for _, r := range made {
-		c.putInView(k, cluster.ObjectRef{}, r)
 	}
 }
 

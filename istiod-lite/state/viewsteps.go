@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/extension"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/l7"
@@ -206,4 +207,20 @@ type RouteStatus struct {
 	Want, Seen []cluster.ParentStatus
 	// Gone says that the object is gone.
 	Gone bool
+}
+
+// viewStatic puts what all waypoints have in common into a view.
+func (c *collector) viewStatic(k cluster.Key) {
+	made := map[resource.Name]*resource.Resource{}
+	listeners, clusters := l7.Static(c.state.mesh)
+	for _, l := range listeners {
+		c.encode(made, resource.Listener, l.Name, l)
+	}
+	for _, cl := range clusters {
+		c.encode(made, resource.Cluster, cl.Name, cl)
+	}
+	c.encode(made, resource.Settings, extension.Mesh, translate.Settings(c.state.mesh))
+	for _, r := range made {
+		c.putInView(k, cluster.ObjectRef{}, r)
+	}
 }

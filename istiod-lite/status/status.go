@@ -35,13 +35,14 @@ const writers = 4
 
 // kinds are those whose objects have conditions of ours.
 var kinds = map[cluster.Kind]schema.GroupVersionResource{
-	cluster.KindAuthorizationPolicy: {Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
-	cluster.KindServiceEntry:        {Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"},
-	cluster.KindWorkloadEntry:       {Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"},
-	cluster.KindVirtualService:      {Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"},
-	cluster.KindDestinationRule:     {Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"},
-	cluster.KindTelemetry:           {Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"},
-	cluster.KindService:             {Version: "v1", Resource: "services"},
+	cluster.KindAuthorizationPolicy:   {Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
+	cluster.KindServiceEntry:          {Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"},
+	cluster.KindWorkloadEntry:         {Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"},
+	cluster.KindVirtualService:        {Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"},
+	cluster.KindDestinationRule:       {Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"},
+	cluster.KindTelemetry:             {Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"},
+	cluster.KindService:               {Version: "v1", Resource: "services"},
+	cluster.KindRequestAuthentication: {Group: "security.istio.io", Version: "v1", Resource: "requestauthentications"},
 }
 
 // byType are kinds whose definition keeps conditions apart by type: of those, only what is ours is applied.

@@ -27,12 +27,14 @@ type Snapshot struct {
 	GatewayClasses        []*cluster.GatewayClass
 	Deployments           []*cluster.Deployment
 	// Those that follow are translated by package l7.
-	Routes             []*cluster.Route
-	DestinationRules   []*cluster.DestinationRule
-	VirtualServices    []*cluster.VirtualService
-	BackendTLSPolicies []*cluster.BackendTLSPolicy
-	Bundles            []*cluster.Bundle
-	Telemetries        []*cluster.Telemetry
+	Routes                 []*cluster.Route
+	DestinationRules       []*cluster.DestinationRule
+	VirtualServices        []*cluster.VirtualService
+	BackendTLSPolicies     []*cluster.BackendTLSPolicy
+	Bundles                []*cluster.Bundle
+	Telemetries            []*cluster.Telemetry
+	RequestAuthentications []*cluster.RequestAuthentication
+	KeySets                []*cluster.KeySet
 	// Shortages are those of ServiceEntries.
 	Shortages map[cluster.Key][]cluster.Shortage
 }

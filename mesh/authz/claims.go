@@ -3,6 +3,7 @@ package authz
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/mesh/policy"
@@ -40,6 +41,18 @@ func claimOf(key string) (func(string) (policy.Expr, error), error) {
 		t, err := text(v)
 		return claim(t, path...), err
 	}, nil
+}
+
+// LooksAtTokens reports whether what waypoints make of the policy depends on the token of a request.
+func (p *Policy) LooksAtTokens() bool {
+	for _, r := range p.Requests.rules {
+		for _, one := range slices.Concat(r.from, r.to, r.when) {
+			if policy.LooksAtClaims(one.source) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // claim is a test of a claim. One that is present is not empty.

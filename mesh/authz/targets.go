@@ -34,17 +34,25 @@ func (t Target) String() string { return string(t.Kind) + " " + t.Name }
 
 // readTargets reads targetRefs, or targetRef, its old form.
 func (p *Policy) readTargets(fields map[string]any) {
+	targets, problems := ReadTargets(fields)
+	p.Requests.Targets = targets
+	p.Requests.problem(problems...)
+	if len(p.Selector) > 0 {
+		p.Requests.problem(Problem{Invalid, "selector", "must not be there beside targetRefs: the policy is for what these name"})
+	}
+}
+
+// ReadTargets reads targetRefs, or targetRef, its old form, of the spec of a policy of any kind. Each target is there once; what is none
+// is a problem.
+func ReadTargets(fields map[string]any) (targets []Target, problems []Problem) {
 	list, ok := fields["targetRefs"].([]any)
 	switch one := fields["targetRef"]; {
 	case fields["targetRefs"] != nil && !ok:
-		p.Requests.problem(Problem{Invalid, "targetRefs", "is not a list"})
+		problems = append(problems, Problem{Invalid, "targetRefs", "is not a list"})
 	case one != nil && len(list) > 0:
-		p.Requests.problem(Problem{Invalid, "targetRef", "must not be there beside targetRefs"})
+		problems = append(problems, Problem{Invalid, "targetRef", "must not be there beside targetRefs"})
 	case one != nil:
 		list = []any{one}
-	}
-	if len(p.Selector) > 0 {
-		p.Requests.problem(Problem{Invalid, "selector", "must not be there beside targetRefs: the policy is for what these name"})
 	}
 	for i, v := range list {
 		t, err := targetOf(v)
@@ -52,11 +60,12 @@ func (p *Policy) readTargets(fields map[string]any) {
 			err = fmt.Errorf("there is GatewayClass %s, not %q", WaypointClass, t.Name)
 		}
 		if err != nil {
-			p.Requests.problem(Problem{Invalid, fmt.Sprintf("targetRefs[%d]", i), err.Error()})
-		} else if !slices.Contains(p.Requests.Targets, t) {
-			p.Requests.Targets = append(p.Requests.Targets, t)
+			problems = append(problems, Problem{Invalid, fmt.Sprintf("targetRefs[%d]", i), err.Error()})
+		} else if !slices.Contains(targets, t) {
+			targets = append(targets, t)
 		}
 	}
+	return targets, problems
 }
 
 // WaypointClass is the class whose waypoints policies of the root namespace can be for, all of them.

@@ -174,6 +174,10 @@ func (s *Set) String() string {
 // Empty is the set without keys, as JSON.
 const Empty = `{"keys":[]}`
 
+// None is a set of one key that nobody can sign by, for data planes that take no set without keys, as Envoy: its x is a hash, the SHA-256 of
+// "ambit: no key" and the first byte by which that is the x of a point, 1, so that nobody knows what it would be a multiple of.
+const None = `{"keys":[{"kty":"EC","kid":"none","crv":"P-256","x":"zNkM2CDg7Sw4g-q3cBaWda0T16_MUkYtRZOS-4-_sl8","y":"lUG56A36R9M3dl6AEZfyju1Tz1sMhJYGZv73umkcGE4"}]}`
+
 // Reasons why a token is not verified.
 var (
 	// ErrNoKey: no key goes with the token's key identifier and algorithm.

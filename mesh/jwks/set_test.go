@@ -1,6 +1,7 @@
 package jwks_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -186,6 +187,22 @@ func TestParse(t *testing.T) {
 	}
 	if err := (*jwks.Set)(nil).Verify("a.b.c", "", "ES256"); !errors.Is(err, jwks.ErrNoKey) {
 		t.Error(err)
+	}
+}
+
+// TestNone: the key comes from a hash and from nothing else.
+func TestNone(t *testing.T) {
+	var set jose.JSONWebKeySet
+	if err := json.Unmarshal([]byte(jwks.None), &set); err != nil || len(set.Keys) != 1 {
+		t.Fatal(set, err)
+	}
+	want := sha256.Sum256([]byte("ambit: no key\x01"))
+	point, err := set.Keys[0].Key.(*ecdsa.PublicKey).Bytes()
+	if err != nil || !bytes.Equal(point[1:33], want[:]) {
+		t.Errorf("%x, want %x: %v", point, want, err)
+	}
+	if parsed, problems, err := jwks.Parse([]byte(jwks.None)); err != nil || problems != nil || parsed.String() != jwks.None {
+		t.Error(parsed, problems, err)
 	}
 }
 

@@ -1,5 +1,7 @@
 package policy
 
+import "slices"
+
 // Claim tests a claim of the token that a request has proved itself by: its text, or, of a list, one of its texts. A claim that is
 // neither, such as a number, is in doubt. A request without a token, or whose token does not have the claim, does not have its text.
 type Claim struct {
@@ -37,4 +39,19 @@ func (t Claim) holds(r *Request, doubt bool) bool {
 		return unclear && doubt
 	}
 	return doubt
+}
+
+// LooksAtClaims reports whether a statement is, at some place, one about a claim.
+func LooksAtClaims(e Expr) bool {
+	switch e := e.(type) {
+	case All:
+		return slices.ContainsFunc(e, LooksAtClaims)
+	case Any:
+		return slices.ContainsFunc(e, LooksAtClaims)
+	case Not:
+		return LooksAtClaims(e.Expr)
+	case Claim:
+		return true
+	}
+	return false
 }

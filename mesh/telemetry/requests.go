@@ -41,6 +41,8 @@ const (
 	RequestClientGone
 	// RequestDenied: refused by policy.
 	RequestDenied
+	// RequestUnauthenticated: refused for its token.
+	RequestUnauthenticated
 	// RequestUpstreamReset: the endpoint reset the stream before its response was whole.
 	RequestUpstreamReset
 	// RequestIdle: nothing came or went for as long as may be.
@@ -62,7 +64,7 @@ const (
 var requestFlags = [requestFlagCount]string{
 	RequestOK: "-", RequestNoRoute: "NR", RequestNoCluster: "NC", RequestNoHealthy: "UH", RequestConnectFailed: "UF",
 	RequestUpstreamEnded: "UC", RequestTimeout: "UT", RequestRetriesExhausted: "URX", RequestOverflow: "UO",
-	RequestClientGone: "DC", RequestDenied: "RBAC", RequestUpstreamProtocol: "UPE",
+	RequestClientGone: "DC", RequestDenied: "RBAC", RequestUnauthenticated: "JWT", RequestUpstreamProtocol: "UPE",
 	RequestUpstreamReset: "UR", RequestIdle: "SI", RequestTooLong: "DT", RequestMalformed: "DPE",
 	RequestUnauthorized: "UAEX", RequestFault: "FI",
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/mesh/policy"
 	"github.com/ambit-mesh/ambit/waypoint/extauthz"
+	"github.com/ambit-mesh/ambit/waypoint/jwt"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
@@ -27,7 +28,11 @@ type Chain struct {
 	TCP  *TCP
 	// Names: another chain, which has none, serves the connection: see For. This one has no more than a name beside it.
 	Names *Names
-	// Asks are those outside who are asked about a request, one after the other, before Authorization.
+	// AsksFirst are those outside who are asked about a request before its tokens are looked at, one after the other.
+	AsksFirst []Ask
+	// Authentication looks at the tokens of a request; nil if nothing is asked of them.
+	Authentication *jwt.Authenticator
+	// Asks are those who are asked after that, before Authorization.
 	Asks []Ask
 	// Authorization is what is asked before a request, or a connection that is not of HTTP, is served.
 	Authorization policy.Steps

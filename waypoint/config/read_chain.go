@@ -10,6 +10,7 @@ import (
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	httpauthv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	sessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
@@ -29,6 +30,7 @@ const (
 	typeHTTPRBAC    = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 	typeNetworkRBAC = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC"
 	typeExtAuthz    = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"
+	typeJWT         = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 	typeCORS        = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
 	typeFault       = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
 	typeSession     = "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
@@ -222,12 +224,12 @@ func (d decoder) choices(m *hcmv3.HttpConnectionManager, out *HTTP, at *strict.P
 	}
 }
 
-// filters reads the HTTP filters: external authorization, each after an RBAC that selects what it is asked about, then RBAC and then
-// cors, if at all, and then router. What judges is asked first wherever it is, but it is not taken where it would come after cors,
-// which answers some requests itself.
+// filters reads the HTTP filters: external authorization, each after an RBAC that selects what it is asked about, and jwt_authn, in
+// their order; then RBAC and then cors, if at all, and then router. What judges is asked first wherever it is, but it is not taken
+// where it would come after cors, which answers some requests itself.
 func (d decoder) filters(out *Chain, all []*hcmv3.HttpFilter, at *strict.Path) {
 	var asks asking
-	cors := false
+	cors, tokens := false, false
 	for i, f := range all {
 		at := at.Index(i).Field("typed_config")
 		last := i == len(all)-1
@@ -250,6 +252,13 @@ func (d decoder) filters(out *Chain, all []*hcmv3.HttpFilter, at *strict.Path) {
 			if d.unpack(f.GetTypedConfig(), &m, at) {
 				d.ask(&asks, &m, at)
 			}
+		case url == typeJWT && !last && !cors && !tokens && len(out.Authorization) == 0:
+			tokens = true
+			out.AsksFirst, asks.asks = asks.asks, nil
+			var m jwtv3.JwtAuthentication
+			if d.unpack(f.GetTypedConfig(), &m, at) {
+				out.Authentication = d.authentication(&m, at)
+			}
 		case url == typeCORS && !last:
 			cors = true
 			d.unpack(f.GetTypedConfig(), &corsv3.Cors{}, at)
@@ -258,7 +267,7 @@ func (d decoder) filters(out *Chain, all []*hcmv3.HttpFilter, at *strict.Path) {
 		case url == typeSession && !last:
 			d.unpack(f.GetTypedConfig(), &sessionv3.StatefulSession{}, at)
 		default:
-			d.add(at, "filter %q (%s) is not supported here: ext_authz, rbac, cors, fault, stateful_session, then router last", f.GetName(), url)
+			d.add(at, "filter %q (%s) is not supported here: ext_authz, jwt_authn, rbac, cors, fault, stateful_session, then router last", f.GetName(), url)
 		}
 	}
 	if len(all) == 0 {

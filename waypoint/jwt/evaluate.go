@@ -16,6 +16,7 @@ const maxTokens = 4
 type evaluation struct {
 	a       *Authenticator
 	req     *message.Request
+	known   *Cache
 	now     time.Time
 	tokens  []seen
 	results []result
@@ -114,7 +115,7 @@ func (e *evaluation) verify(p *Provider, text string) (*token, *Failure) {
 		return nil, ErrAudience
 	}
 	key := cacheKey{p.Fingerprint, s.hash}
-	if known := e.a.cfg.Cache.get(key); known != nil {
+	if known := e.known.get(key); known != nil {
 		return known, nil
 	}
 	if p.Keys.Len() == 0 {
@@ -128,7 +129,7 @@ func (e *evaluation) verify(p *Provider, text string) (*token, *Failure) {
 	}
 	good := *t
 	good.told = t.claims.split(p.Lists)
-	e.a.cfg.Cache.put(key, &good)
+	e.known.put(key, &good)
 	return &good, nil
 }
 
@@ -145,7 +146,7 @@ func (e *evaluation) see(text string) seen {
 	} else {
 		s.hash = sha256.Sum256([]byte(text))
 		for _, p := range e.a.cfg.Providers {
-			if s.token = e.a.cfg.Cache.get(cacheKey{p.Fingerprint, s.hash}); s.token != nil {
+			if s.token = e.known.get(cacheKey{p.Fingerprint, s.hash}); s.token != nil {
 				break
 			}
 		}

@@ -18,7 +18,7 @@ func (p *Provider) extract(req *message.Request) []string {
 			if f.Name != h.Name {
 				continue
 			}
-			if rest, ok := strings.CutPrefix(f.Value, h.Prefix); ok {
+			if rest, ok := h.cut(f.Value); ok {
 				out = append(out, strings.Trim(rest, " \t"))
 			}
 		}
@@ -43,6 +43,15 @@ func (p *Provider) extract(req *message.Request) []string {
 		}
 	}
 	return out
+}
+
+// cut returns what is after the prefix. That of HTTP's own field is a scheme, of which upper and lower case are the same (RFC 9110 section
+// 11.1): a backend would take the token however it is written.
+func (h Header) cut(value string) (string, bool) {
+	if n := len(h.Prefix); h == defaultHeaders[0] && len(value) >= n && strings.EqualFold(value[:n], h.Prefix) {
+		return value[n:], true
+	}
+	return strings.CutPrefix(value, h.Prefix)
 }
 
 // eachParam calls f for each parameter of a query: as it is written, its name, and its value.
@@ -79,23 +88,11 @@ func eachCookie(field string, f func(part, name, value string)) {
 func (p *Provider) remove(req *message.Request) {
 	req.Header = slices.DeleteFunc(req.Header, func(f message.Field) bool {
 		return slices.ContainsFunc(p.headers(), func(h Header) bool {
-			return f.Name == h.Name && strings.HasPrefix(f.Value, h.Prefix)
+			_, is := h.cut(f.Value)
+			return is && f.Name == h.Name
 		})
 	})
-	if params := p.params(); len(params) > 0 {
-		if path, query := req.SplitPath(); query != "" {
-			var kept []string
-			eachParam(query, func(part, name, _ string) {
-				if !slices.Contains(params, name) {
-					kept = append(kept, part)
-				}
-			})
-			req.Path = path
-			if len(kept) > 0 {
-				req.Path += "?" + strings.Join(kept, "&")
-			}
-		}
-	}
+	req.Path = p.bare(req.Path)
 	if len(p.Cookies) > 0 {
 		req.Header = slices.DeleteFunc(req.Header, func(f message.Field) bool { return f.Name == "cookie" && p.withoutCookies(f.Value) == "" })
 		for i := range req.Header {
@@ -119,4 +116,27 @@ func (p *Provider) withoutCookies(field string) string {
 		return field
 	}
 	return strings.Trim(strings.Join(kept, ";"), " \t")
+}
+
+// bare is a path without tokens in its query; as it was if it has none.
+func (p *Provider) bare(path string) string {
+	params := p.params()
+	before, query, _ := strings.Cut(path, "?")
+	if len(params) == 0 || query == "" {
+		return path
+	}
+	var kept []string
+	n := 0
+	eachParam(query, func(part, name, _ string) {
+		if n++; !slices.Contains(params, name) {
+			kept = append(kept, part)
+		}
+	})
+	switch len(kept) {
+	case n:
+		return path
+	case 0:
+		return before
+	}
+	return before + "?" + strings.Join(kept, "&")
 }

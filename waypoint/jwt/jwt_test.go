@@ -63,15 +63,25 @@ func (i *issuer) sign(t testing.TB, claims string) string {
 	return text
 }
 
+// authenticator is one with a cache.
+type authenticator struct {
+	*jwt.Authenticator
+	known *jwt.Cache
+}
+
+func (a authenticator) Authenticate(r *message.Request, at time.Time) (jwt.Claims, *jwt.Failure) {
+	return a.Authenticator.Authenticate(r, a.known, at)
+}
+
 // optional is what Istio asks for: a token of one of the providers, if there is one.
-func optional(providers ...*jwt.Provider) *jwt.Authenticator {
+func optional(providers ...*jwt.Provider) authenticator {
 	var out jwt.Any
 	var all jwt.All
 	for i, p := range providers {
 		p.Fingerprint[0], p.Skew = byte(i)+1, time.Minute
 		out, all = append(out, jwt.By(i)), append(all, jwt.Any{jwt.By(i), jwt.Missing{i}})
 	}
-	return jwt.New(jwt.Config{Providers: providers, Require: append(out, all), Preflight: true, Cache: jwt.NewCache(0)})
+	return authenticator{jwt.New(jwt.Config{Providers: providers, Require: append(out, all), Preflight: true}), jwt.NewCache(0)}
 }
 
 func get(fields ...string) *message.Request {
@@ -129,6 +139,10 @@ func TestVerdicts(t *testing.T) {
 		"payload not base64": {parts[0] + ".*." + parts[2], jwt.ErrBase64},
 		"payload not JSON":   {parts[0] + "." + enc("[1]") + "." + parts[2], jwt.ErrJSON},
 		"payload null":       {parts[0] + "." + enc("null") + "." + parts[2], jwt.ErrJSON},
+		"iss twice":          {one.sign(t, `{"iss":"https://two","iss":"https://one","aud":"shop.example"}`), jwt.ErrJSON},
+		"twice inside":       {one.sign(t, claims(`,"a":[{"b":1,"b":1}]`)), jwt.ErrJSON},
+		"deep":               {one.sign(t, claims(`,"a":`+strings.Repeat("[", 99)+strings.Repeat("]", 99))), jwt.ErrJSON},
+		"no end":             {parts[0] + "." + enc(`{"iss":"https://one"`) + "." + parts[2], jwt.ErrJSON},
 		"iss is a number":    {one.sign(t, `{"iss":1}`), jwt.ErrIss},
 		"sub is a list":      {one.sign(t, `{"iss":"https://one","sub":[]}`), jwt.ErrSub},
 		"aud is a number":    {one.sign(t, `{"aud":1}`), jwt.ErrAud},
@@ -166,24 +180,26 @@ func TestPlaces(t *testing.T) {
 		// after are the path and the header that the backend gets.
 		after []string
 	}{
-		"nothing":             {provider: standard, path: "/a?b", header: []string{"x: y"}, after: []string{"/a?b", "x: y"}},
-		"bearer":              {provider: standard, path: "/", header: []string{"authorization: Bearer " + good, "x: y"}, claims: true, after: []string{"/", "x: y"}},
-		"basic":               {provider: standard, path: "/", header: []string{"authorization: Basic eDp5"}, after: []string{"/", "authorization: Basic eDp5"}},
-		"parameter":           {provider: standard, path: "/?a=1&access_token=" + good + "&b=%2F", claims: true, after: []string{"/?a=1&b=%2F"}},
-		"escaped parameter":   {provider: standard, path: "/?access%5Ftoken=" + strings.ReplaceAll(good, ".", "%2E"), claims: true, after: []string{"/"}},
-		"bad second":          {provider: standard, path: "/?access_token=" + bad, header: []string{"authorization: Bearer " + good}, want: jwt.ErrHeaderBase64},
-		"bad second field":    {provider: standard, path: "/", header: []string{"authorization: Bearer " + good, "authorization: Bearer a"}, want: jwt.ErrFormat},
-		"bad second param":    {provider: standard, path: "/?access_token=" + good + "&access_token=", want: jwt.ErrFormat},
-		"not its place":       {provider: own, path: "/?access_token=" + bad, header: []string{"authorization: Bearer " + bad}, after: []string{"/?access_token=a.b.c", "authorization: Bearer a.b.c"}},
-		"own field":           {provider: own, path: "/", header: []string{"x-jwt: JWT " + good}, claims: true, after: []string{"/"}},
-		"own field otherwise": {provider: own, path: "/", header: []string{"x-jwt: " + good}, after: []string{"/", "x-jwt: " + good}},
-		"bare field":          {provider: own, path: "/", header: []string{"x-bare: " + good}, claims: true, after: []string{"/"}},
-		"own parameter":       {provider: own, path: "/?t=" + good, claims: true, after: []string{"/"}},
-		"cookie":              {provider: own, path: "/", header: []string{"cookie: a=b; c=" + good + "; d", "cookie: e=f"}, claims: true, after: []string{"/", "cookie: a=b; d", "cookie: e=f"}},
-		"quoted cookie":       {provider: own, path: "/", header: []string{`cookie: c="` + good + `"`}, claims: true, after: []string{"/"}},
-		"bad cookie":          {provider: own, path: "/", header: []string{"cookie: c=" + bad}, want: jwt.ErrHeaderBase64},
-		"forward":             {provider: forward, path: "/?t=" + good, header: []string{"x-bare: " + good, "cookie: c=" + good}, claims: true, after: []string{"/?t=" + good, "x-bare: " + good, "cookie: c=" + good}},
-		"too many":            {provider: forward, path: "/?t=" + good + "&t=" + good + "&t=" + good, header: []string{"x-bare: " + good, "cookie: c=" + good}, want: jwt.ErrTooMany},
+		"nothing":              {provider: standard, path: "/a?b", header: []string{"x: y"}, after: []string{"/a?b", "x: y"}},
+		"bearer":               {provider: standard, path: "/", header: []string{"authorization: Bearer " + good, "x: y"}, claims: true, after: []string{"/", "x: y"}},
+		"bearer in lower case": {provider: standard, path: "/", header: []string{"authorization: bearer  " + good}, claims: true, after: []string{"/"}},
+		"a bad one so":         {provider: standard, path: "/", header: []string{"authorization: BEARER x"}, want: jwt.ErrFormat},
+		"basic":                {provider: standard, path: "/", header: []string{"authorization: Basic eDp5"}, after: []string{"/", "authorization: Basic eDp5"}},
+		"parameter":            {provider: standard, path: "/?a=1&access_token=" + good + "&b=%2F", claims: true, after: []string{"/?a=1&b=%2F"}},
+		"escaped parameter":    {provider: standard, path: "/?access%5Ftoken=" + strings.ReplaceAll(good, ".", "%2E"), claims: true, after: []string{"/"}},
+		"bad second":           {provider: standard, path: "/?access_token=" + bad, header: []string{"authorization: Bearer " + good}, want: jwt.ErrHeaderBase64},
+		"bad second field":     {provider: standard, path: "/", header: []string{"authorization: Bearer " + good, "authorization: Bearer a"}, want: jwt.ErrFormat},
+		"bad second param":     {provider: standard, path: "/?access_token=" + good + "&access_token=", want: jwt.ErrFormat},
+		"not its place":        {provider: own, path: "/?access_token=" + bad, header: []string{"authorization: Bearer " + bad}, after: []string{"/?access_token=a.b.c", "authorization: Bearer a.b.c"}},
+		"own field":            {provider: own, path: "/", header: []string{"x-jwt: JWT " + good}, claims: true, after: []string{"/"}},
+		"own field otherwise":  {provider: own, path: "/", header: []string{"x-jwt: " + good}, after: []string{"/", "x-jwt: " + good}},
+		"bare field":           {provider: own, path: "/", header: []string{"x-bare: " + good}, claims: true, after: []string{"/"}},
+		"own parameter":        {provider: own, path: "/?t=" + good, claims: true, after: []string{"/"}},
+		"cookie":               {provider: own, path: "/", header: []string{"cookie: a=b; c=" + good + "; d", "cookie: e=f"}, claims: true, after: []string{"/", "cookie: a=b; d", "cookie: e=f"}},
+		"quoted cookie":        {provider: own, path: "/", header: []string{`cookie: c="` + good + `"`}, claims: true, after: []string{"/"}},
+		"bad cookie":           {provider: own, path: "/", header: []string{"cookie: c=" + bad}, want: jwt.ErrHeaderBase64},
+		"forward":              {provider: forward, path: "/?t=" + good, header: []string{"x-bare: " + good, "cookie: c=" + good}, claims: true, after: []string{"/?t=" + good, "x-bare: " + good, "cookie: c=" + good}},
+		"too many":             {provider: forward, path: "/?t=" + good + "&t=" + good + "&t=" + good, header: []string{"x-bare: " + good, "cookie: c=" + good}, want: jwt.ErrTooMany},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := get(tc.header...)
@@ -300,17 +316,17 @@ func TestCache(t *testing.T) {
 	one := newIssuer(t, "")
 	token := one.sign(t, fmt.Sprintf(`{"iss":"one","exp":%d}`, now.Add(time.Hour).Unix()))
 	cache := jwt.NewCache(0)
-	with := func(fingerprint byte, set *jwks.Set) *jwt.Authenticator {
+	with := func(fingerprint byte, set *jwks.Set) authenticator {
 		p := &jwt.Provider{Issuer: "one", Keys: set}
 		p.Fingerprint[0] = fingerprint
-		return jwt.New(jwt.Config{Providers: []*jwt.Provider{p}, Require: jwt.By(0), Cache: cache})
+		return authenticator{jwt.New(jwt.Config{Providers: []*jwt.Provider{p}, Require: jwt.By(0)}), cache}
 	}
-	ask := func(a *jwt.Authenticator, at time.Time) *jwt.Failure {
+	ask := func(a authenticator, at time.Time) *jwt.Failure {
 		_, failure := a.Authenticate(get("authorization: Bearer "+token), at)
 		return failure
 	}
 	for _, step := range []struct {
-		a    *jwt.Authenticator
+		a    authenticator
 		at   time.Time
 		want *jwt.Failure
 	}{

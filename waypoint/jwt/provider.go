@@ -129,8 +129,6 @@ type Config struct {
 	Require   Requirement
 	// Preflight lets cross-origin preflight requests pass, which never have a token.
 	Preflight bool
-	// Cache keeps what was verified; required. Authenticators may share one.
-	Cache *Cache
 }
 
 // Authenticator authenticates requests. It is immutable and safe for concurrent use.
@@ -149,15 +147,16 @@ func New(cfg Config) *Authenticator {
 }
 
 // Authenticate returns what the token of a request claims, nil if it has none or, with a failure, why the request is refused. It
-// changes the request as the provider says; the path must be as it is routed.
-func (a *Authenticator) Authenticate(req *message.Request, now time.Time) (Claims, *Failure) {
+// changes the request as the provider says; the path must be as it is routed. known keeps what was verified, for any number of
+// Authenticators.
+func (a *Authenticator) Authenticate(req *message.Request, known *Cache, now time.Time) (Claims, *Failure) {
 	for _, name := range a.written {
 		req.Header.Del(name)
 	}
 	if a.cfg.Preflight && isPreflight(req) {
 		return nil, nil
 	}
-	e := evaluation{a: a, req: req, now: now, results: make([]result, len(a.cfg.Providers))}
+	e := evaluation{a: a, req: req, known: known, now: now, results: make([]result, len(a.cfg.Providers))}
 	if failure := a.cfg.Require.met(&e); failure != nil {
 		return nil, failure
 	}
@@ -169,6 +168,14 @@ func (a *Authenticator) Authenticate(req *message.Request, now time.Time) (Claim
 		}
 	}
 	return claims, nil
+}
+
+// Bare is a path without the tokens that its query may have, for those who tell of it.
+func (a *Authenticator) Bare(path string) string {
+	for _, p := range a.cfg.Providers {
+		path = p.bare(path)
+	}
+	return path
 }
 
 func isPreflight(req *message.Request) bool {

@@ -2,8 +2,10 @@ package jwt
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
 	"strings"
 	"time"
@@ -59,18 +61,63 @@ func decode(s string) ([]byte, error) {
 	return base64.RawURLEncoding.DecodeString(s)
 }
 
-// readObject reads one JSON object and no more, numbers as they are written; nil if it is none.
+// maxDepth bounds how deep objects and lists of a token may be in each other.
+const maxDepth = 32
+
+// readObject reads one JSON object and no more, numbers as they are written; nil if it is none, or has a name twice: who reads the
+// first and who reads the last would not agree on what was signed.
 func readObject(raw []byte) map[string]any {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
-	var out map[string]any
-	if d.Decode(&out) != nil {
+	v, err := readValue(d, maxDepth)
+	if err != nil {
 		return nil
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return nil
 	}
+	out, _ := v.(map[string]any)
 	return out
+}
+
+var errObject = errors.New("is no JSON that can be meant")
+
+func readValue(d *json.Decoder, depth int) (any, error) {
+	t, err := d.Token()
+	if err != nil || depth == 0 {
+		return nil, cmp.Or(err, errObject)
+	}
+	switch t {
+	case json.Delim('{'):
+		out := map[string]any{}
+		for d.More() {
+			name, err := d.Token()
+			if err != nil {
+				return nil, err
+			}
+			key, ok := name.(string)
+			if _, twice := out[key]; twice || !ok {
+				return nil, errObject
+			}
+			if out[key], err = readValue(d, depth-1); err != nil {
+				return nil, err
+			}
+		}
+		_, err = d.Token()
+		return out, err
+	case json.Delim('['):
+		out := []any{}
+		for d.More() {
+			v, err := readValue(d, depth-1)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, v)
+		}
+		_, err = d.Token()
+		return out, err
+	}
+	return t, nil
 }
 
 func (t *token) readHeader(text string) *Failure {

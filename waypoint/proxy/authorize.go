@@ -60,11 +60,14 @@ func remote(header message.Fields, sender netip.Addr) netip.Addr {
 	return sender
 }
 
-// authorize asks whether the request may be served, as policy is now: its connection may be older.
-func (r *request) authorize(snapshot *config.Snapshot) *refusal {
-	chain := snapshot.Chain(r.c.destination)
-	if chain == nil {
-		chain = r.c.chain // nobody can connect any more
+// authorize asks whether the request may be served, by a chain of a snapshot: those outside whom its token does not concern, who may
+// give it one, then the issuers of tokens, then the others and the mesh's own policies. Istio's order.
+func (r *request) authorize(chain *config.Chain, snapshot *config.Snapshot) *refusal {
+	if refused := r.ask(chain.AsksFirst); refused != nil {
+		return refused
+	}
+	if refused := r.authenticate(chain); refused != nil {
+		return refused
 	}
 	if refused := r.ask(chain.Asks); refused != nil {
 		return refused

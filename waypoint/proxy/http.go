@@ -30,7 +30,7 @@ type request struct {
 	http  *config.HTTP
 	route *route.Route // nil until one matched
 
-	method, authority, path string // as the client sent them
+	method, authority, path string // as the client sent them, without tokens
 	origin                  string // the field of that name
 	grpc                    bool
 
@@ -128,8 +128,12 @@ func (r *request) answer() (*message.Response, *refusal) {
 	req.Path = path
 
 	snapshot := r.c.proxy.snapshot.Load()
+	chain := r.judging(snapshot)
+	if chain.Authentication != nil {
+		r.path = chain.Authentication.Bare(r.path) // neither logs nor spans have tokens
+	}
 	r.trace(snapshot)
-	if refused := r.authorize(snapshot); refused != nil {
+	if refused := r.authorize(chain, snapshot); refused != nil {
 		return nil, refused
 	}
 	table := r.table(snapshot)

@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/mesh/thrift"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/config"
+	"github.com/ambit-mesh/ambit/waypoint/jwt"
 	"github.com/ambit-mesh/ambit/waypoint/route"
 	"github.com/ambit-mesh/ambit/waypoint/trace"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
@@ -87,6 +88,7 @@ type Proxy struct {
 	crew     *thrift.Crew   // of handlers
 	handlers sync.WaitGroup // goroutines of crew
 	ending   chan struct{}  // closed by Close
+	tokens   *jwt.Cache     // that were verified
 	counts   Counts
 
 	mu       sync.Mutex    // guards what follows; never held across I/O
@@ -121,7 +123,7 @@ func New(cfg Config) *Proxy {
 	if cfg.MaxMirrored == 0 {
 		cfg.MaxMirrored = DefaultMaxMirrored
 	}
-	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}, carried: map[*connection]context.CancelCauseFunc{}, news: make(chan struct{})}
+	p := &Proxy{cfg: cfg, conns: map[*connection]struct{}{}, carried: map[*connection]context.CancelCauseFunc{}, news: make(chan struct{}), tokens: jwt.NewCache(0)}
 	p.snapshot.Store(&config.Snapshot{})
 	p.ending = make(chan struct{})
 	p.crew = thrift.NewCrew(p.ending, &p.handlers)

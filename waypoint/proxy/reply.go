@@ -15,6 +15,8 @@ type refusal struct {
 	flag   telemetry.RequestFlag
 	grpc   int    // what gRPC clients are told, if it is not 0; else it follows from status
 	text   string // what happened, by which rule, and what to do
+	// challenge is what a client is told of the token that it should have; "" for nothing.
+	challenge string
 }
 
 // Statuses of gRPC (google.rpc.Code).
@@ -55,29 +57,30 @@ func (r *refusal) grpcStatus() int {
 
 // response makes the answer.
 func (r *refusal) response(grpc bool) *message.Response {
-	text := "waypoint: " + r.text
-	secret := true // which policies there are is nothing for clients to know
-	switch r.flag {
+	text, end := "waypoint: "+r.text, "\n"
+	switch r.flag { // which policies there are is nothing for clients to know
 	case telemetry.RequestDenied:
-		text = accessDenied
+		text, end = accessDenied, ""
 	case telemetry.RequestUnauthorized:
-		text = noDecision
-	default:
-		secret = false
+		text, end = noDecision, ""
+	case telemetry.RequestUnauthenticated:
+		text, end = r.text, "" // Envoy's
 	}
-	if grpc {
-		return &message.Response{Status: 200, Header: message.Fields{
-			{Name: "content-type", Value: "application/grpc"},
-			{Name: "grpc-status", Value: strconv.Itoa(r.grpcStatus())},
-			{Name: "grpc-message", Value: grpcMessage(text), Sensitive: true},
+	resp := &message.Response{Status: 200, Header: message.Fields{
+		{Name: "content-type", Value: "application/grpc"},
+		{Name: "grpc-status", Value: strconv.Itoa(r.grpcStatus())},
+		{Name: "grpc-message", Value: grpcMessage(text), Sensitive: true},
+	}}
+	if !grpc {
+		text += end
+		resp = &message.Response{Status: r.status, Length: int64(len(text)), Body: message.String(text), Header: message.Fields{
+			{Name: "content-type", Value: "text/plain"},
 		}}
 	}
-	if !secret {
-		text += "\n"
+	if r.challenge != "" {
+		resp.Header.Add("www-authenticate", r.challenge)
 	}
-	return &message.Response{Status: r.status, Length: int64(len(text)), Body: message.String(text), Header: message.Fields{
-		{Name: "content-type", Value: "text/plain"},
-	}}
+	return resp
 }
 
 // grpcMessage percent-encodes as gRPC wants it.

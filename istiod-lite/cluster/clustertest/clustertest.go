@@ -18,6 +18,8 @@ import (
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/translate"
+	"github.com/ambit-mesh/ambit/mesh/authn"
+	"github.com/ambit-mesh/ambit/mesh/jwks"
 )
 
 // Parse reads the documents of a YAML stream.
@@ -67,6 +69,10 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.PeerAuthenticationOf(u), nil
 	case cluster.KindAuthorizationPolicy:
 		return cluster.AuthorizationPolicyOf(u), nil
+	case cluster.KindRequestAuthentication:
+		return cluster.RequestAuthenticationOf(u), nil
+	case cluster.KindKeySet:
+		return keySet(u)
 	case cluster.KindServiceEntry:
 		return cluster.ServiceEntryOf(u), nil
 	case cluster.KindWorkloadEntry:
@@ -97,6 +103,21 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.BackendTLSPolicyOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
+}
+
+// keySet reads what nobody writes for an API server: spec has the fields of authn.Source, jwks and fault.
+func keySet(u *unstructured.Unstructured) (cluster.Object, error) {
+	text := func(field string) string {
+		s, _, _ := unstructured.NestedString(u.Object, "spec", field)
+		return s
+	}
+	out := &cluster.KeySet{Source: authn.Source{URI: text("uri"), Issuer: text("issuer")}, Fault: text("fault")}
+	if text("jwks") == "" {
+		return out, nil
+	}
+	var err error
+	out.Set, _, err = jwks.Parse([]byte(text("jwks")))
+	return out, err
 }
 
 func as[O any, N cluster.Object](u *unstructured.Unstructured, typed *O, reduce func(*O) N) (cluster.Object, error) {
@@ -136,6 +157,10 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.PeerAuthentications = append(s.PeerAuthentications, o)
 		case *cluster.AuthorizationPolicy:
 			s.AuthorizationPolicies = append(s.AuthorizationPolicies, o)
+		case *cluster.RequestAuthentication:
+			s.RequestAuthentications = append(s.RequestAuthentications, o)
+		case *cluster.KeySet:
+			s.KeySets = append(s.KeySets, o)
 		case *cluster.ServiceEntry:
 			s.ServiceEntries = append(s.ServiceEntries, o)
 		case *cluster.WorkloadEntry:
