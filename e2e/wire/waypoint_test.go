@@ -76,6 +76,14 @@ func TestWaypointTakes(t *testing.T) {
 // returns the addresses of services, and of pods that have not a service's name.
 func take(t *testing.T, story map[string][]byte) (*config.Snapshot, map[string]netip.Addr) {
 	t.Helper()
+	store := config.NewStore(nil)
+	hosts := load(t, store, story)
+	return store.Load(), hosts
+}
+
+// load is take into a store.
+func load(t *testing.T, store *config.Store, story map[string][]byte) map[string]netip.Addr {
+	t.Helper()
 	parsed, err := clustertest.Parse(story["in.yaml"])
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +111,6 @@ func take(t *testing.T, story map[string][]byte) (*config.Snapshot, map[string]n
 	for _, r := range c.Routes {
 		send(t, sent, xds.TypeRoutes, r.Name, r)
 	}
-	store := config.NewStore(nil)
 	for _, h := range store.Handlers() {
 		for _, r := range h.Apply(sent[h.TypeURL], nil) {
 			t.Errorf("%s %s: %v", h.TypeURL, r.Name, r.Err)
@@ -135,7 +142,7 @@ func take(t *testing.T, story map[string][]byte) (*config.Snapshot, map[string]n
 			hosts[s.Name+"."+s.Namespace] = s.ClusterIPs[0]
 		}
 	}
-	return now, hosts
+	return hosts
 }
 
 // answer says what the waypoint makes of a request, and by which rule.
