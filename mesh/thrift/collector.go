@@ -23,10 +23,11 @@ const (
 	leastHeap = 4 << 20
 )
 
-// percentFor returns the GOGC for so many bytes in use, stacks included, where so many are allocated in a second and much may wait then.
+// percentFor returns the GOGC for so many bytes in use, stacks included, where so many are allocated in a second and much may wait
+// then: less of it the more is in use, so that memory does not grow with both.
 func percentFor(live, rate, much uint64) int {
 	usual := min(usualPercent, max(leastPercent, 100*garbage/max(live, 1)))
-	wait := min(much, rate*uint64(collectEvery/time.Millisecond)/1000)
+	wait := min(much, much+garbage-min(live, much), rate*uint64(collectEvery/time.Millisecond)/1000)
 	return int(max(usual, 100*wait/max(live, leastHeap)))
 }
 
