@@ -109,21 +109,32 @@ func (cfg Relayer) Relay(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 // once, and done is called once with what Relay would have returned. With a Parker in the settings a connection that sends
 // nothing costs no goroutine at all. The handler that accepted the stream may return before the end. The stream's headers are
 // forgotten.
-func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters, done func(error)) {
+//
+// It returns a function that resets both sides because of its argument, at any time, and does nothing after the end. With that
+// and a context that never ends (context.Background) it takes less memory; then the handler's context ends at once.
+func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, counters *Counters, done func(error)) (abort func(error)) {
 	s.s.Detach()
+	release := s.release
+	if release == nil {
+		release = func() {}
+	}
+	if ctx.Done() == nil {
+		release()
+		release = func() {}
+	}
+	stream := s.s
 	r, err := cfg.newRelay(conn, s, counters)
 	if err != nil {
 		_, _ = s.early.Stop()
-		s.s.Release()
+		release()
+		stream.Release()
 		done(err)
-		return
+		return func(error) {}
 	}
 	r.done = func(err error) {
-		if s.release != nil {
-			s.release()
-		}
+		release()
 		done(err)
-		s.s.Release()
+		stream.Release()
 	}
 	if cfg.Parker != nil {
 		r.parking = &parking{parker: cfg.Parker, after: cfg.parkAfter()}
@@ -133,6 +144,7 @@ func (cfg Relayer) Start(ctx context.Context, conn *net.TCPConn, s *Stream, coun
 	early := s.early
 	s.early, s.header = nil, nil // which live no longer than they are of use
 	early.startRelay(r)
+	return r.abort
 }
 
 func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*relay, error) {
@@ -160,7 +172,9 @@ func (cfg Relayer) newRelay(conn *net.TCPConn, s *Stream, counters *Counters) (*
 
 // begin starts the direction from the stream to conn.
 func (r *relay) begin(ctx context.Context) {
-	r.unwatch = context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })
+	if ctx.Done() != nil {
+		r.unwatch = context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })
+	}
 	// Whatever comes is pushed from here on, unless something has come already.
 	chunk, ok, err := r.s.Next(r)
 	for ok && err == nil {
@@ -208,7 +222,7 @@ type relay struct {
 	first    *firstRead  // of up: what was read before it began
 	out      trySink     // of whoever calls TryWrite
 	load     load        // of up
-	unwatch  func() bool // the context
+	unwatch  func() bool // the context; nil if that never ends
 	done     func(error) // of Start
 	parking  *parking    // of Start; may be nil
 
@@ -602,7 +616,9 @@ func (r *relay) closeConnLocked() {
 
 // finish closes both sides, whatever their state, and returns what ended the relay.
 func (r *relay) finish() error {
-	r.unwatch()
+	if r.unwatch != nil {
+		r.unwatch()
+	}
 	r.dropFirst()
 	r.s.Close()
 	r.close(nil)

@@ -38,10 +38,12 @@ type table struct {
 type conn struct {
 	table  *table
 	id     uint64
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	ctx    context.Context         // until it is carried
+	cancel context.CancelCauseFunc // of ctx, likewise
+	abort  func(error)             // of its relay in the background; nil before
+	cause  error                   // why it was cut
 
-	// What is relayed once the connection is open: tcp, and either a stream or a second connection.
+	// What is relayed once the connection is open, until it is carried: tcp, and either a stream or a second connection.
 	tcp, second *net.TCPConn
 	stream      *hbone.Stream
 	early       *hbone.Early // outbound
@@ -53,7 +55,8 @@ type conn struct {
 	counters hbone.Counters
 	appFirst bool
 
-	// Set by the goroutine that serves the connection, under the table's lock; read by it without, by others under it.
+	// Set by the goroutine that serves the connection, under the table's lock, as ctx and cancel are; read by it without, by
+	// others under it.
 	record   telemetry.Connection // Start is immutable
 	proof    proof                // of the tunnel's peer
 	original netip.AddrPort       // where the client wanted to go
@@ -109,7 +112,38 @@ func (c *conn) update(f func(*conn)) {
 }
 
 // cut ends the connection, which is reset on both sides.
-func (c *conn) cut(cause error) { c.cancel(cause) }
+func (c *conn) cut(cause error) {
+	c.table.mu.Lock()
+	if c.cause == nil {
+		c.cause = cause
+	}
+	cancel, abort := c.cancel, c.abort
+	c.table.mu.Unlock()
+	if cancel != nil {
+		cancel(cause)
+	}
+	if abort != nil {
+		abort(cause)
+	}
+}
+
+// carried has the connection go on in what start starts, which returns how to end that, and lets go of what it needed until then.
+func (c *conn) carried(start func() (abort func(error))) {
+	c.table.mu.Lock()
+	cancel := c.cancel
+	c.ctx, c.cancel = nil, nil
+	c.tcp, c.stream = nil, nil
+	c.table.mu.Unlock()
+	cancel(nil)
+	abort := start()
+	c.table.mu.Lock()
+	c.abort = abort
+	cause := c.cause
+	c.table.mu.Unlock()
+	if cause != nil {
+		abort(cause)
+	}
+}
 
 // established counts the connection as open.
 func (c *conn) established(n *Node) {
@@ -135,13 +169,16 @@ func (c *conn) FirstPayload(sent bool) {
 
 // close counts and logs the end, and forgets the connection. err is why it could not be opened, or was cut.
 func (c *conn) close(n *Node, flag telemetry.Flag, err error) {
-	c.cancel(nil)
 	t := c.table
 	t.mu.Lock()
 	delete(t.conns, c)
 	t.files -= c.files
 	c.reportLocked()
+	cancel := c.cancel
 	t.mu.Unlock()
+	if cancel != nil {
+		cancel(nil)
+	}
 	defer t.leave()
 	c.endpoint.Release()
 	if flag == telemetry.FlagRevoked {
@@ -155,7 +192,7 @@ func (c *conn) close(n *Node, flag telemetry.Flag, err error) {
 	c.record.Sent, c.record.Received = c.bytes()
 	c.record.Duration = time.Since(c.record.Start)
 	c.record.Flag, c.record.Err = flag, err
-	n.AccessLog.Closed(c.ctx, &c.record)
+	n.AccessLog.Closed(context.Background(), &c.record)
 }
 
 // bytes returns what the client has sent and what it has received.

@@ -78,8 +78,10 @@ func (p *Pod) relay(c *conn) {
 		flag, err := c.endOf(err)
 		c.close(p.node, flag, err)
 	}
-	if c.stream != nil {
-		p.relayer.Start(c.ctx, c.tcp, c.stream, &c.counters, done)
+	if tcp, stream := c.tcp, c.stream; stream != nil {
+		c.carried(func() func(error) {
+			return p.relayer.Start(context.Background(), tcp, stream, &c.counters, done)
+		})
 		return
 	}
 	done(p.relayer.RelayTCP(c.ctx, c.tcp, c.second, &c.counters))

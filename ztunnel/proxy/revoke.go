@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -101,7 +100,10 @@ func endFlag(err error) telemetry.Flag {
 // endOf says how a connection that was open is counted that ended so, and why it did: its tunnel may have ended before the
 // connection itself was cut.
 func (c *conn) endOf(err error) (telemetry.Flag, error) {
-	if cause := context.Cause(c.ctx); cause != nil && endFlag(cause) != telemetry.FlagNone {
+	c.table.mu.Lock()
+	cause := c.cause
+	c.table.mu.Unlock()
+	if endFlag(cause) != telemetry.FlagNone {
 		return endFlag(cause), cause
 	}
 	return endFlag(err), err
