@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/ambit-mesh/ambit/mesh/authz"
+	"github.com/ambit-mesh/ambit/mesh/logfilter"
 )
 
 // Telemetry says what is told of traffic.
@@ -26,6 +27,8 @@ type Telemetry struct {
 	Selective bool
 	// Tracing is nil if it says nothing of that.
 	Tracing *Tracing
+	// Logging is what it says of the access log, in its order; none: nothing.
+	Logging []Logging
 	// Faults are the fields that cannot be had; each is a sentence.
 	Faults []string
 	// Seen is the condition of ours that it has.
@@ -46,6 +49,15 @@ type Tracing struct {
 
 // TraceTag is an attribute of spans: Value, or the request's field Header if there is one.
 type TraceTag struct{ Name, Header, Value string }
+
+// Logging is what Telemetry says of the access log.
+type Logging struct {
+	// Providers are names of extension providers; none: what a wider scope names.
+	Providers []string
+	Disabled  bool
+	// Filter is an expression of package logfilter; "" for all.
+	Filter string
+}
 
 // ObjectKind is KindTelemetry.
 func (*Telemetry) ObjectKind() Kind { return KindTelemetry }
@@ -70,12 +82,15 @@ func CompareTelemetries(a, b *Telemetry) int {
 
 // readTelemetry are the fields that are read, by message.
 var readTelemetry = readTable{
-	"Telemetry":               "selector targetRef targetRefs tracing",
-	"WorkloadSelector":        "match_labels",
-	"PolicyTargetReference":   "group kind name namespace",
-	"Tracing":                 "match providers random_sampling_percentage disable_span_reporting custom_tags",
-	"Tracing.TracingSelector": "mode",
-	"ProviderRef":             "name",
+	"Telemetry":                 "selector targetRef targetRefs tracing access_logging",
+	"WorkloadSelector":          "match_labels",
+	"PolicyTargetReference":     "group kind name namespace",
+	"Tracing":                   "match providers random_sampling_percentage disable_span_reporting custom_tags",
+	"Tracing.TracingSelector":   "mode",
+	"AccessLogging":             "match providers disabled filter",
+	"AccessLogging.LogSelector": "mode",
+	"AccessLogging.Filter":      "expression",
+	"ProviderRef":               "name",
 }
 
 // TelemetryOf reduces a Telemetry.
@@ -97,6 +112,9 @@ func TelemetryOf(in *unstructured.Unstructured) *Telemetry {
 		}
 		for i, tracing := range spec.GetTracing() {
 			f.tracing(i, tracing, t)
+		}
+		for i, logging := range spec.GetAccessLogging() {
+			f.logging(i, logging, t)
 		}
 	}
 	t.Faults = f.faults
@@ -167,4 +185,21 @@ func (f *fields) tracing(i int, in *telemetryv1alpha1.Tracing, t *Telemetry) {
 			f.add("spec.tracing", "[%d].customTags[%s]: only literal and header are supported", i, name)
 		}
 	}
+}
+
+func (f *fields) logging(i int, in *telemetryv1alpha1.AccessLogging, t *Telemetry) {
+	if in.GetMatch().GetMode() == telemetryv1alpha1.WorkloadMode_CLIENT {
+		return // a waypoint is a server
+	}
+	out := Logging{Disabled: in.GetDisabled().GetValue(), Filter: in.GetFilter().GetExpression()}
+	for _, p := range in.GetProviders() {
+		out.Providers = append(out.Providers, p.GetName())
+	}
+	if out.Filter != "" {
+		if _, err := logfilter.Compile(out.Filter); err != nil {
+			f.add("spec.accessLogging", "[%d].filter.expression: %v", i, err)
+			return
+		}
+	}
+	t.Logging = append(t.Logging, out)
 }

@@ -33,7 +33,7 @@ const (
 func DirectChains(policies Policies, ix Index) []*listenerv3.FilterChain {
 	return []*listenerv3.FilterChain{
 		httpChain(chainDirectHTTP, false, false, ix, policies),
-		policies.before(chain(chainDirectTCP, filterTCP, tcpProxy(chainDirectTCP, ClusterDirect))),
+		policies.before(chain(chainDirectTCP, filterTCP, policies.Telemetry.logged(tcpProxy(chainDirectTCP, ClusterDirect)))),
 	}
 }
 

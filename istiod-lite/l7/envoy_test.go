@@ -80,9 +80,7 @@ func everything(t *testing.T) *bootstrapv3.Bootstrap {
 	b := bootstrap(t)
 	for name, s := range stories(t) {
 		name = strings.TrimSuffix(filepath.Base(name), ".txtar")
-		own := mesh
-		own.ClusterDomain = name + ".example"
-		own.Providers = s.providers(t, own.ClusterDomain)
+		own := s.settings(t, name+".example")
 		c := l7.All(clustertest.Snapshot(own, s.objects))
 		if len(b.StaticResources.Listeners) > 0 {
 			isStatic := func(name string) bool {

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/tools/txtar"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	meshv1alpha1 "istio.io/api/mesh/v1alpha1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
@@ -59,22 +58,24 @@ func stories(t *testing.T) map[string]*story {
 		if s.objects, err = clustertest.Parse(s.files["in.yaml"]); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		s.mesh = mesh
-		s.mesh.Providers = s.providers(t, mesh.ClusterDomain)
+		s.mesh = s.settings(t, mesh.ClusterDomain)
 		s.config = s.translate(s.objects)
 		out[name] = s
 	}
 	return out
 }
 
-// providers are those of the story's mesh settings, with services of a cluster domain.
-func (s *story) providers(t *testing.T, domain string) []*meshv1alpha1.MeshConfig_ExtensionProvider {
+// settings are the mesh with what the story's mesh settings say, with services of a cluster domain.
+func (s *story) settings(t *testing.T, domain string) translate.Mesh {
 	t.Helper()
 	settings, err := meshconfig.Parse(bytes.ReplaceAll(s.files["mesh.yaml"], []byte(mesh.ClusterDomain), []byte(domain)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return settings.ExtensionProviders
+	m := mesh
+	m.ClusterDomain = domain
+	m.Providers, m.DefaultTracers, m.DefaultLoggers = settings.ExtensionProviders, settings.DefaultTracers, settings.DefaultLoggers
+	return m
 }
 
 // translate is what the waypoint of the story is told of objects.

@@ -180,12 +180,13 @@ func httpChain(name string, sessions, faults bool, ix Index, policies Policies) 
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_KEEP_UNCHANGED,
 		ServerHeaderTransformation:   hcmv3.HttpConnectionManager_PASS_THROUGH,
 		Tracing:                      policies.Telemetry.tracing(policies.Mesh, ix),
+		AccessLog:                    policies.Telemetry.accessLog(),
 	})
 }
 
 // carry is the filter chain of connections that are carried as they are.
 func carry(name string, proxy *tcpv3.TcpProxy, policy *cluster.TrafficPolicy, policies Policies) *listenerv3.FilterChain {
-	applyTCP(proxy, policy)
+	applyTCP(policies.Telemetry.logged(proxy), policy)
 	c := chain(name, filterTCP, proxy)
 	for i, f := range policies.filters(false, nil) {
 		c.Filters = slices.Insert(c.Filters, i, networkFilter(filterNetworkRBAC, f.network(name)))

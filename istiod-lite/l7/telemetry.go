@@ -35,6 +35,8 @@ type Telemetry struct {
 	Gateway cluster.Key
 	// Tracing is nil if requests are not traced.
 	Tracing *Tracing
+	// Logging is nil if nothing is said of the access log.
+	Logging *Logging
 }
 
 // Tracing is how requests are traced.
@@ -87,21 +89,33 @@ func scopeOf(m translate.Mesh, t *cluster.Telemetry, service cluster.ObjectRef, 
 }
 
 // TelemetryFor works out what Telemetry objects, in any order, say of a service at a waypoint: each says what it does over those of
-// wider scope; of the same scope the oldest is in force.
+// wider scope. Of the same scope the oldest that says something of traces is in force for those, and so for the access log.
 func TelemetryFor(m translate.Mesh, all []*cluster.Telemetry, service cluster.ObjectRef, gateway cluster.Key) Telemetry {
-	out := Telemetry{Gateway: gateway}
-	var by [scopeService + 1]*cluster.Telemetry
+	var tracing, logging [scopeService + 1]*cluster.Telemetry
 	for _, t := range all {
-		if s := scopeOf(m, t, service, gateway); t.Tracing != nil && s != scopeNone && (by[s] == nil || cluster.CompareTelemetries(t, by[s]) < 0) {
-			by[s] = t
+		s := scopeOf(m, t, service, gateway)
+		if s == scopeNone {
+			continue
+		}
+		if t.Tracing != nil && (tracing[s] == nil || cluster.CompareTelemetries(t, tracing[s]) < 0) {
+			tracing[s] = t
+		}
+		if len(t.Logging) > 0 && (logging[s] == nil || cluster.CompareTelemetries(t, logging[s]) < 0) {
+			logging[s] = t
 		}
 	}
+	return Telemetry{Gateway: gateway, Tracing: tracingFor(m, tracing[scopeMesh:]), Logging: loggingFor(m, logging[scopeMesh:])}
+}
+
+// tracingFor works out what Telemetries, one of each scope at most and the widest first, say of traces: each says what it does over
+// those before. Nil: requests are not traced.
+func tracingFor(m translate.Mesh, by []*cluster.Telemetry) *Tracing {
 	tracing := Tracing{Sampling: defaultSampling}
 	if len(m.DefaultTracers) > 0 {
 		tracing.Provider = m.DefaultTracers[0]
 	}
 	disabled := false
-	for _, t := range by[scopeMesh:] {
+	for _, t := range by {
 		if t == nil {
 			continue
 		}
@@ -118,9 +132,9 @@ func TelemetryFor(m translate.Mesh, all []*cluster.Telemetry, service cluster.Ob
 	}
 	var known bool
 	if tracing.Tracer, known = tracerNamed(m, tracing.Provider); known && !disabled && tracing.Tracer.Fault == "" {
-		out.Tracing = &tracing
+		return &tracing
 	}
-	return out
+	return nil
 }
 
 // tracerNamed is an extension provider of spans; false if the mesh settings have none of that name.
@@ -195,20 +209,24 @@ func (t Telemetry) Collector(m translate.Mesh, ix Index) (cluster.ObjectRef, boo
 func TelemetryStatus(m translate.Mesh, t *cluster.Telemetry, all []*cluster.Telemetry, ix Index) translate.Status {
 	out := translate.Status{Kind: t.ObjectKind(), Key: t.Key, Type: authz.WaypointConditionType, Seen: t.Seen}
 	c := conditions{generation: t.Generation}
-	faults := t.Faults
-	if t.Tracing != nil && !t.Selective {
-		faults = append(slices.Clip(faults), tracingFaults(m, t, ix)...)
+	inForce := t.Tracing != nil || slices.ContainsFunc(t.Logging, func(l cluster.Logging) bool { return len(l.Providers) == 0 || usableLogger(m, l.Providers) })
+	faults := slices.Clip(t.Faults)
+	if !t.Selective {
+		faults = append(faults, targetFaults(m, t)...)
+		faults = append(faults, tracingFaults(m, t, ix)...)
+		faults = append(faults, loggingFaults(m, t)...)
 	}
 	older := slices.IndexFunc(all, func(o *cluster.Telemetry) bool {
-		return o.Key != t.Key && o.Namespace == t.Namespace && len(o.Targets) == 0 && !o.Selective && o.Tracing != nil && cluster.CompareTelemetries(o, t) < 0
+		return o.Key != t.Key && o.Namespace == t.Namespace && len(o.Targets) == 0 && !o.Selective && cluster.CompareTelemetries(o, t) < 0 &&
+			(o.Tracing != nil && t.Tracing != nil || len(o.Logging) > 0 && len(t.Logging) > 0)
 	})
 	message := strings.Join(faults, "; ")
 	switch {
 	case t.Selective:
 		c.add(authz.WaypointConditionType, false, reasonUnsupported, "spec.selector picks workloads; to be in force at waypoints name a Gateway or a Service in targetRefs, or nothing")
-	case len(t.Targets) == 0 && t.Tracing != nil && older >= 0:
+	case len(t.Targets) == 0 && older >= 0:
 		c.add(authz.WaypointConditionType, false, reasonConflicted, fmt.Sprintf("Telemetry %s is for the same namespace and older, or the first by name", all[older].Key))
-	case message != "" && t.Tracing == nil:
+	case message != "" && !inForce:
 		c.add(authz.WaypointConditionType, false, reasonUnsupported, "nothing of it is in force: "+message)
 	case message != "":
 		c.add(authz.WaypointConditionType, false, reasonUnsupported, "all but this is in force: "+message)
@@ -219,18 +237,24 @@ func TelemetryStatus(m translate.Mesh, t *cluster.Telemetry, all []*cluster.Tele
 	return out
 }
 
-// tracingFaults are what stands in the way of traces, beside what the object itself has wrong.
-func tracingFaults(m translate.Mesh, t *cluster.Telemetry, ix Index) []string {
+// targetFaults are those of targetRefs.
+func targetFaults(m translate.Mesh, t *cluster.Telemetry) []string {
 	var faults []string
 	for _, target := range t.Targets {
 		if target.Kind == authz.TargetGatewayClass && t.Namespace != m.RootNamespace {
 			faults = append(faults, fmt.Sprintf("a Telemetry for GatewayClass %s has to be in namespace %s", target.Name, m.RootNamespace))
 		}
 	}
-	provider := t.Tracing.Provider
-	if provider == "" {
-		return faults // it may come from a wider scope
+	return faults
+}
+
+// tracingFaults are what stands in the way of traces, beside what the object itself has wrong.
+func tracingFaults(m translate.Mesh, t *cluster.Telemetry, ix Index) []string {
+	if t.Tracing == nil || t.Tracing.Provider == "" { // which may come from a wider scope
+		return nil
 	}
+	var faults []string
+	provider := t.Tracing.Provider
 	tracer, known := tracerNamed(m, provider)
 	switch {
 	case !known:

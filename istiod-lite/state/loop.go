@@ -148,7 +148,7 @@ func (r *run) mesh(network string) translate.Mesh {
 	m := translate.Mesh{
 		ClusterID: r.cfg.ClusterID, ClusterDomain: r.cfg.ClusterDomain, Network: network,
 		TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RegistryOnly: s.RegistryOnly,
-		RootNamespace: s.RootNamespace, Providers: s.ExtensionProviders, DefaultTracers: s.DefaultTracers,
+		RootNamespace: s.RootNamespace, Providers: s.ExtensionProviders, DefaultTracers: s.DefaultTracers, DefaultLoggers: s.DefaultLoggers,
 	}
 	if m.RootNamespace == "" {
 		m.RootNamespace = r.cfg.Namespace

@@ -446,6 +446,9 @@ func (w world) telemetry() cluster.Object {
 		disabled := w.IntN(4) == 0
 		t.Tracing = &cluster.Tracing{Provider: pick(w, "", "otel", "other", "none"), Sampling: pick(w, nil, &sampling), Disabled: pick(w, nil, nil, &disabled)}
 	}
+	for range w.IntN(3) {
+		t.Logging = append(t.Logging, cluster.Logging{Providers: pick(w, nil, []string{"envoy"}, []string{"otel"}), Disabled: w.IntN(4) == 0, Filter: pick(w, "", "response.code >= 400")})
+	}
 	return t
 }
 
@@ -663,6 +666,7 @@ func TestIncrementalIsAll(t *testing.T) {
 					changed.Network = pick(w, "", "net1")
 					changed.Providers = pick(w, nil, providers("x.a.svc.cluster.local", "h1.example"), providers("y.b.svc.cluster.local", "b/h2.example"))
 					changed.DefaultTracers = pick(w, nil, []string{"other"})
+					changed.DefaultLoggers = pick(w, nil, nil, []string{"envoy"})
 					s.SetMesh(changed)
 				}
 				if w.IntN(3) == 0 {

@@ -32,9 +32,9 @@ type Mesh struct {
 	// Network is the network of this cluster's pods, "" if the mesh has one network only.
 	Network string
 	// Providers are the external authorizers, tracers and the like that policies name. DefaultTracers are those of spans where nothing
-	// else is said.
-	Providers      []*meshv1alpha1.MeshConfig_ExtensionProvider
-	DefaultTracers []string
+	// else is said, DefaultLoggers those of the access log.
+	Providers                      []*meshv1alpha1.MeshConfig_ExtensionProvider
+	DefaultTracers, DefaultLoggers []string
 }
 
 // Equal reports whether both are the same in every field.
@@ -43,7 +43,7 @@ func (m Mesh) Equal(o Mesh) bool {
 		slices.Equal(m.TrustDomainAliases, o.TrustDomainAliases) && m.RegistryOnly == o.RegistryOnly &&
 		m.RootNamespace == o.RootNamespace && m.Network == o.Network &&
 		slices.EqualFunc(m.Providers, o.Providers, func(a, b *meshv1alpha1.MeshConfig_ExtensionProvider) bool { return proto.Equal(a, b) }) &&
-		slices.Equal(m.DefaultTracers, o.DefaultTracers)
+		slices.Equal(m.DefaultTracers, o.DefaultTracers) && slices.Equal(m.DefaultLoggers, o.DefaultLoggers)
 }
 
 // Settings is what data planes of ours are told of the mesh itself.

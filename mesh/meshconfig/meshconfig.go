@@ -35,6 +35,8 @@ type Settings struct {
 	ExtensionProviders []*meshv1alpha1.MeshConfig_ExtensionProvider
 	// DefaultTracers are the names of those that take spans where nothing else is said.
 	DefaultTracers []string
+	// DefaultLoggers are the names of those that take lines of the access log where nothing else is said.
+	DefaultLoggers []string
 	// DefaultRetry is what routes without a retry policy of their own do; nil is Istio's default.
 	DefaultRetry *networkingv1.HTTPRetry
 }
@@ -68,6 +70,10 @@ func Parse(text []byte) (Settings, error) {
 	}
 	s.ExtensionProviders = cfg.GetExtensionProviders()
 	s.DefaultTracers = cfg.GetDefaultProviders().GetTracing()
+	s.DefaultLoggers = cfg.GetDefaultProviders().GetAccessLogging()
+	if len(s.DefaultLoggers) == 0 && slices.Contains(streams, cfg.GetAccessLogFile()) {
+		s.DefaultLoggers = []string{BuiltinLogger}
+	}
 	s.DefaultRetry = cfg.GetDefaultHttpRetryPolicy()
 	return s, s.validate()
 }
@@ -123,6 +129,7 @@ func (s Settings) validate() error {
 // supported are the fields of MeshConfig that ambit acts upon.
 var supported = []string{
 	"trustDomain", "trustDomainAliases", "rootNamespace", "outboundTrafficPolicy", "extensionProviders", "defaultProviders", "defaultHttpRetryPolicy",
+	"accessLogFile",
 }
 
 // Unsupported is a field of mesh settings that ambit does nothing with.
@@ -154,9 +161,13 @@ func FindUnsupported(text []byte) ([]Unsupported, error) {
 		case field.JSONName() == "defaultProviders":
 			providers, _ := value.(map[string]any)
 			for kind := range providers {
-				if kind != "tracing" {
+				if kind != "tracing" && kind != "accessLogging" {
 					out = append(out, Unsupported{name + "." + kind, "not supported by ambit; ignored"})
 				}
+			}
+		case field.JSONName() == "accessLogFile":
+			if file, _ := value.(string); file != "" && !slices.Contains(streams, file) {
+				out = append(out, Unsupported{name, "waypoints write to no file; ignored. /dev/stdout is the pod's log"})
 			}
 		case field.JSONName() == "outboundTrafficPolicy":
 			if m, ok := value.(map[string]any); ok && m["mode"] == allowAnyDynamicDNS {

@@ -1,6 +1,7 @@
 package meshconfig
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,8 +75,9 @@ trustDomain: mesh.example
 trust_domain_aliases: [a]
 outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}
 enableTracing: true
-access_log_file: /dev/stdout
+access_log_file: /var/log/x
 defaultConfig: {concurrency: 2}
+defaultProviders: {tracing: [a], accessLogging: [b], metrics: [c]}
 accessLogFormatt: x
 `))
 	if err != nil {
@@ -83,18 +85,56 @@ accessLogFormatt: x
 	}
 	want := []Unsupported{
 		{"accessLogFormatt", "MeshConfig has no such field"},
-		{"access_log_file", "not supported by ambit; ignored"},
+		{"access_log_file", "waypoints write to no file; ignored. /dev/stdout is the pod's log"},
 		{"defaultConfig", "not supported by ambit; ignored"},
+		{"defaultProviders.metrics", "not supported by ambit; ignored"},
 		{"enableTracing", "not supported by ambit; ignored"},
 		{"outboundTrafficPolicy.mode", "ALLOW_ANY_DYNAMIC_DNS is not supported; treated as ALLOW_ANY"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("unsupported (-want +got):\n%s", diff)
 	}
+	if got, err := FindUnsupported([]byte("accessLogFile: /dev/stdout")); err != nil || len(got) != 0 {
+		t.Errorf("the pod's log: %v, %v", got, err)
+	}
 	if got, err := FindUnsupported(nil); err != nil || len(got) != 0 {
 		t.Errorf("nothing: %v, %v", got, err)
 	}
 	if _, err := FindUnsupported([]byte("[a")); err == nil {
 		t.Error("malformed text is no error")
+	}
+}
+
+// TestLoggers: what a pod's log is takes lines, and is there by itself.
+func TestLoggers(t *testing.T) {
+	s, err := Parse([]byte(`
+accessLogFile: /dev/stdout
+extensionProviders:
+- {name: file, envoyFileAccessLog: {path: /var/log/x}}
+- {name: json, envoyFileAccessLog: {logFormat: {labels: {a: b}}}}
+- {name: otel, envoyOtelAls: {service: a.b.svc.cluster.local, port: 4317}}
+- {name: spans, opentelemetry: {service: a.b.svc.cluster.local, port: 4317}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(s.DefaultLoggers, []string{BuiltinLogger}) {
+		t.Errorf("defaults %v", s.DefaultLoggers)
+	}
+	for name, want := range map[string]struct{ known, usable, fault bool }{
+		"envoy": {true, true, false}, "file": {true, false, true}, "json": {true, true, true}, "otel": {true, false, true}, "spans": {}, "nobody": {},
+	} {
+		l, known := LoggerNamed(s.ExtensionProviders, name)
+		if known != want.known || known && (l.Usable != want.usable || (l.Fault != "") != want.fault) {
+			t.Errorf("%s: %+v, %v", name, l, known)
+		}
+	}
+	for text, want := range map[string][]string{
+		"accessLogFile: /var/log/x": nil,
+		"{accessLogFile: /dev/stdout, defaultProviders: {accessLogging: [json]}}": {"json"},
+	} {
+		if s, err := Parse([]byte(text)); err != nil || !slices.Equal(s.DefaultLoggers, want) {
+			t.Errorf("%s: %v, %v", text, s.DefaultLoggers, err)
+		}
 	}
 }

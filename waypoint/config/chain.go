@@ -36,6 +36,8 @@ type Chain struct {
 	Asks []Ask
 	// Authorization is what is asked before a request, or a connection that is not of HTTP, is served.
 	Authorization policy.Steps
+	// Logging says what is logged; nil: it is left to the proxy.
+	Logging *Logging
 }
 
 // For returns the chain that serves a connection whose client asks for a server by name, "" for none: c itself where names do not

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/ambit-mesh/ambit/mesh/logfilter"
 	"github.com/ambit-mesh/ambit/waypoint/strict"
 )
 
@@ -18,12 +19,14 @@ type decoder struct {
 	report *strict.Report
 	table  strict.Table // what is understood
 	hosts  bool         // endpoints may be host names
+	// expressions are the filters of the access log that were read so far.
+	expressions map[string]*logfilter.Filter
 }
 
 // decode reads a resource of the message's type into it and hands it to read, unless the type is wrong or it is broken. The
 // error names all fields that cannot be honoured.
 func decode[M proto.Message](a *anypb.Any, table strict.Table, into M, read func(d decoder, m M)) error {
-	d := decoder{report: new(strict.Report), table: table}
+	d := decoder{report: new(strict.Report), table: table, expressions: map[string]*logfilter.Filter{}}
 	if d.unpack(a, into, nil) {
 		read(d, into)
 	}

@@ -160,6 +160,9 @@ func show(b *bytes.Buffer, s *config.Snapshot) {
 		} else {
 			fmt.Fprintf(b, "    tcp%s\n", values(c.TCP))
 		}
+		if c.Logging != nil {
+			fmt.Fprintf(b, "    logged%s\n", values(c.Logging))
+		}
 	}
 	for _, dst := range s.Destinations() {
 		fmt.Fprintf(b, "  %s to %s\n", dst, s.Chain(dst).Name)

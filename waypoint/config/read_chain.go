@@ -88,12 +88,14 @@ func (d decoder) chain(c *listenerv3.FilterChain, at *strict.Path) *Chain {
 		if d.unpack(filter, &m, at) {
 			out.HTTP = d.http(&m, at)
 			d.filters(out, m.GetHttpFilters(), at.Field("http_filters"))
+			out.Logging = d.accessLog(m.GetAccessLog(), at.Field("access_log"))
 		}
 	case typeTCP:
 		var m tcpv3.TcpProxy
 		out.TCP = &TCP{}
 		if d.unpack(filter, &m, at) {
 			out.TCP = d.tcp(&m, at)
+			out.Logging = d.accessLog(m.GetAccessLog(), at.Field("access_log"))
 		}
 	default:
 		d.add(at, "%q is not supported: an HttpConnectionManager or a TcpProxy", filter.GetTypeUrl())

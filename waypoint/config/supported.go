@@ -79,11 +79,18 @@ var supported = strict.Table{
 	"envoy.type.v3.Int32Range":                                               strict.Known(`start end`, ``),
 	"envoy.config.core.v3.CidrRange":                                         strict.Known(`address_prefix prefix_len`, ``),
 	"envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig":     strict.Known(`path_template`, ``),
-	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                 strict.Known(`cluster weighted_clusters idle_timeout max_downstream_connection_duration max_connect_attempts tunneling_config hash_policy`, `stat_prefix`),
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":                 strict.Known(`cluster weighted_clusters idle_timeout max_downstream_connection_duration max_connect_attempts tunneling_config hash_policy access_log`, `stat_prefix`),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster": strict.Known(`clusters`, ``),
 	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig": strict.Known(``, `hostname headers_to_add propagate_response_headers propagate_response_trailers`),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing": strict.Known(`random_sampling
 		overall_sampling max_path_tag_length custom_tags provider spawn_upstream_span`, `client_sampling verbose`),
+
+	"envoy.config.accesslog.v3.AccessLog":                             strict.Known(`filter typed_config`, `name`),
+	"envoy.config.accesslog.v3.AccessLogFilter":                       strict.Known(`extension_filter`, ``),
+	"envoy.config.accesslog.v3.ExtensionFilter":                       strict.Known(`typed_config`, `name`),
+	"envoy.extensions.access_loggers.file.v3.FileAccessLog":           strict.Known(`path`, ``),
+	"envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter": strict.Known(`expression`, ``),
+
 	"envoy.config.trace.v3.Tracing.Http":         strict.Known(`name typed_config`, ``),
 	"envoy.config.trace.v3.OpenTelemetryConfig":  strict.Known(`grpc_service http_service service_name`, `max_cache_size`),
 	"envoy.config.core.v3.GrpcService":           strict.Known(`envoy_grpc timeout`, ``),
@@ -115,7 +122,7 @@ var supported = strict.Table{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": strict.Known(`rds
 		route_config http_filters common_http_protocol_options http_protocol_options http2_protocol_options server_name
 		server_header_transformation max_request_headers_kb stream_idle_timeout request_headers_timeout use_remote_address
-		generate_request_id upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action tracing`,
+		generate_request_id upgrade_configs normalize_path merge_slashes path_with_escaped_slashes_action tracing access_log`,
 		`stat_prefix represent_ipv4_remote_address_as_ipv4_mapped_ipv6 stream_error_on_invalid_http_message`),
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig": strict.Known(`upgrade_type
 		enabled`, ``),

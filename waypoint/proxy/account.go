@@ -52,7 +52,7 @@ func (c *connection) refused(status int, reason string) {
 		Ends: c.ends(nil, nil), Status: uint16(status), GRPCStatus: telemetry.NoGRPC, Flag: telemetry.RequestMalformed,
 		MutualTLS: c.principal != "",
 	}, telemetry.RequestSize{})
-	if log := c.proxy.cfg.AccessLog; log != nil {
+	if log := c.proxy.cfg.AccessLog; log != nil && c.wanted(entry{c: c, status: status}, true, false) {
 		attrs := append(make([]slog.Attr, 0, 12), slog.Int("status", status))
 		attrs = append(c.attrs(attrs, time.Now(), nil), slog.String("response_flags", telemetry.RequestMalformed.String()), slog.String("error", reason))
 		log.LogAttrs(context.Background(), slog.LevelWarn, "request refused", attrs...)
@@ -64,11 +64,15 @@ func (p *Proxy) sampled() bool {
 	return p.cfg.Sampling > 0 && (p.cfg.Sampling >= 1 || rand.Float64() < p.cfg.Sampling)
 }
 
-// log writes the line of a request: always if the proxy had to answer itself, the backend failed or a policy asks for it, else for a sample.
+// log writes the line of a request, if it is wanted. Bad ones are those that the proxy had to answer itself, or the backend failed.
 func (r *request) log(took time.Duration) {
 	log := r.c.proxy.cfg.AccessLog
 	bad := r.flag != telemetry.RequestOK || r.status >= 500
-	if log == nil || !bad && len(r.audits)+len(r.failedOpen) == 0 && !r.c.proxy.sampled() {
+	if log == nil {
+		return
+	}
+	about := entry{c: r.c, r: r, status: r.status, cluster: r.cluster, endpoint: r.endpoint, took: took}
+	if !r.c.wanted(about, bad, len(r.audits)+len(r.failedOpen) > 0) {
 		return
 	}
 	level := slog.LevelInfo

@@ -124,7 +124,7 @@ func (c *connection) authorizeTCP(cl *caller, cancel context.CancelCauseFunc) (s
 	stop()
 	p.counts.Refused.Add(1)
 	p.cfg.Requests.Failed(telemetry.ConnectionLabels{Ends: c.ends(nil, nil), Flag: telemetry.RequestDenied, MutualTLS: true})
-	c.logTCP(start, nil, nil, telemetry.RequestDenied, errors.New(d.Reason))
+	c.logTCP(start, nil, nil, nil, telemetry.RequestDenied, errors.New(d.Reason))
 	cl.refuse(403, accessDenied)
 	return nil, false
 }

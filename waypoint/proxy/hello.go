@@ -98,7 +98,7 @@ func (c *connection) unknown(start time.Time, cl *caller, err error) {
 	}
 	c.proxy.counts.Refused.Add(1)
 	c.proxy.cfg.Requests.Failed(telemetry.ConnectionLabels{Ends: c.ends(nil, nil), Flag: flag, MutualTLS: true})
-	c.logTCP(start, nil, nil, flag, reason)
+	c.logTCP(start, nil, nil, nil, flag, reason)
 	cl.refuse(404, reason.Error())
 }
 

@@ -314,7 +314,7 @@ type connection struct {
 	client      netip.AddrPort               // the client's address, as its proxy says
 	server      *codec.Server                // of HTTP
 	routes      atomic.Pointer[route.Table]  // those that served the last request, or were there when the connection came
-	traced      atomic.Pointer[traced]       // how its requests are, by the snapshot that was in force last
+	tells       atomic.Pointer[told]         // what is told of it, by the snapshot that was in force last
 	judged      atomic.Pointer[config.Chain] // by whose policies
 	audits      []*policy.RequestPolicy      // of others
 

@@ -14,29 +14,10 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/trace"
 )
 
-// traced is how the requests of a connection are traced by a snapshot.
-type traced struct {
-	by  *config.Snapshot
-	how *config.Tracing // may be nil
-}
-
-// tracing returns how requests are traced now; nil: not at all.
-func (c *connection) tracing(s *config.Snapshot) *config.Tracing {
-	if t := c.traced.Load(); t != nil && t.by == s {
-		return t.how
-	}
-	t := &traced{by: s}
-	if chain := s.Chain(c.destination); chain != nil && chain.HTTP != nil {
-		t.how = chain.HTTP.Tracing
-	}
-	c.traced.Store(t)
-	return t.how
-}
-
 // trace makes the request part of a trace: that which it says to be part of, or a new one. Whether it is recorded is the caller's
 // decision if there is one.
 func (r *request) trace(s *config.Snapshot) {
-	how := r.c.tracing(s)
+	how := r.c.told(s).tracing
 	if how == nil {
 		return
 	}

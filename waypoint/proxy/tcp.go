@@ -49,7 +49,7 @@ func (c *connection) tcp(ctx context.Context, cl *caller) {
 	if err != nil {
 		flag := connectFlag(ctx, err)
 		c.proxy.cfg.Requests.Failed(telemetry.ConnectionLabels{Ends: c.ends(cluster, e), Flag: flag, MutualTLS: true})
-		c.logTCP(start, e, nil, flag, err)
+		c.logTCP(start, cluster, e, nil, flag, err)
 		cl.refuse(503, err.Error())
 		return
 	}
@@ -81,7 +81,7 @@ func (c *connection) tcp(ctx context.Context, cl *caller) {
 	}
 	flag := endFlag(ctx, err)
 	live.Closed(flag)
-	c.logTCP(start, e, &carried{toServer.Load(), toClient.Load()}, flag, err)
+	c.logTCP(start, cluster, e, &carried{toServer.Load(), toClient.Load()}, flag, err)
 }
 
 // replay gives an endpoint what its client said before there was an endpoint, and counts it.
@@ -186,9 +186,9 @@ func (c *connection) connect(ctx context.Context) (*upstream.Cluster, *upstream.
 }
 
 // logTCP writes the line of a connection. moved is nil if it was not opened.
-func (c *connection) logTCP(start time.Time, e *upstream.Endpoint, moved *carried, flag telemetry.RequestFlag, err error) {
+func (c *connection) logTCP(start time.Time, cluster *upstream.Cluster, e *upstream.Endpoint, moved *carried, flag telemetry.RequestFlag, err error) {
 	log := c.proxy.cfg.AccessLog
-	if log == nil || err == nil && len(c.audits) == 0 && !c.proxy.sampled() {
+	if log == nil || !c.wanted(entry{c: c, cluster: cluster, endpoint: e, took: time.Since(start)}, err != nil, len(c.audits) > 0) {
 		return
 	}
 	level := slog.LevelInfo
