@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -29,22 +30,26 @@ func said(conditions []cluster.Condition) map[string]string {
 	return out
 }
 
+// hbone is a waypoint's listener.
+var hbone = cluster.Listener{Name: "mesh", Port: 15008, Protocol: "HBONE"}
+
+// gateway is a waypoint that is ready, and has these listeners.
+func gateway(ls ...cluster.Listener) state.Gateway {
+	return state.Gateway{Key: cluster.Key{Namespace: "shop", Name: "w"}, WaypointInput: translate.WaypointInput{
+		Gateway:    &cluster.Gateway{Key: cluster.Key{Namespace: "shop", Name: "w"}, Generation: 3, Listeners: ls},
+		Class:      &cluster.GatewayClass{Controller: api.ControllerWaypoint},
+		Service:    &cluster.Service{Gateway: "w", ClusterIPs: []netip.Addr{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.96.0.1")}},
+		Deployment: &cluster.Deployment{Gateway: "w", Replicas: 2, Ready: 1},
+	}}
+}
+
+func judge(in state.Gateway) *body {
+	in.Waypoint = translate.WaypointOf(translate.Mesh{ClusterDomain: "cluster.local"}, in.WaypointInput)
+	return gatewayBody(in)
+}
+
 // TestGatewayBody: what a waypoint's Gateway and its listeners say.
 func TestGatewayBody(t *testing.T) {
-	hbone := cluster.Listener{Name: "mesh", Port: 15008, Protocol: "HBONE"}
-	gateway := func(ls ...cluster.Listener) state.Gateway {
-		in := state.Gateway{Key: cluster.Key{Namespace: "shop", Name: "w"}, WaypointInput: translate.WaypointInput{
-			Gateway:    &cluster.Gateway{Key: cluster.Key{Namespace: "shop", Name: "w"}, Generation: 3, Listeners: ls},
-			Class:      &cluster.GatewayClass{Controller: api.ControllerWaypoint},
-			Service:    &cluster.Service{Gateway: "w", ClusterIPs: []netip.Addr{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.96.0.1")}},
-			Deployment: &cluster.Deployment{Gateway: "w", Replicas: 2, Ready: 1},
-		}}
-		return in
-	}
-	judge := func(in state.Gateway) *body {
-		in.Waypoint = translate.WaypointOf(translate.Mesh{ClusterDomain: "cluster.local"}, in.WaypointInput)
-		return gatewayBody(in)
-	}
 	ready := judge(gateway(hbone))
 	if diff := cmp.Diff(map[string]string{"Accepted": "True Accepted", "Programmed": "True Programmed", "ResolvedRefs": "True ResolvedRefs"}, said(ready.conditions)); diff != "" {
 		t.Errorf("ready (-want +got):\n%s", diff)
@@ -61,35 +66,48 @@ func TestGatewayBody(t *testing.T) {
 		t.Errorf("listener (-want +got):\n%s", diff)
 	}
 
-	pending := gateway(hbone)
-	pending.Deployment = nil
-	misspelt := gateway(hbone)
-	misspelt.Gateway.WaypointFor = "services"
-	faulty := pending
-	faulty.Fault.Message = "Service w is there already"
+	with := func(in state.Gateway, change func(*state.Gateway)) state.Gateway {
+		change(&in)
+		return in
+	}
+	pending := with(gateway(hbone), func(in *state.Gateway) { in.Deployment = nil })
+	odd := func(name string) cluster.Listener { return cluster.Listener{Name: name, Port: 80, Protocol: "HTTP"} }
+	parameters := func(in *state.Gateway) {
+		in.Fault.Parameters, in.Fault.Message = true, "ConfigMap overlay is not there"
+	}
+	const good, waits, broken = "True Accepted, True Programmed, True ResolvedRefs, False NoConflicts", "True Accepted, False Pending, True ResolvedRefs, False NoConflicts",
+		"False UnsupportedProtocol, False Invalid, True ResolvedRefs, False NoConflicts"
 	for name, tc := range map[string]struct {
 		in                   state.Gateway
 		accepted, programmed string
-		listeners            []string // Accepted and ResolvedRefs
+		listeners            []string // Accepted, Programmed, ResolvedRefs and Conflicted
 	}{
-		"not deployed yet":    {pending, "True Accepted", "False Pending", []string{"True Accepted, True ResolvedRefs"}},
-		"cannot be deployed":  {faulty, "True Accepted", "False Invalid", []string{"True Accepted, True ResolvedRefs"}},
-		"odd kind of traffic": {misspelt, "False Invalid", "False Invalid", []string{"True Accepted, True ResolvedRefs"}},
-		"no tunnel listener":  {gateway(cluster.Listener{Name: "http", Port: 80, Protocol: "HTTP"}), "False ListenersNotValid", "False Invalid", []string{"False UnsupportedProtocol, True ResolvedRefs"}},
-		"one listener is odd": {gateway(hbone, cluster.Listener{Name: "http", Port: 80, Protocol: "HTTP"}), "True ListenersNotValid", "True Programmed", []string{"True Accepted, True ResolvedRefs", "False UnsupportedProtocol, True ResolvedRefs"}},
+		"not deployed yet": {pending, "True Accepted", "False Pending", []string{waits}},
+		"cannot be deployed": {with(pending, func(in *state.Gateway) { in.Fault.Message = "Service w is there already" }),
+			"True Accepted", "False Invalid", []string{waits}},
+		"no address": {with(pending, func(in *state.Gateway) { in.Service = &cluster.Service{Gateway: "w"} }), "True Accepted", "False AddressNotAssigned", []string{waits}},
+		"odd kind of traffic": {with(gateway(hbone), func(in *state.Gateway) { in.Gateway.WaypointFor = "services" }),
+			"False Invalid", "False Invalid", []string{waits}},
+		"cannot be read":            {with(gateway(hbone), func(in *state.Gateway) { in.Gateway.Faults = []string{"spec.tomorrow is not known"} }), "False Invalid", "False Invalid", []string{waits}},
+		"bad parameters":            {with(pending, parameters), "False InvalidParameters", "False Invalid", []string{waits}},
+		"bad parameters since then": {with(gateway(hbone), parameters), "False InvalidParameters", "True Programmed", []string{good}},
+		"no tunnel listener":        {gateway(odd("http")), "False ListenersNotValid", "False Invalid", []string{broken}},
+		"one listener is odd":       {gateway(hbone, odd("http")), "True ListenersNotValid", "True Programmed", []string{good, broken}},
 		"odd route kinds": {gateway(cluster.Listener{Name: "mesh", Port: 15008, Protocol: "HBONE", Kinds: []string{"example.com/Foo", gatewayv1.GroupName + "/HTTPRoute"}}),
-			"True Accepted", "True Programmed", []string{"True Accepted, False InvalidRouteKinds"}},
-		"two that take tunnels": {gateway(hbone, cluster.Listener{Name: "more", Port: 15008, Protocol: "HBONE"}), "True Accepted", "True Programmed", []string{"True Accepted, True ResolvedRefs", "False PortUnavailable, True ResolvedRefs"}},
+			"True Accepted", "True Programmed", []string{"True Accepted, True Programmed, False InvalidRouteKinds, False NoConflicts"}},
+		"two that take tunnels": {gateway(hbone, cluster.Listener{Name: "more", Port: 15008, Protocol: "HBONE"}), "True Accepted", "True Programmed",
+			[]string{good, "False PortUnavailable, False Invalid, True ResolvedRefs, True ProtocolConflict"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := judge(tc.in)
 			got := said(b.conditions)
-			if got["Accepted"] != tc.accepted || got["Programmed"] != tc.programmed {
-				t.Errorf("says %v", got)
+			if want := map[string]string{"Accepted": tc.accepted, "Programmed": tc.programmed, "ResolvedRefs": "True ResolvedRefs"}; !maps.Equal(got, want) {
+				t.Errorf("says %v, want %v", got, want)
 			}
 			var listeners []string
 			for _, l := range b.listeners {
-				listeners = append(listeners, said(l.conditions)["Accepted"]+", "+said(l.conditions)["ResolvedRefs"])
+				is := said(l.conditions)
+				listeners = append(listeners, strings.Join([]string{is["Accepted"], is["Programmed"], is["ResolvedRefs"], is["Conflicted"]}, ", "))
 			}
 			if diff := cmp.Diff(tc.listeners, listeners); diff != "" {
 				t.Errorf("listeners (-want +got):\n%s", diff)
@@ -98,6 +116,32 @@ func TestGatewayBody(t *testing.T) {
 				t.Errorf("addresses %v", b.addresses)
 			}
 		})
+	}
+}
+
+// TestSupportedKinds: a listener takes all kinds of routes that there are for services, or those of them that it allows.
+func TestSupportedKinds(t *testing.T) {
+	for kinds, want := range map[string][]string{"": {"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"}, "TLSRoute UDPRoute": {"TLSRoute"}, "UDPRoute": nil} {
+		l := hbone
+		for kind := range strings.FieldsSeq(kinds) {
+			l.Kinds = append(l.Kinds, gatewayv1.GroupName+"/"+kind)
+		}
+		var got []string
+		for _, k := range judge(gateway(l)).listeners[0].kinds {
+			got = append(got, k.(map[string]any)["kind"].(string))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("a listener for %q supports the kinds %v, want %v", kinds, got, want)
+		}
+	}
+}
+
+// TestOthersGateways: a Gateway for ingress is told that nobody deploys it; one of another controller is none of ours.
+func TestOthersGateways(t *testing.T) {
+	ingress := gateway(hbone)
+	ingress.Class = &cluster.GatewayClass{Controller: api.ControllerIngress}
+	if b := judge(ingress); b == nil || !b.yielding || !maps.Equal(said(b.conditions), map[string]string{"Accepted": "False Pending", "Programmed": "False Pending"}) {
+		t.Errorf("a Gateway for ingress says %+v", b)
 	}
 	foreign := gateway(hbone)
 	foreign.Class = &cluster.GatewayClass{Controller: "example.com/x"}
@@ -123,6 +167,14 @@ func TestClassAndMesh(t *testing.T) {
 	class.Parameters = true
 	if got := said(classBody(state.Class{Class: class, Bundle: "v1.7.0"}).conditions); got["Accepted"] != "False InvalidParameters" {
 		t.Errorf("with parameters: %v", got)
+	}
+	class.Parameters, class.Faults = false, []string{"spec.tomorrow is not known"}
+	if got := said(classBody(state.Class{Class: class, Bundle: "v1.7.0"}).conditions); got["Accepted"] != "False Unsupported" {
+		t.Errorf("a class that cannot be read: %v", got)
+	}
+	asking := meshBody(state.Mesh{Mesh: &cluster.Mesh{Name: "ambit", Generation: 3, Controller: api.ControllerMesh, Parameters: "ConfigMap x/y"}}, Instance{"v9", "istio-system"})
+	if diff := cmp.Diff(map[string]string{"Accepted": "False InvalidParameters", "Programmed": "False Invalid"}, said(asking.conditions)); diff != "" {
+		t.Errorf("a mesh with parameters (-want +got):\n%s", diff)
 	}
 	mesh := meshBody(state.Mesh{Mesh: &cluster.Mesh{Name: "ambit", Generation: 3, Controller: api.ControllerMesh}}, Instance{"v9", "istio-system"})
 	if diff := cmp.Diff(map[string]string{"Accepted": "True Accepted", "Programmed": "True Programmed"}, said(mesh.conditions)); diff != "" {
