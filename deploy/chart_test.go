@@ -298,6 +298,7 @@ var writes = []string{
 	"istiod-lite: patch tlsroutes/status",
 	"istiod-lite: patch virtualservices/status",
 	"istiod-lite: patch workloadentries/status",
+	"istiod-lite: patch xbackendtrafficpolicies/status",
 	"istiod-lite: patch xmeshes/status",
 	"istiod-lite: update configmaps[istio-ca-root-cert istio-ca-crl]",
 	"istiod-lite: update leases[istiod-lite-leader]",

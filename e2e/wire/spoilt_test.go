@@ -148,8 +148,10 @@ func (ix index) Fault(*l7.Host) *cluster.Injection                     { return 
 func (ix index) Rule(*l7.Host) *cluster.DestinationRule                { return nil }
 func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route      { return []*cluster.Route{ix.route} }
 func (index) BackendTLS(cluster.ObjectRef) []*cluster.BackendTLSPolicy { return nil }
-func (index) Bundle(cluster.Key) *cluster.Bundle                       { return nil }
-func (ix index) Named(string, string) *l7.Host                         { return nil }
+
+func (index) BackendTraffic(cluster.ObjectRef) []*cluster.BackendTrafficPolicy { return nil }
+func (index) Bundle(cluster.Key) *cluster.Bundle                               { return nil }
+func (ix index) Named(string, string) *l7.Host                                 { return nil }
 
 // takes reports an error if the waypoint rejects something of what it is told because of a route.
 func takes(t *testing.T, ix index, reduce func(*unstructured.Unstructured) *cluster.Route, spec any) {

@@ -46,6 +46,7 @@ const (
 	KindDestinationRule     Kind = "DestinationRule"
 	KindVirtualService      Kind = "VirtualService"
 	KindBackendTLSPolicy    Kind = "BackendTLSPolicy"
+	KindBackendTraffic      Kind = "XBackendTrafficPolicy"
 	KindTelemetry           Kind = "Telemetry"
 	// KindBundle are config maps that say whom to trust.
 	KindBundle Kind = "CABundle"

@@ -31,7 +31,7 @@ type Config struct {
 	Workloads []*workload.Workload
 }
 
-// RouteStatus is what a route, or a BackendTLSPolicy, should say of itself.
+// RouteStatus is what a route, or a policy of the Gateway API, should say of itself.
 type RouteStatus struct {
 	Kind    cluster.Kind
 	Key     cluster.Key
@@ -146,6 +146,9 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	for _, t := range s.Telemetries {
 		out.Policies = append(out.Policies, TelemetryStatus(s.Mesh, t, slices.SortedFunc(slices.Values(s.Telemetries), cluster.CompareTelemetries), ix))
 	}
+	for _, p := range s.TrafficPolicies {
+		out.Statuses = append(out.Statuses, RouteStatus{p.ObjectKind(), p.Key, BackendTrafficStatus(p, ix)})
+	}
 	for _, r := range s.DestinationRules {
 		out.Policies = append(out.Policies, RuleStatus(r, ix.rules.Alike(r)))
 	}
@@ -214,11 +217,12 @@ type index struct {
 	rules    *Rules
 	faults   []*cluster.VirtualService
 	policies []*cluster.BackendTLSPolicy
+	traffic  []*cluster.BackendTrafficPolicy
 	bundles  []*cluster.Bundle
 }
 
 func newIndex(s translate.Snapshot, from string) index {
-	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}, faults: s.VirtualServices, policies: s.BackendTLSPolicies, bundles: s.Bundles}
+	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}, faults: s.VirtualServices, policies: s.BackendTLSPolicies, traffic: s.TrafficPolicies, bundles: s.Bundles}
 	for _, r := range s.DestinationRules {
 		ix.rules.Add(r)
 	}
@@ -229,7 +233,7 @@ func newIndex(s translate.Snapshot, from string) index {
 		ix.hosts = append(ix.hosts, EntryHosts(s.Mesh, s.EntryInput(e))...)
 	}
 	for i, h := range ix.hosts {
-		ix.hosts[i] = h.Secured(ix)
+		ix.hosts[i] = h.Secured(ix).Bounded(ix)
 	}
 	slices.SortFunc(ix.hosts, (*Host).compare)
 	return ix
@@ -277,6 +281,17 @@ func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route {
 func (ix index) BackendTLS(target cluster.ObjectRef) []*cluster.BackendTLSPolicy {
 	var out []*cluster.BackendTLSPolicy
 	for _, p := range ix.policies {
+		if slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// BackendTraffic is part of Index.
+func (ix index) BackendTraffic(target cluster.ObjectRef) []*cluster.BackendTrafficPolicy {
+	var out []*cluster.BackendTrafficPolicy
+	for _, p := range ix.traffic {
 		if slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
 			out = append(out, p)
 		}

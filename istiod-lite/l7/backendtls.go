@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rawv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
@@ -57,7 +58,7 @@ func decides(ref cluster.ObjectRef, port cluster.ServicePort, policies []*cluste
 			means := slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool {
 				return t.Ref == ref && (t.Section != "") == named && (!named || t.Section == port.Name)
 			})
-			if means && (best == nil || older(p, best)) {
+			if means && (best == nil || older(p.Created, p.Key, best.Created, best.Key)) {
 				best = p
 			}
 		}
@@ -68,11 +69,12 @@ func decides(ref cluster.ObjectRef, port cluster.ServicePort, policies []*cluste
 	return nil
 }
 
-func older(a, b *cluster.BackendTLSPolicy) bool {
-	if c := a.Created.Compare(b.Created); c != 0 {
+// older reports whether of two policies the first comes before the other, by when they were made, then by name.
+func older(created time.Time, key cluster.Key, other time.Time, otherKey cluster.Key) bool {
+	if c := created.Compare(other); c != 0 {
 		return c < 0
 	}
-	return a.Key.Compare(b.Key) < 0
+	return key.Compare(otherKey) < 0
 }
 
 func origination(p *cluster.BackendTLSPolicy, in Securing) *Origination {

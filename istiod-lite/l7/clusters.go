@@ -40,7 +40,8 @@ const (
 	metadataNear     = "ambit.io/near" // of a cluster, prefer: what its endpoints should share with who asks; of an endpoint: its node
 	tunnelOverHTTP2  = "h2"
 	metadataServices = "services"
-	metadataRefused  = "ambit.io/refused" // of a cluster: reason, in words, why nothing may be sent there
+	metadataRetries  = "ambit.io/retry-budget" // of a cluster: min_interval, within which so many retries are always allowed
+	metadataRefused  = "ambit.io/refused"      // of a cluster: reason, in words, why nothing may be sent there
 )
 
 // Clusters translates one port of a host, with the rule that is in force for it, nil if there is none. It has none for a port that
@@ -121,6 +122,7 @@ func makeCluster(h *Host, port cluster.ServicePort, name string, o *Origination,
 		}}
 	}
 	applyPolicy(out, policy)
+	applyRetries(out, h.Retries)
 	return out
 }
 

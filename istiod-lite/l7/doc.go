@@ -48,6 +48,7 @@ type Index interface {
 	// Fault returns what is injected into requests to a host; nil if nothing is.
 	Fault(h *Host) *cluster.Injection
 	Securing
+	Bounding
 }
 
 // ClusterName is the name of the Cluster, and of the ClusterLoadAssignment, of a port of a service.

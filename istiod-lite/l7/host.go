@@ -31,6 +31,8 @@ type Host struct {
 	OneAddress bool
 	// TLS is how the endpoints of a port are spoken to by TLS, by port; what is not there is as it is.
 	TLS map[uint16]*Origination
+	// Retries bounds them, nil if no policy says how.
+	Retries *cluster.RetryConstraint
 	// Unfit says why waypoints do not send to it, in words that follow its name; "" if they do.
 	Unfit string
 }

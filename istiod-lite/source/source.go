@@ -37,7 +37,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
 	cluster.KindDestinationRule, cluster.KindVirtualService,
-	cluster.KindBackendTLSPolicy, cluster.KindBundle, cluster.KindTelemetry,
+	cluster.KindBackendTLSPolicy, cluster.KindBackendTraffic, cluster.KindBundle, cluster.KindTelemetry,
 }
 
 // Config configures a Source. All fields are required.
@@ -119,6 +119,7 @@ var (
 	tcpRoutes              = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
 	backendTLSPolicies     = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "backendtlspolicies"}
 	meshes                 = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
+	trafficPolicies        = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xbackendtrafficpolicies"}
 	virtualServices        = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 	destinationRules       = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
 	telemetries            = schema.GroupVersionResource{Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"}
@@ -156,6 +157,7 @@ func (s *Source) watches() []watched {
 		s.custom(tlsRoutes, cluster.KindTLSRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TLSRouteOf(u) }),
 		of(typed(core.ConfigMaps(metav1.NamespaceAll), "", "", cluster.BundleOf), cluster.KindBundle, &corev1.ConfigMap{}),
 		s.custom(backendTLSPolicies, cluster.KindBackendTLSPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.BackendTLSPolicyOf(u) }),
+		s.custom(trafficPolicies, cluster.KindBackendTraffic, func(u *unstructured.Unstructured) cluster.Object { return cluster.BackendTrafficPolicyOf(u) }),
 		s.custom(tcpRoutes, cluster.KindTCPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TCPRouteOf(u) }),
 		s.custom(virtualServices, cluster.KindVirtualService, func(u *unstructured.Unstructured) cluster.Object { return cluster.VirtualServiceOf(u) }),
 		s.custom(destinationRules, cluster.KindDestinationRule, func(u *unstructured.Unstructured) cluster.Object { return cluster.DestinationRuleOf(u) }),

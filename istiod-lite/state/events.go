@@ -50,6 +50,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setBackendTLS(o.Key, o)
 	case *cluster.Telemetry:
 		s.setTelemetry(o.Key, o)
+	case *cluster.BackendTrafficPolicy:
+		s.setBackendTraffic(o.Key, o)
 	case *cluster.Bundle:
 		s.setBundle(o.Key, o)
 	}
@@ -98,6 +100,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setBackendTLS(key, nil)
 	case cluster.KindTelemetry:
 		s.setTelemetry(key, nil)
+	case cluster.KindBackendTraffic:
+		s.setBackendTraffic(key, nil)
 	case cluster.KindBundle:
 		s.setBundle(key, nil)
 	}
@@ -160,6 +164,8 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		out = keysOf(s.views.backendTLS)
 	case cluster.KindTelemetry:
 		out = keysOf(s.views.telemetries)
+	case cluster.KindBackendTraffic:
+		out = keysOf(s.views.traffic)
 	case cluster.KindBundle:
 		out = keysOf(s.views.bundles)
 	case cluster.KindMesh:

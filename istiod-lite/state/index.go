@@ -27,7 +27,7 @@ func (c *collector) hostsOf(ref cluster.ObjectRef) []*l7.Host {
 		}
 	}
 	for i, h := range out {
-		out[i] = h.Secured(c)
+		out[i] = h.Secured(c).Bounded(c)
 	}
 	c.hosts[ref] = out
 	return out

@@ -326,6 +326,7 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindDeployment:            len(s.bindings.deployments),
 		cluster.KindMesh:                  len(s.bindings.meshes),
 		cluster.KindBackendTLSPolicy:      len(s.views.backendTLS),
+		cluster.KindBackendTraffic:        len(s.views.traffic),
 		cluster.KindBundle:                len(s.views.bundles),
 		kindRoutes:                        len(s.views.routes),
 		cluster.KindDestinationRule:       len(s.views.rules),

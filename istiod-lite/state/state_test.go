@@ -215,7 +215,7 @@ func checkEmpty(t *testing.T, s *State) {
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
 		"gateways": len(s.bindings.gateways), "classes": len(s.bindings.classes), "deployments": len(s.bindings.deployments),
-		"rules": len(s.views.rules), "found rules": s.views.found.Len(), "virtual": len(s.views.virtual), "routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
+		"rules": len(s.views.rules), "found rules": s.views.found.Len(), "virtual": len(s.views.virtual), "traffic": len(s.views.traffic), "bounding": len(s.views.bounding), "routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
 		"bound": len(s.views.bound), "fronts": len(s.views.fronts), "backs": len(s.views.backs), "members": len(s.views.members),
 		"leaving": len(s.views.leaving), "last": len(s.views.last), "memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf), "residents": len(s.views.residents),
 		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
@@ -261,7 +261,9 @@ func (w world) created() time.Time { return time.Unix(int64(w.IntN(3)), 0) }
 func (w world) node() string { return pick(w, "n1", "n2", "") }
 
 func (w world) object() cluster.Object {
-	switch w.IntN(39) {
+	switch w.IntN(40) {
+	case 39:
+		return w.backendTraffic()
 	case 33, 34:
 		return w.virtualService()
 	case 31, 32:
@@ -642,7 +644,7 @@ func TestIncrementalIsAll(t *testing.T) {
 						break
 					}
 				case 8: // a relist
-					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule, cluster.KindVirtualService, cluster.KindBackendTLSPolicy, cluster.KindBundle, cluster.KindTelemetry, cluster.KindRequestAuthentication, cluster.KindKeySet)
+					kind := pick(w, cluster.KindPod, cluster.KindService, cluster.KindEndpointSlice, cluster.KindPeerAuthentication, cluster.KindAuthorizationPolicy, cluster.KindServiceEntry, cluster.KindWorkloadEntry, cluster.KindNode, cluster.KindNamespace, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindDeployment, cluster.KindHTTPRoute, cluster.KindDestinationRule, cluster.KindVirtualService, cluster.KindBackendTLSPolicy, cluster.KindBundle, cluster.KindTelemetry, cluster.KindRequestAuthentication, cluster.KindKeySet, cluster.KindBackendTraffic)
 					maps.DeleteFunc(objects, func(id object, _ cluster.Object) bool { return id.kind == kind && w.IntN(2) == 0 })
 					var list []cluster.Object
 					for id, o := range objects {

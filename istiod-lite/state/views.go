@@ -28,6 +28,9 @@ type views struct {
 	securing   map[cluster.ObjectRef]set[cluster.Key]
 	bundles    map[cluster.Key]*cluster.Bundle
 	trusting   map[cluster.Key]set[cluster.Key]
+	// traffic are BackendTrafficPolicies, bounding those that have an object as a target.
+	traffic  map[cluster.Key]*cluster.BackendTrafficPolicy
+	bounding map[cluster.ObjectRef]set[cluster.Key]
 	// rules are DestinationRules; found has them by host.
 	rules map[cluster.Key]*cluster.DestinationRule
 	found l7.Rules
@@ -107,6 +110,7 @@ func newViews() views {
 		rules: map[cluster.Key]*cluster.DestinationRule{}, virtual: map[string]map[cluster.Key]*cluster.VirtualService{}, telemetries: map[cluster.Key]*cluster.Telemetry{},
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
 		backendTLS: map[cluster.Key]*cluster.BackendTLSPolicy{}, securing: map[cluster.ObjectRef]set[cluster.Key]{},
+		traffic: map[cluster.Key]*cluster.BackendTrafficPolicy{}, bounding: map[cluster.ObjectRef]set[cluster.Key]{},
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
 		policies: map[policyTarget]set[cluster.Key]{}, authentications: map[policyTarget]set[cluster.Key]{}, keyUsers: map[cluster.Key]set[cluster.Key]{},
 		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
@@ -127,8 +131,8 @@ type dirtyViews struct {
 	// virtual are namespaces of whose VirtualServices it is to be said what became of them, vanished those that are gone.
 	virtual  set[string]
 	vanished set[cluster.Key]
-	// backendTLS are BackendTLSPolicies of which it may be so, telemetries Telemetries.
-	backendTLS, telemetries set[cluster.Key]
+	// backendTLS are BackendTLSPolicies of which it may be so, telemetries Telemetries, traffic BackendTrafficPolicies.
+	backendTLS, telemetries, traffic set[cluster.Key]
 	// listeners are those of views, static what all of them have.
 	listeners set[cluster.Key]
 	// swept have lingered long enough.
@@ -139,7 +143,7 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		policies: set[cluster.Key]{}, authentications: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{}, telemetries: set[cluster.Key]{},
+		policies: set[cluster.Key]{}, authentications: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{}, telemetries: set[cluster.Key]{}, traffic: set[cluster.Key]{},
 		swept: set[membership]{},
 	}
 }
@@ -202,6 +206,9 @@ func (s *State) touchHost(ref cluster.ObjectRef) {
 	s.dirtyViews.backs[ref] = struct{}{}
 	for k := range s.views.securing[ref] {
 		s.dirtyViews.backendTLS[k] = struct{}{}
+	}
+	for k := range s.views.bounding[ref] {
+		s.dirtyViews.traffic[k] = struct{}{}
 	}
 	s.touchAsked(ref)
 	for o := range s.views.referring[ref] {
@@ -321,41 +328,6 @@ func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 		f.needs = needs
 	}
 }
-
-// lingers reports whether a front, or a resident, that is not bound any more stays in its view for a while. If the view is gone it does not.
-func (s *State) lingers(m membership) bool {
-	if !s.views.linger || s.views.of[m.gateway] == nil {
-		return false
-	}
-	_, leaving := s.views.leaving[m]
-	_, last := s.views.last[m]
-	if _, swept := s.dirtyViews.swept[m]; swept {
-		return false
-	}
-	if !leaving && !last {
-		s.views.leaving[m] = struct{}{}
-	}
-	return true
-}
-
-// Sweep takes fronts and residents out of views that were left before the Sweep before this one.
-func (s *State) Sweep() {
-	for m := range s.views.last {
-		s.dirtyViews.swept[m] = struct{}{}
-		switch {
-		case m.ref.Kind == cluster.KindPod:
-			s.dirty.pods[m.ref.Key] = struct{}{}
-		case m.ref.Kind == cluster.KindWorkloadEntry:
-			s.dirty.workloadEntries[m.ref.Key] = struct{}{}
-		default:
-			s.dirtyViews.fronts[m.ref] = struct{}{}
-		}
-	}
-	s.views.last, s.views.leaving = s.views.leaving, set[membership]{}
-}
-
-// Leaving reports whether there is something to be swept.
-func (s *State) Leaving() bool { return len(s.views.leaving)+len(s.views.last) > 0 }
 
 // dropFront takes a service out of the view that it is in.
 func (c *collector) dropFront(ref cluster.ObjectRef, f *front) {
@@ -558,6 +530,9 @@ func (c *collector) flushViews() {
 	}
 	for k := range s.dirtyViews.backendTLS {
 		c.backendTLSStatus(k)
+	}
+	for k := range s.dirtyViews.traffic {
+		c.backendTrafficStatus(k)
 	}
 	for k := range s.dirtyViews.policies {
 		c.policyStatus(k)

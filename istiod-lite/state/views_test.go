@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -377,4 +378,18 @@ func TestResidents(t *testing.T) {
 	if s.Leaving() {
 		t.Error("something is still leaving")
 	}
+}
+
+func (w world) backendTraffic() cluster.Object {
+	p := &cluster.BackendTrafficPolicy{Key: w.key(), Created: w.created(), Generation: int64(w.IntN(3))}
+	for range 1 + w.IntN(2) {
+		p.Targets = append(p.Targets, cluster.PolicyTarget{Ref: w.ref()})
+	}
+	if w.IntN(6) > 0 {
+		p.Retries = &cluster.RetryConstraint{Percent: w.IntN(100), Interval: time.Second, Count: uint32(w.IntN(3)), CountInterval: time.Second}
+	}
+	if w.IntN(6) == 0 {
+		p.Faults = []string{"a fault"}
+	}
+	return p
 }

@@ -85,6 +85,41 @@ func (c *collector) reside(of cluster.ObjectRef, name string, content *workload.
 	}
 }
 
+// lingers reports whether a front, or a resident, that is not bound any more stays in its view for a while. If the view is gone it does not.
+func (s *State) lingers(m membership) bool {
+	if !s.views.linger || s.views.of[m.gateway] == nil {
+		return false
+	}
+	_, leaving := s.views.leaving[m]
+	_, last := s.views.last[m]
+	if _, swept := s.dirtyViews.swept[m]; swept {
+		return false
+	}
+	if !leaving && !last {
+		s.views.leaving[m] = struct{}{}
+	}
+	return true
+}
+
+// Sweep takes fronts and residents out of views that were left before the Sweep before this one.
+func (s *State) Sweep() {
+	for m := range s.views.last {
+		s.dirtyViews.swept[m] = struct{}{}
+		switch {
+		case m.ref.Kind == cluster.KindPod:
+			s.dirty.pods[m.ref.Key] = struct{}{}
+		case m.ref.Kind == cluster.KindWorkloadEntry:
+			s.dirty.workloadEntries[m.ref.Key] = struct{}{}
+		default:
+			s.dirtyViews.fronts[m.ref] = struct{}{}
+		}
+	}
+	s.views.last, s.views.leaving = s.views.leaving, set[membership]{}
+}
+
+// Leaving reports whether there is something to be swept.
+func (s *State) Leaving() bool { return len(s.views.leaving)+len(s.views.last) > 0 }
+
 // bindWorkloads makes a waypoint a front of its own view, if it is for workloads now, or none any more.
 func (s *State) bindWorkloads(k cluster.Key, now bool) {
 	ref := cluster.GatewayRef(k)

@@ -46,7 +46,7 @@ func routeBody(r state.RouteStatus) *body {
 		return nil
 	}
 	names := routeEntries
-	if r.Kind == cluster.KindBackendTLSPolicy {
+	if r.Kind == cluster.KindBackendTLSPolicy || r.Kind == cluster.KindBackendTraffic {
 		names = policyEntries
 	}
 	return &body{

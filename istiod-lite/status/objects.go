@@ -32,6 +32,7 @@ var gatewayKinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindTCPRoute:         {Group: groupGateway, Version: "v1", Resource: "tcproutes"},
 	cluster.KindTLSRoute:         {Group: groupGateway, Version: "v1", Resource: "tlsroutes"},
 	cluster.KindBackendTLSPolicy: {Group: groupGateway, Version: "v1", Resource: "backendtlspolicies"},
+	cluster.KindBackendTraffic:   {Group: groupMesh, Version: "v1alpha1", Resource: "xbackendtrafficpolicies"},
 	cluster.KindMesh:             {Group: groupMesh, Version: "v1alpha1", Resource: "xmeshes"},
 }
 

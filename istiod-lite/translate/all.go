@@ -31,6 +31,7 @@ type Snapshot struct {
 	DestinationRules       []*cluster.DestinationRule
 	VirtualServices        []*cluster.VirtualService
 	BackendTLSPolicies     []*cluster.BackendTLSPolicy
+	TrafficPolicies        []*cluster.BackendTrafficPolicy
 	Bundles                []*cluster.Bundle
 	Telemetries            []*cluster.Telemetry
 	RequestAuthentications []*cluster.RequestAuthentication

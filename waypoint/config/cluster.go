@@ -143,12 +143,16 @@ type Limits struct {
 // Unlimited is a limit that is none.
 const Unlimited = 1<<32 - 1
 
-// Budget bounds retries under way by a share of the requests that are.
+// Budget bounds retries by a share of the requests.
 type Budget struct {
-	// Percent of requests under way and waiting: 0 to 100.
+	// Percent of requests: 0 to 100.
 	Percent float64
-	// Min retries are always allowed.
-	Min uint32
+	// Interval is how long requests and retries count, from when they begin, retries as requests too. Zero: those under way count, and
+	// requests that wait for a connection.
+	Interval time.Duration
+	// Min retries are always allowed: under way, or with Interval within MinInterval.
+	Min         uint32
+	MinInterval time.Duration
 }
 
 // Outlier is how endpoints that fail are passed over for a time. An Enforcing percentage is the chance that a finding has

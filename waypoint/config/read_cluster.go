@@ -30,6 +30,9 @@ const (
 	defaultRetryLimit = 3
 	defaultBudget     = 20 // per cent
 	defaultBudgetMin  = 3
+	// defaultBudgetMinInterval is the Gateway API's, and so is the bound of both intervals.
+	defaultBudgetMinInterval = time.Second
+	maxBudgetInterval        = time.Hour
 )
 
 // clusterRead is what a Cluster resource says.
@@ -171,7 +174,7 @@ func (d decoder) settings(c *clusterv3.Cluster) *Settings {
 		}
 	}
 	d.protocol(c.GetTypedExtensionProtocolOptions(), out, root.Field("typed_extension_protocol_options"))
-	out.Limits = d.limits(c.GetCircuitBreakers(), root.Field("circuit_breakers").Field("thresholds"))
+	out.Limits = d.limits(c.GetCircuitBreakers(), c.GetMetadata(), root.Field("circuit_breakers").Field("thresholds"))
 	if o := c.GetOutlierDetection(); o != nil {
 		out.Outlier = d.outlier(o, root.Field("outlier_detection"))
 	}
@@ -258,7 +261,7 @@ func (d decoder) protocol(options map[string]*anypb.Any, out *Settings, at *stri
 }
 
 // limits reads circuit breakers; nil if there are none.
-func (d decoder) limits(b *clusterv3.CircuitBreakers, at *strict.Path) *Limits {
+func (d decoder) limits(b *clusterv3.CircuitBreakers, m *corev3.Metadata, at *strict.Path) *Limits {
 	var out *Limits
 	for i, t := range b.GetThresholds() {
 		at := at.Index(i)
@@ -280,9 +283,29 @@ func (d decoder) limits(b *clusterv3.CircuitBreakers, at *strict.Path) *Limits {
 					d.add(at.Field("retry_budget").Field("budget_percent"), "0 to 100, not %v", p.GetValue())
 				}
 			}
+			d.budgetInterval(r, m, out.Budget, at.Field("retry_budget"))
 		}
 	}
 	return out
+}
+
+// budgetInterval reads how long requests and retries count.
+func (d decoder) budgetInterval(r *clusterv3.CircuitBreakers_Thresholds_RetryBudget, m *corev3.Metadata, out *Budget, at *strict.Path) {
+	out.Interval = d.duration(r.GetBudgetInterval(), at.Field("budget_interval"), 0)
+	if out.Interval == 0 {
+		return
+	}
+	if out.Interval > maxBudgetInterval {
+		d.add(at.Field("budget_interval"), "at most %v, not %v", maxBudgetInterval, out.Interval)
+	}
+	out.MinInterval = defaultBudgetMinInterval
+	if text := m.GetFilterMetadata()[metadataRetries].GetFields()["min_interval"].GetStringValue(); text != "" {
+		interval, err := time.ParseDuration(text)
+		if err != nil || interval <= 0 || interval > maxBudgetInterval {
+			d.add(root.Field("metadata").Field("filter_metadata").Key(metadataRetries).Key("min_interval"), "a duration of at most %v, not %q", maxBudgetInterval, text)
+		}
+		out.MinInterval = interval
+	}
 }
 
 func (d decoder) outlier(o *clusterv3.OutlierDetection, at *strict.Path) *Outlier {

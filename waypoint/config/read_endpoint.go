@@ -24,7 +24,8 @@ const (
 	metadataIstio    = "istio"
 	metadataPeer     = "ambit.io/peer"
 	metadataNear     = "ambit.io/near"
-	metadataRefused  = "ambit.io/refused" // of clusters
+	metadataRefused  = "ambit.io/refused"      // of clusters
+	metadataRetries  = "ambit.io/retry-budget" // of clusters
 )
 
 // All returns all endpoints, in order.

@@ -152,7 +152,7 @@ var supported = strict.Table{
 	"envoy.config.cluster.v3.CircuitBreakers":                                 strict.Known(`thresholds`, ``),
 	"envoy.config.cluster.v3.CircuitBreakers.Thresholds": strict.Known(`max_connections max_pending_requests max_requests max_retries
 		retry_budget`, `track_remaining`),
-	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget": strict.Known(`budget_percent min_retry_concurrency`, ``),
+	"envoy.config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget": strict.Known(`budget_percent budget_interval min_retry_concurrency`, ``),
 	"envoy.config.cluster.v3.OutlierDetection": strict.Known(`consecutive_5xx base_ejection_time max_ejection_percent
 		enforcing_consecutive_5xx consecutive_gateway_failure enforcing_consecutive_gateway_failure
 		split_external_local_origin_errors consecutive_local_origin_failure enforcing_consecutive_local_origin_failure

@@ -56,7 +56,10 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 				}
 				return r.edited(target, resp), nil
 			}
-			if err := r.retry(); err != nil {
+			if err := r.retry(); errors.Is(err, upstream.ErrBudget) {
+				discard(resp)
+				return nil, r.refuse(&failure{err: fmt.Errorf("it answered %d; not tried again: %w", resp.Status, err)})
+			} else if err != nil {
 				r.flag = telemetry.RequestOverflow
 				return r.edited(target, resp), nil
 			}
@@ -89,8 +92,11 @@ func (r *request) forward(f *route.Forward) (*message.Response, *refusal) {
 	}
 }
 
-// retry counts a further try with the cluster, once for all of a request's.
+// retry counts a further try with the cluster: each with its budget, and once for all of a request's as under way.
 func (r *request) retry() error {
+	if err := r.cluster.TakeRetry(); err != nil {
+		return err
+	}
 	if r.retrying {
 		return nil
 	}
@@ -383,6 +389,8 @@ func (r *request) refuse(f *failure) *refusal {
 		return &refusal{status: 0, flag: telemetry.RequestClientGone, text: fmt.Sprintf("the client is gone: %v", err)}
 	case errors.Is(err, errPolicyChange):
 		return &refusal{status: 403, flag: telemetry.RequestDenied, text: err.Error()}
+	case errors.Is(err, upstream.ErrBudget): // whatever happened before: the Gateway API wants this status
+		return &refusal{status: 503, flag: telemetry.RequestOverflow, text: fmt.Sprintf("the backend %s: %v", to, err)}
 	case errors.Is(err, errTimeout), errors.Is(err, errTryTimeout):
 		return &refusal{status: 504, flag: telemetry.RequestTimeout, text: fmt.Sprintf("no answer in time from the backend %s: %v", to, err)}
 	case errors.Is(err, errIdleStream):

@@ -65,6 +65,7 @@ type world struct {
 	policy    map[string]string   // how endpoints are chosen, by cluster
 	tls       map[string]string   // YAML of TLS by cluster
 	refused   map[string]string   // why, by cluster
+	within    map[string]string   // in which time retries are always allowed, by cluster
 
 	mu     sync.Mutex // guards what follows
 	behind map[netip.AddrPort]string
@@ -95,7 +96,7 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, ca: ca, registry: prometheus.NewRegistry(), log: &logBuffer{}, endpoints: map[string][]string{},
-		settings: map[string]string{}, more: map[string]string{}, policy: map[string]string{}, tls: map[string]string{}, refused: map[string]string{}, behind: map[netip.AddrPort]string{}}
+		settings: map[string]string{}, more: map[string]string{}, policy: map[string]string{}, tls: map[string]string{}, refused: map[string]string{}, within: map[string]string{}, behind: map[netip.AddrPort]string{}}
 	own := w.svid(waypointID)
 	tunnels := hbone.NewPool(hbone.PoolConfig{Dial: w.dialBackend, TLS: func(_ context.Context, target hbone.Target) (*tls.Config, error) {
 		return identity.ClientTLS(own, target.Expect), nil
@@ -339,7 +340,7 @@ func (w *world) applyTypes(routes, listener string, types ...string) {
 	w.t.Helper()
 	resources := configtest.Resources{Listener: listener, Routes: routes}
 	for name, endpoints := range w.endpoints {
-		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], More: w.more[name], Policy: w.policy[name], TLS: w.tls[name], Refused: w.refused[name], Endpoints: endpoints})
+		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], More: w.more[name], Policy: w.policy[name], TLS: w.tls[name], Refused: w.refused[name], RetriesWithin: w.within[name], Endpoints: endpoints})
 	}
 	for typeURL, push := range resources.All(w.t) {
 		for _, h := range w.store.Handlers() {

@@ -359,6 +359,44 @@ func TestRetryBudget(t *testing.T) {
 	}
 }
 
+// TestRetryBudgetOverTime: retries are a share of the requests of a time, and some are allowed in any case; each try counts. Beyond it the
+// answer is 503, whatever the backend's was.
+func TestRetryBudgetOverTime(t *testing.T) {
+	w := newWorld(t)
+	var asked atomic.Int64
+	var good atomic.Bool
+	w.httpPod("c", 1, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if !good.Load() {
+			rw.WriteHeader(500)
+		}
+	}))
+	w.more["c"] = "circuit_breakers: {thresholds: [{max_retries: 1, retry_budget: {budget_percent: {value: 20}, budget_interval: 3600s, min_retry_concurrency: 2}}]}\n"
+	w.within["c"] = "1h"
+	w.apply(`- {name: r, match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: "5xx", num_retries: 10, retry_back_off: {base_interval: 0.001s}}}}`)
+	client := w.client("HTTP/1.1")
+	ask := func(want int, tries int64) {
+		t.Helper()
+		before := asked.Load()
+		a := do(t, client, "GET", "/", "")
+		if got := asked.Load() - before; a.StatusCode != want || got != tries {
+			t.Errorf("%d after %d tries, want %d after %d", a.StatusCode, got, want, tries)
+		}
+		if want == 503 && !strings.Contains(a.body, "it answered 500") {
+			t.Errorf("said %q", a.body)
+		}
+	}
+	ask(503, 3) // the two that are always allowed
+	ask(503, 1)
+	good.Store(true)
+	for range 11 {
+		ask(200, 1)
+	}
+	good.Store(false)
+	ask(503, 2) // the third of 16 would be a fifth or less, the fourth of 17 not
+	await(t, "none is counted as under way", func() bool { return w.clusters.Lookup("c").BeginRetry() == nil })
+}
+
 // TestOutlierEjection: an endpoint whose answers are bad is left alone for a time, and then asked again.
 func TestOutlierEjection(t *testing.T) {
 	t.Parallel()

@@ -166,8 +166,9 @@ type Cluster struct {
 	state   atomic.Pointer[state]
 	turn    atomic.Uint64 // of round robin
 
-	usage usage
-	panic atomic.Int64 // until then so many endpoints are ejected that it does not matter which, in Unix nanoseconds
+	usage  usage
+	budget atomic.Pointer[budget] // nil if there is none of what was lately
+	panic  atomic.Int64           // until then so many endpoints are ejected that it does not matter which, in Unix nanoseconds
 
 	// Guarded by the manager's lock.
 	cfg     *config.Cluster // that was applied last
@@ -290,6 +291,7 @@ func (c *Cluster) chooser(s *state) chooser {
 // apply takes the configuration over. The caller holds the manager's lock.
 func (c *Cluster) apply(cfg *config.Cluster) {
 	c.cfg = cfg
+	c.followBudget(cfg.Settings)
 	next := &state{settings: cfg.Settings, here: cfg.Endpoints != nil, client: codec.ClientConfig{
 		MaxHeader: cfg.Settings.MaxResponseHeader, MaxFields: cfg.Settings.MaxHeaderFields,
 	}}

@@ -103,6 +103,9 @@ func (e *Endpoint) Begin() error {
 	if err := take(&c.usage.requests, c.limits().Requests, "requests"); err != nil {
 		return err
 	}
+	if b := c.budget.Load(); b != nil {
+		b.tries.add(now())
+	}
 	e.active.Add(1)
 	return nil
 }

@@ -38,11 +38,15 @@ func (c *Cluster) limits() config.Limits {
 func (c *Cluster) Waiting() int { return int(c.usage.pending.Load()) }
 
 // BeginRetry counts a further try of a request, EndRetry its end. It returns an error that is ErrOverflow if there are as many
-// under way as may be.
+// under way as may be. TakeRetry comes before.
 func (c *Cluster) BeginRetry() error {
 	l := c.limits()
 	limit := l.Retries
-	if b := l.Budget; b != nil {
+	switch b := l.Budget; {
+	case b == nil:
+	case b.Interval > 0:
+		limit = config.Unlimited // TakeRetry bounds them
+	default:
 		active := float64(c.usage.requests.Load() + c.usage.pending.Load())
 		limit = max(b.Min, uint32(min(active*b.Percent/100, 1<<31)))
 	}

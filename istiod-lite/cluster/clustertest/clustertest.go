@@ -101,6 +101,8 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.TelemetryOf(u), nil
 	case cluster.KindBackendTLSPolicy:
 		return cluster.BackendTLSPolicyOf(u), nil
+	case cluster.KindBackendTraffic:
+		return cluster.BackendTrafficPolicyOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -181,6 +183,8 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.Telemetries = append(s.Telemetries, o)
 		case *cluster.BackendTLSPolicy:
 			s.BackendTLSPolicies = append(s.BackendTLSPolicies, o)
+		case *cluster.BackendTrafficPolicy:
+			s.TrafficPolicies = append(s.TrafficPolicies, o)
 		case *cluster.Bundle:
 			s.Bundles = append(s.Bundles, o)
 		}

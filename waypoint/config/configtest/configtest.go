@@ -36,6 +36,8 @@ type Cluster struct {
 	More string
 	// Refused is why nothing may be sent there; "" if it may.
 	Refused string
+	// RetriesWithin is the time within which the least number of retries is allowed; "" for the default.
+	RetriesWithin string
 	// TLS is a line of YAML of the UpstreamTlsContext by which endpoints are spoken to; "" for plain.
 	TLS string
 	// Endpoints are what HBONE and Plain return.
@@ -136,7 +138,7 @@ type: EDS
 connect_timeout: 10s
 lb_policy: %[5]s
 eds_cluster_config: {service_name: "%[1]s", eds_config: {ads: {}, resource_api_version: V3}}
-metadata: {filter_metadata: {ambit.io/refused: {reason: %[4]q}, istio: {services: [{host: stock.shop.svc.cluster.local, name: stock, namespace: shop}]}}}
+metadata: {filter_metadata: {ambit.io/refused: {reason: %[4]q}, ambit.io/retry-budget: {min_interval: %[6]q}, istio: {services: [{host: stock.shop.svc.cluster.local, name: stock, namespace: shop}]}}}
 transport_socket_matches:
 - name: hbone
   match: {tunnel: h2}
@@ -153,7 +155,7 @@ typed_extension_protocol_options:
   envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
     '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
     %[2]s
-`, c.Name, options, socket, c.Refused, cmp.Or(c.Policy, "LEAST_REQUEST")) + c.More
+`, c.Name, options, socket, c.Refused, cmp.Or(c.Policy, "LEAST_REQUEST"), c.RetriesWithin) + c.More
 }
 
 // Terminate is the YAML of connect_terminate.
