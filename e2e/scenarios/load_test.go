@@ -48,6 +48,8 @@ func (w *world) load(t *testing.T, label string, rate, held int) *loads {
 type limits struct {
 	// cut, if not nil, says whether a held connection may have been cut so.
 	cut func(traffic.Failure) bool
+	// lost, if not nil, says whether a request may have failed so: one on a connection that was kept and is cut.
+	lost func(traffic.Failure) bool
 	// failed is how many new connections from one pod may have failed.
 	failed int
 }
@@ -64,7 +66,17 @@ func (l *loads) stop(t *testing.T, name string, limits limits) []traffic.LoadRep
 		}
 		reports = append(reports, report)
 		t.Logf("%s from %s: %s", name, running.From.Name, summary(report))
-		if n := report.FailedTotal(); int(n) > limits.failed {
+		n := report.FailedTotal()
+		if limits.lost != nil {
+			report.Failures = slices.DeleteFunc(report.Failures, func(f traffic.Failure) bool {
+				lost := limits.lost(f)
+				if lost {
+					n--
+				}
+				return lost
+			})
+		}
+		if n > limits.failed {
 			t.Errorf("%s from %s: %d of %d new connections failed %v, the first of them:\n%s",
 				name, running.From, n, report.Opened, report.Failed, list(report.Failures, 10))
 		}

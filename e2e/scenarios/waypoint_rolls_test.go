@@ -172,14 +172,21 @@ func (w *world) awaitWaypoint(t *testing.T, ns string, want int, old map[types.U
 // rollWaypoint begins a rollout and returns the pods that are to go.
 func (w *world) rollWaypoint(t *testing.T, ns string) map[types.UID]bool {
 	t.Helper()
-	pods, err := w.waypointPods(w.ctx, ns)
-	w.must(t, err)
-	old := map[types.UID]bool{}
-	for i := range pods {
-		old[pods[i].UID] = true
-	}
+	old := w.waypointUIDs(t, ns)
 	w.roll(t, "waypoint")
 	return old
+}
+
+// waypointUIDs tells the waypoint's pods of now from those of later.
+func (w *world) waypointUIDs(t *testing.T, ns string) map[types.UID]bool {
+	t.Helper()
+	pods, err := w.waypointPods(w.ctx, ns)
+	w.must(t, err)
+	uids := map[types.UID]bool{}
+	for i := range pods {
+		uids[pods[i].UID] = true
+	}
+	return uids
 }
 
 // evictWaypoint does to one pod of the waypoint what `kubectl drain` does, and returns it.
