@@ -14,6 +14,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/cli/console"
 	"github.com/ambit-mesh/ambit/cli/survey"
 	"github.com/ambit-mesh/ambit/mesh/authz"
 	"github.com/ambit-mesh/ambit/mesh/identity"
@@ -66,7 +67,29 @@ func (f *facts) advice(gateway *gatewayv1.Gateway) []Advice {
 			advice = append(advice, advise(hint, "%s does not use waypoint %s (%s)", s, name, s.refused.Reason))
 		}
 	}
-	return append(advice, f.refusals(name)...)
+	return append(append(advice, f.refusals(name)...), f.bypasses(name)...)
+}
+
+// bypasses tells of connections to services that do not take the waypoint that the services use: they are older than that.
+func (f *facts) bypasses(waypoint key) []Advice {
+	var advice []Advice
+	for _, service := range f.services[waypoint] {
+		var clients []string
+		n := 0
+		for _, c := range f.opened {
+			if slices.Contains(service.vips, c.To.Addr().Unmap().String()) && !slices.Contains(f.pods[waypoint], c.By.Addr().Unmap()) {
+				n++
+				clients = append(clients, c.Pod)
+			}
+		}
+		if n > 0 {
+			slices.Sort(clients)
+			hint := "Restart who has them open, to have them go through it:  " + few(slices.Compact(clients))
+			advice = append(advice, advise(hint, "%s to Service %s stay at layer 4 until they end, since they are older than its use of waypoint %s",
+				console.Plural(n, "connection"), service.key, waypoint))
+		}
+	}
+	return advice
 }
 
 // mismatched tells whether a subject names a waypoint to which traffic of its kind is not sent.
@@ -159,7 +182,10 @@ func (p policies) at(pod *corev1.Pod) policy.Set {
 // refusals says where node proxies would refuse the waypoint, which is who calls the pods behind it.
 func (f *facts) refusals(waypoint key) []Advice {
 	peer := identity.Identity{TrustDomain: f.policies.trustDomain, Namespace: waypoint.namespace, ServiceAccount: f.accounts[waypoint]}
-	source, _ := netip.ParseAddr(f.sources[waypoint])
+	var source netip.Addr
+	if pods := f.pods[waypoint]; len(pods) > 0 {
+		source = pods[len(pods)-1]
+	}
 	hint := fmt.Sprintf("Let the principal %s in too", strings.TrimPrefix(peer.String(), identity.Scheme))
 	var advice []Advice
 	for _, service := range f.services[waypoint] {

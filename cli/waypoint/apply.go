@@ -165,6 +165,7 @@ func (s *session) enrol(ctx context.Context, name string) error {
 
 // told shows a waypoint after it was applied, and what a person should know of it.
 func (s *session) told(ctx context.Context, gateway *gatewayv1.Gateway) error {
+	s.asks = true
 	f, err := s.gather(ctx, []*gatewayv1.Gateway{gateway})
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/cli/ztunnel"
 )
 
 // subject is an object whose label names a waypoint.
@@ -61,16 +63,19 @@ type facts struct {
 	exists    map[key]bool    // waypoints
 	enrolled  map[string]bool // namespaces
 	subjects  []subject
-	// services are those that use a waypoint, by their own label or their namespace's, by waypoint.
+	// services are those whose traffic goes through a waypoint, by their own label or their namespace's, by waypoint.
 	services map[key][]service
 	accounts map[key]string // service accounts of waypoints
-	sources  map[key]string // address of a pod of waypoints, if there is one
+	pods     map[key][]netip.Addr
+	// opened are connections of pods, where they were asked for.
+	opened   []ztunnel.Opened
 	policies policies
 }
 
 // service is a Service that uses a waypoint, with its pods.
 type service struct {
 	key
+	vips  []string
 	ports []corev1.ServicePort
 	pods  []corev1.Pod
 }
@@ -84,7 +89,7 @@ func (f *facts) of(waypoint key) []subject {
 func (s *session) gather(ctx context.Context, waypoints []*gatewayv1.Gateway) (*facts, error) {
 	f := &facts{
 		namespace: s.namespace, exists: map[key]bool{}, enrolled: map[string]bool{}, services: map[key][]service{},
-		accounts: map[key]string{}, sources: map[key]string{},
+		accounts: map[key]string{}, pods: map[key][]netip.Addr{},
 	}
 	err := each(ctx, s.cluster.Dynamic.Resource(gateways), "", func(u *unstructured.Unstructured) {
 		if class, _, _ := unstructured.NestedString(u.Object, "spec", "gatewayClassName"); s.classes[class] {
@@ -102,10 +107,15 @@ func (s *session) gather(ctx context.Context, waypoints []*gatewayv1.Gateway) (*
 		return nil, err
 	}
 	for _, gateway := range waypoints {
-		if err := s.behind(ctx, f, nameOf(gateway), byNamespace); err != nil {
-			return nil, err
+		if traffic := trafficOf(gateway); traffic == api.WaypointForService || traffic == api.WaypointForAll {
+			if err := s.behind(ctx, f, nameOf(gateway), byNamespace); err != nil {
+				return nil, err
+			}
 		}
 		s.account(ctx, f, gateway)
+	}
+	if s.asks {
+		s.connections(ctx, f, waypoints)
 	}
 	f.subjects = slices.DeleteFunc(f.subjects, func(subject subject) bool {
 		return s.namespace != "" && subject.home() != s.namespace && subject.uses.namespace != s.namespace
@@ -197,11 +207,22 @@ func (s *session) behind(ctx context.Context, f *facts, waypoint key, byNamespac
 			if err != nil {
 				return fmt.Errorf("list Pods of Service %s/%s: %w", namespace, svc.Name, err)
 			}
-			f.services[waypoint] = append(f.services[waypoint], service{key{namespace, svc.Name}, svc.Spec.Ports, pods.Items})
+			f.services[waypoint] = append(f.services[waypoint], service{key{namespace, svc.Name}, svc.Spec.ClusterIPs, svc.Spec.Ports, pods.Items})
 		}
 	}
 	slices.SortFunc(f.services[waypoint], func(a, b service) int { return a.compare(b.key) })
 	return nil
+}
+
+// connections asks node proxies for what pods have open to services that use a waypoint, if any is ready.
+func (s *session) connections(ctx context.Context, f *facts, waypoints []*gatewayv1.Gateway) {
+	if !slices.ContainsFunc(waypoints, func(g *gatewayv1.Gateway) bool { return isProgrammed(g) && len(f.services[nameOf(g)]) > 0 }) {
+		return
+	}
+	var err error
+	if f.opened, err = ztunnel.Connections(ctx, s.cluster, s.mesh); err != nil {
+		s.env.Notef("Note: which connections stay at layer 4 until they end is not known of all: %v", err)
+	}
 }
 
 // account finds out as whom, and from where, a waypoint calls.
@@ -216,8 +237,10 @@ func (s *session) account(ctx context.Context, f *facts, gateway *gatewayv1.Gate
 	}
 	for _, pod := range pods.Items {
 		f.accounts[name] = cmp.Or(pod.Spec.ServiceAccountName, gateway.Name)
-		if pod.Status.PodIP != "" {
-			f.sources[name] = pod.Status.PodIP
+		for _, ip := range append(pod.Status.PodIPs, corev1.PodIP{IP: pod.Status.PodIP}) {
+			if addr, err := netip.ParseAddr(ip.IP); err == nil {
+				f.pods[name] = append(f.pods[name], addr)
+			}
 		}
 	}
 }

@@ -87,6 +87,7 @@ func statusCommand(env *command.Env) *cobra.Command {
 }
 
 func (o *options) status(ctx context.Context, names []string, wait bool) error {
+	o.asks = true
 	s, err := o.open(ctx)
 	if err != nil {
 		return err

@@ -59,6 +59,7 @@ type options struct {
 	format    string
 	revision  string
 	timeout   time.Duration
+	asks      bool // node proxies for connections
 }
 
 func (o *options) namespaceFlag(cmd *cobra.Command) {

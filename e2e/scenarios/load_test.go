@@ -69,11 +69,12 @@ func (l *loads) stop(t *testing.T, name string, limits limits) []traffic.LoadRep
 		n := report.FailedTotal()
 		if limits.lost != nil {
 			report.Failures = slices.DeleteFunc(report.Failures, func(f traffic.Failure) bool {
-				lost := limits.lost(f)
-				if lost {
-					n--
+				if !limits.lost(f) {
+					return false
 				}
-				return lost
+				t.Logf("%s from %s: lost as expected: %s", name, running.From.Name, f)
+				n--
+				return true
 			})
 		}
 		if n > limits.failed {
