@@ -146,6 +146,7 @@ func dumpEndpoint(priority int, l *config.Locality, e *config.Endpoint, live *up
 type listenerDump struct {
 	Chain        string           `json:"chain"`
 	Destinations []netip.AddrPort `json:"destinations"`
+	Servers      []string         `json:"servers,omitempty"` // that clients of TLS ask for; "*" is all that no other chain has
 	Protocol     string           `json:"protocol"`
 	Routes       string           `json:"routes,omitempty"` // of HTTP: "ready", or "missing": requests wait for them
 	Clusters     []string         `json:"clusters,omitempty"`
@@ -161,15 +162,31 @@ type tracingDump struct {
 // dumpListeners shows what is served where.
 func (p *parts) dumpListeners(w io.Writer) error {
 	now := p.store.Load()
-	at := map[*config.Chain][]netip.AddrPort{}
-	for _, dst := range now.Destinations() {
-		if c := now.Chain(dst); c != nil {
+	at, servers := map[*config.Chain][]netip.AddrPort{}, map[*config.Chain][]string{}
+	serves := func(c *config.Chain, dst netip.AddrPort) {
+		if !slices.Contains(at[c], dst) {
 			at[c] = append(at[c], dst)
+		}
+	}
+	for _, dst := range now.Destinations() {
+		c := now.Chain(dst)
+		if c == nil || c.Names == nil {
+			serves(c, dst)
+			continue
+		}
+		for name, c := range c.Names.All() {
+			if c == nil {
+				continue
+			}
+			serves(c, dst)
+			if !slices.Contains(servers[c], name) {
+				servers[c] = append(servers[c], name)
+			}
 		}
 	}
 	var all []listenerDump
 	for _, c := range now.Chains() {
-		d := listenerDump{Chain: c.Name, Destinations: at[c], Policies: len(c.Authorization)}
+		d := listenerDump{Chain: c.Name, Destinations: at[c], Servers: servers[c], Policies: len(c.Authorization)}
 		switch {
 		case c.HTTP != nil:
 			d.Protocol, d.Routes = "http", "ready"

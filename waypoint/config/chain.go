@@ -1,6 +1,9 @@
 package config
 
 import (
+	"iter"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,6 +60,25 @@ type Names struct {
 	exact map[string]*Chain // in lower case
 	under map[string]*Chain // by what comes after "*.", for all that end in it with a dot before
 	rest  *Chain            // of all others; nil: they are refused
+}
+
+// All returns the chains by what they serve, sorted: host names, "*." and a host name for all that end so, and "*" for all others. A
+// chain is nil if the name is refused, since what was said of it cannot be honoured.
+func (n *Names) All() iter.Seq2[string, *Chain] {
+	all := maps.Clone(n.exact)
+	for name, c := range n.under {
+		all["*."+name] = c
+	}
+	if n.rest != nil {
+		all["*"] = n.rest
+	}
+	return func(yield func(string, *Chain) bool) {
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			if !yield(name, all[name]) {
+				return
+			}
+		}
+	}
 }
 
 // maxName is how long a host name can be (RFC 1035 section 2.3.4), in bytes.

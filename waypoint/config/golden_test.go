@@ -165,7 +165,17 @@ func show(b *bytes.Buffer, s *config.Snapshot) {
 		}
 	}
 	for _, dst := range s.Destinations() {
-		fmt.Fprintf(b, "  %s to %s\n", dst, s.Chain(dst).Name)
+		c := s.Chain(dst)
+		fmt.Fprintf(b, "  %s to %s\n", dst, c.Name)
+		if c.Names == nil {
+			continue
+		}
+		for name, to := range c.Names.All() {
+			if to == nil {
+				to = &config.Chain{Name: "nothing"}
+			}
+			fmt.Fprintf(b, "    %s to %s\n", name, to.Name)
+		}
 	}
 	for _, name := range s.Missing() {
 		fmt.Fprintf(b, "  missing routes %s\n", name)

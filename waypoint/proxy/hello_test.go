@@ -17,38 +17,6 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
 )
 
-// named is the listener where the port of raw bytes goes by the name of the server: domains by cluster, in each a chain. Wait is how
-// long a name is waited for, rest the cluster of those who give none of them; "" is none. Rbac is YAML of a filter in all chains.
-func named(wait, rest, rbac string, clusters map[string]string) string {
-	const service = "inbound-vip|81|tls|stock.shop.svc.cluster.local"
-	to := func(cluster string) string {
-		return fmt.Sprintf("{action: {name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.StringValue, value: %q}}}", service+"|"+cluster)
-	}
-	var matchers []string
-	chains, filters := "", ""
-	if rbac != "" {
-		filters = "{name: rbac, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, " + rbac + "}}, "
-	}
-	for cluster, domains := range clusters {
-		if domains != "" {
-			matchers = append(matchers, fmt.Sprintf("{domains: [%s], on_match: %s}", domains, to(cluster)))
-		}
-		chains += fmt.Sprintf("- {name: %q, filters: [%s{name: tcp, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, cluster: %s, stat_prefix: x}}]}\n",
-			service+"|"+cluster, filters, cluster)
-	}
-	otherwise := ""
-	if rest != "" {
-		otherwise = "on_no_match: " + to(rest) + ", "
-	}
-	l := configtest.Listener("0s")
-	i := strings.Index(l, `"81": `)
-	end := strings.IndexByte(l[i:], '\n')
-	l = l[:i] + `"81": {matcher: {` + otherwise + `matcher_tree: {input: {name: sni, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.ServerNameInput}},
-                      custom_match: {name: "` + service + `", typed_config: {'@type': type.googleapis.com/xds.type.matcher.v3.ServerNameMatcher, domain_matchers: [` + strings.Join(matchers, ", ") + `]}}}}}` + l[i+end:]
-	return l + chains + "listener_filters_timeout: " + wait +
-		"\nlistener_filters: [{name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]\n"
-}
-
 // tlsServer greets its clients by TLS and sends back what they say, to the end.
 func tlsServer(cfg *tls.Config, greeting string) func(net.Conn) {
 	return func(nc net.Conn) {
@@ -96,7 +64,7 @@ func (w *world) tlsClient(ca *identitytest.CA, nc net.Conn, server string) *tls.
 // TestServerNames: who asks for a server gets to it, and to no proxy that ends its TLS, however its ClientHello comes.
 func TestServerNames(t *testing.T) {
 	w, ca := newNamedWorld(t)
-	w.applyWith(all, named("30s", "", "", map[string]string{"a": `a.example, b.wide.example`, "b": `"*.wide.example"`}))
+	w.applyWith(all, configtest.Named("30s", "", "", map[string]string{"a": `a.example, b.wide.example`, "b": `"*.wide.example"`}))
 	for _, tc := range []struct{ server, want string }{
 		{"a.example", "this is a"}, {"b.wide.example", "this is a"}, {"x.wide.example", "this is b"}, {"y.x.wide.example", "this is b"}, {"A.Example", "this is a"},
 	} {
@@ -129,7 +97,7 @@ func TestServerNames(t *testing.T) {
 // TestServerNamesRefused: who asks for no server that there is, or is no client of TLS, is refused; log and metrics tell why.
 func TestServerNamesRefused(t *testing.T) {
 	w, ca := newNamedWorld(t)
-	w.applyWith(all, named("30s", "", "", map[string]string{"a": "a.example", "b": `"*.wide.example"`, "gone": "gone.example"}))
+	w.applyWith(all, configtest.Named("30s", "", "", map[string]string{"a": "a.example", "b": `"*.wide.example"`, "gone": "gone.example"}))
 	long := append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xf0}, make([]byte, 0x4000-4)...)
 	for range 3 {
 		long = append(append(long, 22, 3, 1, 0x40, 0), make([]byte, 0x4000)...)
@@ -183,7 +151,7 @@ func TestServerNamesRefused(t *testing.T) {
 func TestServerNameSilence(t *testing.T) {
 	w, ca := newNamedWorld(t)
 	clusters := map[string]string{"a": "a.example"}
-	w.applyWith(all, named("0.1s", "", "", clusters))
+	w.applyWith(all, configtest.Named("0.1s", "", "", clusters))
 	nc := w.mustTunnel(rawPort)
 	defer nc.Close()
 	if got, err := io.ReadAll(nc); err == nil || len(got) > 0 {
@@ -197,7 +165,7 @@ func TestServerNameSilence(t *testing.T) {
 		_ = nc.Close()
 	})
 	clusters["raw"] = ""
-	w.applyWith(all, named("0.1s", "raw", "", clusters))
+	w.applyWith(all, configtest.Named("0.1s", "raw", "", clusters))
 	first := w.mustTunnel(rawPort) // its server speaks first
 	defer first.Close()
 	b := make([]byte, 11)
@@ -223,13 +191,13 @@ func TestServerNameSilence(t *testing.T) {
 func TestServerNamesAndPolicy(t *testing.T) {
 	w, ca := newNamedWorld(t)
 	clusters := map[string]string{"a": "a.example"}
-	w.applyWith(all, named("30s", "", "", clusters))
+	w.applyWith(all, configtest.Named("30s", "", "", clusters))
 	c := w.tlsClient(ca, w.mustTunnel(rawPort), "a.example")
 	defer c.Close()
 	if _, err := io.ReadFull(c, make([]byte, 10)); err != nil {
 		t.Fatal(err)
 	}
-	w.applyWith(all, named("30s", "", denyCurl, clusters))
+	w.applyWith(all, configtest.Named("30s", "", denyCurl, clusters))
 	if _, err := io.ReadAll(c); err == nil {
 		t.Error("a connection that is denied now ended as if it were whole")
 	}

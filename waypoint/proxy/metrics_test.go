@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/ambit-mesh/ambit/waypoint/config/configtest"
 )
 
 // series returns the metrics of a name whose labels have these values: "name=value".
@@ -209,7 +211,7 @@ func TestAccessLog(t *testing.T) {
 	w.endpoints["c"] = nil
 	w.apply(`- {name: one, match: {path: /one}, route: {cluster: c}}`)
 	do(t, w.client("HTTP/1.1"), "GET", "/two", "")
-	w.applyWith(all, named("30s", "", "", map[string]string{"raw": "a.example"}))
+	w.applyWith(all, configtest.Named("30s", "", "", map[string]string{"raw": "a.example"}))
 	_ = tls.Client(w.mustTunnel(rawPort), &tls.Config{ServerName: "b.example"}).Handshake()
 	await(t, "all are logged", func() bool { return strings.Count(w.log.String(), " complete") == 3 })
 	logged := w.log.String()

@@ -201,6 +201,38 @@ filter_chains:
 // Listener is the YAML of main_internal. idle is the stream_idle_timeout of its HTTP port.
 func Listener(idle string) string { return strings.ReplaceAll(listener, "IDLE", idle) }
 
+// Named is the YAML of the listener where the port of raw bytes goes by the name of the server: domains by cluster, in each a chain. Wait is how
+// long a name is waited for, rest the cluster of those who give none of them; "" is none. Rbac is YAML of a filter in all chains.
+func Named(wait, rest, rbac string, clusters map[string]string) string {
+	const service = "inbound-vip|81|tls|stock.shop.svc.cluster.local"
+	to := func(cluster string) string {
+		return fmt.Sprintf("{action: {name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.StringValue, value: %q}}}", service+"|"+cluster)
+	}
+	var matchers []string
+	chains, filters := "", ""
+	if rbac != "" {
+		filters = "{name: rbac, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, " + rbac + "}}, "
+	}
+	for cluster, domains := range clusters {
+		if domains != "" {
+			matchers = append(matchers, fmt.Sprintf("{domains: [%s], on_match: %s}", domains, to(cluster)))
+		}
+		chains += fmt.Sprintf("- {name: %q, filters: [%s{name: tcp, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, cluster: %s, stat_prefix: x}}]}\n",
+			service+"|"+cluster, filters, cluster)
+	}
+	otherwise := ""
+	if rest != "" {
+		otherwise = "on_no_match: " + to(rest) + ", "
+	}
+	l := Listener("0s")
+	i := strings.Index(l, `"81": `)
+	end := strings.IndexByte(l[i:], '\n')
+	l = l[:i] + `"81": {matcher: {` + otherwise + `matcher_tree: {input: {name: sni, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.ServerNameInput}},
+                      custom_match: {name: "` + service + `", typed_config: {'@type': type.googleapis.com/xds.type.matcher.v3.ServerNameMatcher, domain_matchers: [` + strings.Join(matchers, ", ") + `]}}}}}` + l[i+end:]
+	return l + chains + "listener_filters_timeout: " + wait +
+		"\nlistener_filters: [{name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]\n"
+}
+
 const listener = `
 name: main_internal
 internal_listener: {}
