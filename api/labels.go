@@ -34,6 +34,12 @@ const (
 	LabelUseWaypoint = "istio.io/use-waypoint"
 	// LabelUseWaypointNamespace is the namespace of that Gateway where it is another one.
 	LabelUseWaypointNamespace = "istio.io/use-waypoint-namespace"
+	// LabelUseWaypointCanary, on a Service, ServiceEntry or Namespace, names a second waypoint, which takes AnnotationCanaryWeight per cent
+	// of the connections. LabelUseWaypointCanaryNamespace is its namespace where it is another one.
+	LabelUseWaypointCanary          = "istio.io/use-waypoint-canary"
+	LabelUseWaypointCanaryNamespace = "istio.io/use-waypoint-canary-namespace"
+	// AnnotationCanaryWeight, on the same object, is 0 to 100; 0 if it is not there.
+	AnnotationCanaryWeight = "istio.io/use-waypoint-canary-weight"
 	// UseWaypointNone, as the value of LabelUseWaypoint, opts out of the waypoint that the namespace names.
 	UseWaypointNone = "none"
 	// LabelWaypointFor, on a Gateway or GatewayClass, says which traffic is sent to it: that of services, the default, that of

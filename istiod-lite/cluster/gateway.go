@@ -257,6 +257,32 @@ type WaypointUse struct {
 	Name string
 	// Namespace is the Gateway's, "" for that of the object.
 	Namespace string
+	// Canary is a second one, for a share of the traffic of services.
+	Canary Canary
+}
+
+// Canary is a waypoint that takes a share of the traffic. The zero Canary is none.
+type Canary struct {
+	Name, Namespace string
+	// Weight is what the object says of the share: per cent, "" for none yet.
+	Weight string
+}
+
+// Keys name the Gateways that are meant by an object of a namespace: none, one, or the canary's too.
+func (u WaypointUse) Keys(namespace string) []Key {
+	var out []Key
+	if k, ok := u.Key(namespace); ok {
+		out = append(out, k)
+	}
+	if k, ok := u.Canary.Key(namespace); ok {
+		out = append(out, k)
+	}
+	return out
+}
+
+// Key names the Gateway that is meant by an object of a namespace; false if none is.
+func (c Canary) Key(namespace string) (Key, bool) {
+	return Key{cmp.Or(c.Namespace, namespace), c.Name}, c.Name != ""
 }
 
 // UseOf reads the labels of an object or, if that says nothing, of its namespace.
@@ -265,7 +291,7 @@ func UseOf(ls Labels) WaypointUse {
 	if name == "" {
 		return WaypointUse{}
 	}
-	return WaypointUse{name, ls.Get(api.LabelUseWaypointNamespace)}
+	return WaypointUse{Name: name, Namespace: ls.Get(api.LabelUseWaypointNamespace)}
 }
 
 // Key names the Gateway that is meant by an object of a namespace; false if none is.
@@ -276,11 +302,18 @@ func (u WaypointUse) Key(namespace string) (Key, bool) {
 	return Key{cmp.Or(u.Namespace, namespace), u.Name}, true
 }
 
-// waypointUseOf is UseOf for labels that are not kept.
-func waypointUseOf(m map[string]string) WaypointUse {
-	name := m[api.LabelUseWaypoint]
-	if name == "" {
-		return WaypointUse{}
+// waypointUseOf is UseOf for labels that are not kept, with the canary that they and annotations name.
+func waypointUseOf(labels, annotations map[string]string) WaypointUse {
+	out := WaypointUse{Canary: canaryOf(labels[api.LabelUseWaypointCanary], labels[api.LabelUseWaypointCanaryNamespace], annotations)}
+	if out.Name = labels[api.LabelUseWaypoint]; out.Name != "" {
+		out.Namespace = labels[api.LabelUseWaypointNamespace]
 	}
-	return WaypointUse{name, m[api.LabelUseWaypointNamespace]}
+	return out
+}
+
+func canaryOf(name, namespace string, annotations map[string]string) Canary {
+	if name == "" {
+		return Canary{}
+	}
+	return Canary{name, namespace, annotations[api.AnnotationCanaryWeight]}
 }

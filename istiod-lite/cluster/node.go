@@ -97,7 +97,7 @@ func NamespaceOf(in *corev1.Namespace) *Namespace {
 		Distribution: in.Annotations[api.AnnotationTrafficDistribution],
 		Network:      in.Labels[api.LabelNetwork],
 		Labels:       LabelsOf(in.Labels),
-		Waypoint:     waypointUseOf(in.Labels),
+		Waypoint:     waypointUseOf(in.Labels, in.Annotations),
 		Required:     in.Annotations[api.AnnotationWaypointRequired],
 	}
 }

@@ -83,7 +83,7 @@ func ServiceOf(in *corev1.Service) *Service {
 		PublishNotReady:        in.Spec.PublishNotReadyAddresses,
 		InternalLocal:          in.Spec.InternalTrafficPolicy != nil && *in.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		DistributionAnnotation: in.Annotations[api.AnnotationTrafficDistribution],
-		Waypoint:               waypointUseOf(in.Labels),
+		Waypoint:               waypointUseOf(in.Labels, in.Annotations),
 		Required:               in.Annotations[api.AnnotationWaypointRequired],
 		Generation:             in.Generation,
 	}

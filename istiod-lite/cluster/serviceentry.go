@@ -71,6 +71,8 @@ type ServiceEntry struct {
 	SubjectAltNames  []string
 	// Distribution is api.AnnotationTrafficDistribution.
 	Distribution string
+	// Waypoint is what its labels say of its waypoint.
+	Waypoint WaypointUse
 	// Required is api.AnnotationWaypointRequired.
 	Required string
 	// Seen is the condition that the object has of the type that the control plane writes.
@@ -105,7 +107,7 @@ func (s *ServiceEntry) Equal(o *ServiceEntry) bool {
 		slices.Equal(s.Ports, o.Ports) && s.Internal == o.Internal && s.Resolution == o.Resolution && s.OneAddress == o.OneAddress &&
 		slices.EqualFunc(s.Endpoints, o.Endpoints, EntryEndpoint.Equal) && s.Selector.Equal(o.Selector) &&
 		s.Visibility == o.Visibility && s.ListedNamespaces == o.ListedNamespaces &&
-		slices.Equal(s.SubjectAltNames, o.SubjectAltNames) && s.Distribution == o.Distribution && s.Required == o.Required && slices.Equal(s.Faults, o.Faults)
+		slices.Equal(s.SubjectAltNames, o.SubjectAltNames) && s.Distribution == o.Distribution && s.Waypoint == o.Waypoint && s.Required == o.Required && slices.Equal(s.Faults, o.Faults)
 }
 
 // IsWildcard reports whether a host stands for many.
@@ -125,6 +127,7 @@ func ServiceEntryOf(in *unstructured.Unstructured) *ServiceEntry {
 		Generation: in.GetGeneration(), Seen: seenBy(in, authz.ConditionType), Bound: seenBy(in, api.ConditionWaypointBound),
 		AutoAddress:  in.GetLabels()[api.LabelAutoAllocate] != "false",
 		Distribution: in.GetAnnotations()[api.AnnotationTrafficDistribution],
+		Waypoint:     waypointUseOf(in.GetLabels(), in.GetAnnotations()),
 		Required:     in.GetAnnotations()[api.AnnotationWaypointRequired],
 	}
 	s.readAssigned(in)

@@ -66,7 +66,7 @@ func For(s translate.Snapshot, gateway cluster.Key) Config {
 		others(cluster.GatewayRef(gateway))
 	}
 	bind := func(ref cluster.ObjectRef, b translate.Binding) {
-		if b.Waypoint == nil || b.Waypoint.Key != gateway {
+		if !b.Serves(gateway) {
 			return
 		}
 		bound[ref], sent[ref] = true, true

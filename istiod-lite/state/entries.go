@@ -28,10 +28,10 @@ func (s *State) setEntry(key cluster.Key, e *cluster.ServiceEntry) {
 	}
 	var was, is cluster.WaypointUse
 	if old != nil {
-		was = cluster.UseOf(old.Labels)
+		was = old.Waypoint
 	}
 	if e != nil {
-		is = cluster.UseOf(e.Labels)
+		is = e.Waypoint
 	}
 	s.use(object{cluster.KindServiceEntry, key}, was, is)
 	group := s.group(key.Namespace)

@@ -361,8 +361,12 @@ func (w world) object() cluster.Object {
 
 // use is what some say of their waypoint, and others leave unsaid.
 func (w world) use() cluster.WaypointUse {
-	return pick(w, cluster.WaypointUse{}, cluster.WaypointUse{}, cluster.WaypointUse{Name: api.UseWaypointNone}, cluster.WaypointUse{Name: pick(w, "x", "y", "z")},
+	u := pick(w, cluster.WaypointUse{}, cluster.WaypointUse{}, cluster.WaypointUse{Name: api.UseWaypointNone}, cluster.WaypointUse{Name: pick(w, "x", "y", "z")},
 		cluster.WaypointUse{Name: pick(w, "x", "y", "z"), Namespace: pick(w, "a", "b")})
+	if w.IntN(3) == 0 {
+		u.Canary = cluster.Canary{Name: pick(w, "x", "y", "z"), Namespace: pick(w, "", "a"), Weight: pick(w, "", "30", "100", "101")}
+	}
+	return u
 }
 
 func (w world) withUse(ls cluster.Labels) cluster.Labels {
@@ -526,7 +530,7 @@ func (w world) serviceEntry() cluster.Object {
 		Visibility: pick(w, cluster.VisiblePublic, cluster.VisiblePublic, cluster.VisibleNamespace, cluster.VisibleNone),
 		Ports:      []cluster.ServicePort{{Name: "p", Port: 80, Target: uint16(80 + w.IntN(2))}}, Distribution: pick(w, "", "PreferClose", "wrong"),
 	}
-	e.Labels, e.Bound, e.Required = w.withUse(e.Labels), w.bound(), pick(w, "", "", "true", "false")
+	e.Waypoint, e.Bound, e.Required = w.use(), w.bound(), pick(w, "", "", "true", "false")
 	for _, h := range []string{"x.a.svc.cluster.local", "y.b.svc.cluster.local", "h1.example", "h2.example", "*.w.example"} {
 		if w.IntN(3) == 0 {
 			e.Hosts = append(e.Hosts, h)

@@ -43,9 +43,9 @@ type views struct {
 	// keyUsers are RequestAuthentications by the KeySets that they name.
 	keyUsers map[cluster.Key]set[cluster.Key]
 
-	of     map[cluster.Key]*view // by Gateway
-	gone   []cluster.Key         // views that waypoints are still to be told of
-	bound  map[cluster.ObjectRef]cluster.Key
+	of     map[cluster.Key]*view                        // by Gateway
+	gone   []cluster.Key                                // views that waypoints are still to be told of
+	bound  map[cluster.ObjectRef][]cluster.Key          // to one, or to a canary too
 	fronts map[cluster.ObjectRef]map[cluster.Key]*front // by Gateway
 	backs  map[cluster.ObjectRef]*back
 	// members are the workloads of backs, by the key under which workloads name a service, and memberOf the other way round.
@@ -113,7 +113,7 @@ func newViews() views {
 		traffic: map[cluster.Key]*cluster.BackendTrafficPolicy{}, bounding: map[cluster.ObjectRef]set[cluster.Key]{},
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
 		policies: map[policyTarget]set[cluster.Key]{}, authentications: map[policyTarget]set[cluster.Key]{}, keyUsers: map[cluster.Key]set[cluster.Key]{},
-		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
+		of: map[cluster.Key]*view{}, bound: map[cluster.ObjectRef][]cluster.Key{}, fronts: map[cluster.ObjectRef]map[cluster.Key]*front{}, backs: map[cluster.ObjectRef]*back{},
 		members: map[string]map[string]*workload.Workload{}, memberOf: map[string][]string{}, refOf: map[string]cluster.ObjectRef{},
 		residents: map[cluster.ObjectRef]set[cluster.Key]{}, leaving: set[membership]{}, last: set[membership]{},
 	}
@@ -250,7 +250,10 @@ func (c *collector) bindFronts() {
 		if b.Waypoint == nil {
 			delete(s.views.bound, ref)
 		} else {
-			s.views.bound[ref] = b.Waypoint.Key
+			s.views.bound[ref] = []cluster.Key{b.Waypoint.Key}
+			if b.Canary != nil {
+				s.views.bound[ref] = append(s.views.bound[ref], b.Canary.Key)
+			}
 		}
 	}
 	for k := range s.dirty.services {
@@ -276,13 +279,13 @@ func (c *collector) bindFronts() {
 // frontNeeds works out in whose views a service is, and what it needs there.
 func (c *collector) frontNeeds(ref cluster.ObjectRef) {
 	s := c.state
-	gateway, bound := s.views.bound[ref]
+	bound := s.views.bound[ref]
 	for k, f := range s.views.fronts[ref] {
-		if (!bound || k != gateway) && !s.lingers(membership{ref, k}) {
+		if !slices.Contains(bound, k) && !s.lingers(membership{ref, k}) {
 			c.dropFront(ref, f)
 		}
 	}
-	if bound {
+	for _, gateway := range bound {
 		delete(s.views.leaving, membership{ref, gateway})
 		delete(s.views.last, membership{ref, gateway})
 		if s.views.fronts[ref][gateway] == nil {

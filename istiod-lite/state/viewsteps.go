@@ -127,7 +127,7 @@ func (s *State) bindWorkloads(k cluster.Key, now bool) {
 		return
 	}
 	if now {
-		s.views.bound[ref] = k
+		s.views.bound[ref] = []cluster.Key{k}
 	} else {
 		delete(s.views.bound, ref)
 	}

@@ -186,10 +186,10 @@ func (s *State) use(o object, old, now cluster.WaypointUse) {
 	if old == now {
 		return
 	}
-	if k, ok := old.Key(o.key.Namespace); ok {
+	for _, k := range old.Keys(o.key.Namespace) {
 		drop(s.bindings.users, k, o)
 	}
-	if k, ok := now.Key(o.key.Namespace); ok {
+	for _, k := range now.Keys(o.key.Namespace) {
 		add(s.bindings.users, k, o)
 	}
 }
@@ -207,10 +207,10 @@ func (s *State) useOfNamespace(name string, old, now *cluster.Namespace) {
 		is, after, required[1] = now.Waypoint, now.Labels, now.Required
 	}
 	if was != is {
-		if k, ok := was.Key(name); ok {
+		for _, k := range was.Keys(name) {
 			drop(s.bindings.namespaces, k, name)
 		}
-		if k, ok := is.Key(name); ok {
+		for _, k := range is.Keys(name) {
 			add(s.bindings.namespaces, k, name)
 		}
 	}

@@ -234,7 +234,8 @@ func EntryService(m Mesh, in EntryInput, host string, canonical bool) *workload.
 	e := in.Entry
 	out := &workload.Service{
 		Name: e.Name, Namespace: e.Namespace, Hostname: host, Canonical: canonical, SubjectAltNames: e.SubjectAltNames,
-		Waypoint: in.Waypoint.Address,
+		Waypoint:          in.Waypoint.Address,
+		WeightedWaypoints: in.Waypoint.Shares,
 	}
 	if e.Visibility == cluster.VisibleNamespace {
 		out.Visibility = workload.Service_NAMESPACE

@@ -48,9 +48,10 @@ func Service(m Mesh, in ServiceInput) (*workload.Service, []Problem) {
 		Namespace: s.Namespace,
 		Hostname:  Hostname(m, s.Key),
 		// A Kubernetes service wins its host name from everything else that may claim it.
-		Canonical:  true,
-		IpFamilies: ipFamilies(s),
-		Waypoint:   in.Waypoint.Address,
+		Canonical:         true,
+		IpFamilies:        ipFamilies(s),
+		Waypoint:          in.Waypoint.Address,
+		WeightedWaypoints: in.Waypoint.Shares,
 	}
 	for _, claim := range Claims(s) {
 		if rival, lost := in.Rivals[claim.Addr]; lost {

@@ -1,9 +1,11 @@
 package translate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/api/security"
@@ -148,6 +150,8 @@ const (
 	reasonUnready     = "WaypointIsNotReady"
 	reasonDenied      = "AttachmentDenied"
 	reasonUnsupported = "UnsupportedTrafficType"
+	reasonWeight      = "CanaryInvalidWeight"
+	reasonSame        = "CanarySameAsPrimary"
 )
 
 // BindInput is what decides which waypoint the traffic of an object takes.
@@ -175,12 +179,29 @@ func (in BindInput) Meant() (key cluster.Key, own bool) {
 	return key, false
 }
 
+// canary is the second waypoint that the traffic of a service is to share: the object's, or its namespace's if that names the first too.
+func (in BindInput) canary() (key cluster.Key, weight string, meant bool) {
+	if in.Traffic != api.WaypointForService {
+		return key, "", false
+	}
+	c := in.Use.Canary
+	if c.Name == "" && in.Use.Name == "" && in.NamespaceObject != nil {
+		c = in.NamespaceObject.Waypoint.Canary
+	}
+	key, meant = c.Key(in.Namespace)
+	return key, c.Weight, meant
+}
+
 // Binding is a decision on the waypoint of an object.
 type Binding struct {
 	// Waypoint is told of the object's traffic, and serves it as soon as it is sent there; nil if none is.
 	Waypoint *Waypoint
 	// Address is where the traffic is sent, nil if it takes no waypoint.
 	Address *workload.GatewayAddress
+	// Canary is a second waypoint that is told of the traffic and serves it, nil if none is. Shares are those of both, none if all of the
+	// traffic takes the one at Address.
+	Canary *Waypoint
+	Shares []*workload.WeightedWaypoint
 	// Required says that the traffic is refused while Waypoint is not there to take it. Gateway is who it is meant for then.
 	Required bool
 	Gateway  cluster.Key
@@ -196,7 +217,10 @@ func Bind(m Mesh, in BindInput, find func(cluster.Key) *Waypoint) Binding {
 	}
 	w := find(key)
 	b := bind(m, in, key, own, w)
-	if b.Reason == "" || b.Reason == reasonBound && !in.Required {
+	if b.Reason == reasonBound {
+		b.share(m, in, key, find)
+	}
+	if b.Reason == "" || b.Address != nil && !in.Required {
 		return b
 	}
 	switch {
@@ -209,6 +233,39 @@ func Bind(m Mesh, in BindInput, find func(cluster.Key) *Waypoint) Binding {
 	}
 	b.Required, b.Gateway = in.Required, key
 	return b
+}
+
+// Serves reports whether a waypoint is told of the traffic, and serves it.
+func (b Binding) Serves(gateway cluster.Key) bool {
+	return b.Waypoint != nil && b.Waypoint.Key == gateway || b.Canary != nil && b.Canary.Key == gateway
+}
+
+// share gives the canary its share of what takes the primary. One that cannot be used leaves all to that, and is told.
+func (b *Binding) share(m Mesh, in BindInput, primary cluster.Key, find func(cluster.Key) *Waypoint) {
+	key, text, meant := in.canary()
+	if !meant {
+		return
+	}
+	unusable := func(reason, message string) {
+		b.Reason, b.Message = reason, fmt.Sprintf("all traffic takes waypoint %s, none its canary: %s", primary, message)
+	}
+	if key == primary {
+		unusable(reasonSame, fmt.Sprintf("both are waypoint %s", key))
+		return
+	}
+	weight, err := strconv.ParseUint(cmp.Or(text, "0"), 10, 8)
+	if err != nil || weight > 100 {
+		unusable(reasonWeight, fmt.Sprintf("annotation %s is %q: want a number from 0 to 100", api.AnnotationCanaryWeight, text))
+		return
+	}
+	c := bind(m, in, key, true, find(key))
+	b.Canary = c.Waypoint
+	if c.Reason != reasonBound {
+		unusable(c.Reason, c.Message)
+		return
+	}
+	b.Shares = []*workload.WeightedWaypoint{{Destination: b.Address, Weight: 100 - uint32(weight)}, {Destination: c.Address, Weight: uint32(weight)}}
+	b.Message = fmt.Sprintf("of its connections %d%% take waypoint %s, and %d%% its canary %s", 100-weight, primary, weight, key)
 }
 
 // bind decides without regard to what is done where there is no waypoint.
@@ -271,7 +328,7 @@ func WorkloadEntryWaypointStatus(e *cluster.WorkloadEntry, b Binding) Status {
 func ServiceBind(s *cluster.Service, ns *cluster.Namespace) BindInput {
 	use := s.Waypoint
 	if s.Gateway != "" {
-		use.Name = api.UseWaypointNone // a waypoint takes none itself
+		use = cluster.WaypointUse{Name: api.UseWaypointNone} // a waypoint takes none itself
 	}
 	return BindInput{use, s.Namespace, ns, api.WaypointForService, required(s.Required, ns)}
 }
@@ -301,16 +358,22 @@ func requiredName(o cluster.ObjectRef) string {
 // RequiredName is the key of the authorisation by which the endpoints of a service, or of a ServiceEntry, let nobody in but its waypoint.
 func RequiredName(o cluster.ObjectRef) string { return o.Key.Namespace + "/" + requiredName(o) }
 
-// RequiredPolicy is that authorisation; nil if a waypoint is not required. The waypoint is known by the service account of its Gateway's
+// RequiredPolicy is that authorisation; nil if a waypoint is not required. The waypoint, and its canary, are known by the service account of its Gateway's
 // name.
 func RequiredPolicy(m Mesh, o cluster.ObjectRef, b Binding) *security.Authorization {
 	if !b.Required {
 		return nil
 	}
 	match := &security.Match{}
+	gateways := []cluster.Key{b.Gateway}
+	if b.Canary != nil {
+		gateways = append(gateways, b.Canary.Key)
+	}
 	for _, domain := range m.trustDomains() {
-		match.NotPrincipals = append(match.NotPrincipals, &security.StringMatch{MatchType: &security.StringMatch_Exact{
-			Exact: domain + "/ns/" + b.Gateway.Namespace + "/sa/" + b.Gateway.Name}})
+		for _, g := range gateways {
+			match.NotPrincipals = append(match.NotPrincipals, &security.StringMatch{MatchType: &security.StringMatch_Exact{
+				Exact: domain + "/ns/" + g.Namespace + "/sa/" + g.Name}})
+		}
 	}
 	return &security.Authorization{
 		Name: requiredName(o), Namespace: o.Key.Namespace, Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY,
@@ -363,7 +426,7 @@ func PodBind(p *cluster.Pod, ns *cluster.Namespace) BindInput {
 
 // EntryBind is how a ServiceEntry is bound.
 func EntryBind(e *cluster.ServiceEntry, ns *cluster.Namespace) BindInput {
-	return BindInput{cluster.UseOf(e.Labels), e.Namespace, ns, api.WaypointForService, required(e.Required, ns)}
+	return BindInput{e.Waypoint, e.Namespace, ns, api.WaypointForService, required(e.Required, ns)}
 }
 
 // WorkloadEntryBind is how a WorkloadEntry is bound.
