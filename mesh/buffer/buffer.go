@@ -53,15 +53,18 @@ func Get(n int) []byte {
 		}
 	}
 	inUse.Add(int64(len(b)))
+	lent(b)
 	return b
 }
 
 // Put takes back a buffer of Get, of any length but from its first byte on. Nil is allowed and does nothing. The caller
 // must not use the buffer any more.
 func Put(b []byte) {
-	switch cap(b) {
-	case 0:
+	if cap(b) == 0 {
 		return
+	}
+	given(b[:cap(b)])
+	switch cap(b) {
 	case Tiny:
 		tiny.Put((*[Tiny]byte)(b[:Tiny]))
 	case Small:

@@ -29,6 +29,9 @@ func read(fd uintptr, p []byte) (int, error) {
 		return syscall.Read(int(fd), p)
 	}
 	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	if errno == 0 {
+		written(p[:n])
+	}
 	return result(n, errno)
 }
 
@@ -46,6 +49,7 @@ func write(fd uintptr, p []byte) (int, error) {
 	if len(p) == 0 || len(p) > small {
 		return syscall.Write(int(fd), p)
 	}
+	seen(p)
 	n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
 	return result(n, errno)
 }
