@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -80,4 +81,54 @@ func (p *pool) dialling() int {
 	p.mu.Lock()
 	defer p.unlock()
 	return p.dials
+}
+
+// TestEnds: a connection that its backend ends is forgotten, and counts no more; Close ends the others, and waits for them.
+func TestEnds(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	m := New(Config{})
+	c := &Cluster{manager: m, name: "c", known: map[endpointKey]*Endpoint{}}
+	backend := plain(1, 1)
+	backend.Address = ln.Addr().(*net.TCPAddr).AddrPort()
+	c.apply(&config.Cluster{Name: "c", Settings: &config.Settings{ConnectTimeout: time.Minute}, Endpoints: endpointsOf([]*config.Endpoint{backend})})
+	e := mustChoose(t, c)
+	ask := func() net.Conn {
+		client, err := e.Client(t.Context(), message.HTTP11)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nc, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		if _, err := io.WriteString(nc, "HTTP/1.1 204 No Content\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.RoundTrip(t.Context(), &message.Request{Method: "GET", Authority: "a", Path: "/"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		return nc
+	}
+	nc := ask()
+	if n, used := e.Connections(), c.usage.connections.Load(); n != 1 || used != 1 {
+		t.Errorf("%d connections, %d count", n, used)
+	}
+	_ = nc.Close()
+	for over := time.After(30 * time.Second); e.Connections() > 0 || c.usage.connections.Load() > 0; {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-over:
+			t.Fatalf("%d connections, %d count", e.Connections(), c.usage.connections.Load())
+		}
+	}
+	ask()
+	m.Close()
+	if n, used := e.Connections(), c.usage.connections.Load(); n != 0 || used != 0 {
+		t.Errorf("after Close: %d connections, %d count", n, used)
+	}
 }
