@@ -456,3 +456,72 @@ func TestSinkIsToldOfAResetAfterTheEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestOnReadable: who waits for something to read is told of payload, of an end, of a reset, and of the connection's end; once, and at
+// once if it is there.
+func TestOnReadable(t *testing.T) {
+	client, server := pair(t, Config{}, Config{}, func(s *Stream) {
+		if s.WriteHeaders(ok200, false) != nil {
+			return
+		}
+		p := make([]byte, 1)
+		for {
+			if _, err := s.Read(p); err != nil {
+				return
+			}
+			switch p[0] {
+			case 'e':
+				_ = s.CloseWrite()
+			case 'r':
+				s.Reset(Cancel)
+			default:
+				_, _ = s.Write(p)
+			}
+		}
+	})
+	told := make(chan string, 10)
+	watch := func(what string) (s *Stream) {
+		s = open(t, client, connect, false)
+		s.OnReadable(func() { told <- "not taken back" })
+		s.OnReadable(nil)
+		s.OnReadable(func() { told <- what })
+		return s
+	}
+	want := func(what string) {
+		t.Helper()
+		select {
+		case got := <-told:
+			if got != what {
+				t.Errorf("told of %q, want %q", got, what)
+			}
+		case <-time.After(patience):
+			t.Errorf("not told of %s", what)
+		}
+	}
+	write := func(s *Stream, p string) {
+		if _, err := s.Write([]byte(p)); err != nil {
+			t.Error(err)
+		}
+	}
+	s := watch("payload")
+	write(s, "xx")
+	want("payload")
+	s.OnReadable(func() { told <- "what is there" })
+	want("what is there")
+	if _, err := io.ReadFull(s, make([]byte, 2)); err != nil {
+		t.Error(err)
+	}
+	s.OnReadable(func() { told <- "close" })
+	s.Close()
+	s.OnReadable(func() { told <- "closed" })
+	write(watch("end"), "e")
+	want("end")
+	write(watch("reset"), "r")
+	want("reset")
+	watch("connection")
+	server.Close()
+	want("connection")
+	if len(told) > 0 {
+		t.Errorf("told of %s", <-told)
+	}
+}

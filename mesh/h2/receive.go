@@ -36,7 +36,36 @@ func (s *Stream) take(r *reader, h gathered) {
 	s.enqueueLocked(r, p, h.to)
 	s.recvEnd = s.recvEnd || h.end
 	s.rcond.Broadcast()
+	readable := s.readableLocked()
 	s.rmu.Unlock()
+	if readable != nil {
+		readable()
+	}
+}
+
+// readableLocked takes what OnReadable was given, if it is time to call it.
+func (s *Stream) readableLocked() func() {
+	if s.onReadable == nil || len(s.queue) == 0 && !s.recvEnd && s.rerr == nil {
+		return nil
+	}
+	f := s.onReadable
+	s.onReadable = nil
+	return f
+}
+
+// OnReadable has f called, once, when Read would not wait any more, whatever its deadline: at once if that is so. Nil takes it back. f is
+// not called after Reset or Close, and must not block.
+func (s *Stream) OnReadable(f func()) {
+	s.rmu.Lock()
+	s.onReadable = nil
+	if !s.discard {
+		s.onReadable = f
+	}
+	readable := s.readableLocked()
+	s.rmu.Unlock()
+	if readable != nil {
+		readable()
+	}
 }
 
 // push gives payload to the sink. It is called with rmu and unlocks it.
@@ -223,7 +252,11 @@ func (s *Stream) endRead(err error) {
 	sink, onReset := s.sink, s.onReset
 	s.pushing, s.onReset = false, nil
 	s.rcond.Broadcast()
+	readable := s.readableLocked()
 	s.rmu.Unlock()
+	if readable != nil {
+		readable()
+	}
 	if sink != nil {
 		sink.End(err)
 	}

@@ -46,6 +46,7 @@ type Stream struct {
 	sink         Sink    // payload goes here while pushing
 	pushing      bool
 	onReset      func()
+	onReadable   func()
 	readDeadline deadline
 
 	firstBlock [1][]Field // of blocks, mostly the only one
@@ -321,7 +322,7 @@ func (s *Stream) drop(err error) {
 		return
 	}
 	s.discard = true
-	s.pushing, s.sink = false, nil
+	s.pushing, s.sink, s.onReadable = false, nil, nil
 	if s.rerr == nil {
 		s.rerr = err
 	}

@@ -33,6 +33,10 @@ func (s *Stream) WaitReadable() error { return s.s.WaitReadable() }
 // Readable tells whether Read would return at once.
 func (s *Stream) Readable() bool { return s.s.Ready() }
 
+// OnReadable has f called, once, when Read would not wait any more, whatever its deadline: at once if that is so. Nil takes it back. f is
+// not called after Reset or Close, and must not block.
+func (s *Stream) OnReadable(f func()) { s.s.OnReadable(f) }
+
 // Write blocks while the peer's flow-control window is closed. It returns *h2.StreamError after the peer's reset, and
 // *h2.ConnError after the end of the connection.
 func (s *Stream) Write(p []byte) (int, error) { return s.s.Write(p) }

@@ -87,8 +87,26 @@ func (c *client1) restLocked() {
 	}
 }
 
+// notifier is a connection that tells when it has something to read, so that nobody need wait for it: a tunnel.
+type notifier interface{ OnReadable(f func()) }
+
+// ended is told that there is something to read. On an idle connection that is its end.
+func (c *client1) ended() {
+	c.mu.Lock()
+	idle := !c.busy && !c.closed
+	c.draining = c.draining || idle
+	c.mu.Unlock()
+	if idle {
+		go c.Close() // Done waits for it
+	}
+}
+
 // awaitEnd waits until the backend ends the idle connection, or Reserve ends the wait.
 func (c *client1) awaitEnd() {
+	if n, ok := c.nc.(notifier); ok {
+		n.OnReadable(c.ended)
+		return
+	}
 	c.mu.Lock()
 	wait := !c.busy && !c.closed
 	c.waiting = wait

@@ -118,6 +118,52 @@ func TestIdleReuse(t *testing.T) {
 	}
 }
 
+// telling is a connection that tells when there is something to read, as tunnels do: when the test says so.
+type telling struct {
+	net.Conn
+	asked chan func()
+}
+
+func (n *telling) OnReadable(f func()) { n.asked <- f }
+
+// TestIdleTold: over a tunnel nobody waits for the end of an idle connection: it is told of it, unless it is used again.
+func TestIdleTold(t *testing.T) {
+	s := serve(t, nil, func(x *Exchange) { ok(x, "hello") })
+	nc, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := &telling{nc, make(chan func())}
+	c := NewClient(over, message.HTTP11, nil)
+	defer c.Close()
+	for i := range 2 {
+		if !c.Reserve() {
+			t.Fatal("it takes no request")
+		}
+		resp, err := c.RoundTrip(context.Background(), &message.Request{Method: "GET", Path: "/", Authority: "a"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, err := readAll(resp.Body); err != nil || body != "hello" {
+			t.Fatalf("%q, %v", body, err)
+		}
+		tell := <-over.asked
+		if i > 0 {
+			tell()
+			break
+		}
+		if !c.Reserve() {
+			t.Fatal("it takes no request while it is watched")
+		}
+		tell() // that the response has come
+		c.Unreserve()
+	}
+	<-c.Done()
+	if !c.Draining() || c.Reserve() || c.Err() != nil {
+		t.Errorf("it goes on after its end, or ended with %v", c.Err())
+	}
+}
+
 func TestContext(t *testing.T) {
 	for _, proto := range []message.Protocol{message.HTTP11, message.HTTP2} {
 		entered := make(chan struct{})
