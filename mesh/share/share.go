@@ -215,14 +215,14 @@ func (d *Divider) Run(ctx context.Context) error {
 	}
 }
 
-// watch looks at the parties until they do little: each window, and each interval, at the clock too, while somebody would be held back
-// if the process were late. A timer that is due soon costs each message that is waited for meanwhile as much as a system call.
+// watch looks at the parties until they do little: each window, and each interval, at the clock too, while several of them work: who
+// is alone is never held back. A timer that is due soon costs each message that is waited for meanwhile as much as a system call.
 func (d *Divider) watch(ctx context.Context) {
 	timer := time.NewTimer(d.cfg.Interval)
 	defer timer.Stop()
 	cpu := d.cfg.processorTime()
 	cost := 1.0                // processor time per unit of work
-	span, mattered := 1, false // the pause, in intervals; whether lateness mattered in this window
+	span, together := 1, false // the pause, in intervals; whether several have worked in this window
 	for slot, idle := 0, 0; idle < idleWindows*window; {
 		pause := time.Duration(span) * d.cfg.Interval
 		due := time.Now().Add(pause)
@@ -239,15 +239,15 @@ func (d *Divider) watch(ctx context.Context) {
 			cost = d.calibrate(cost, now-cpu)
 			cpu = now
 		}
-		much, matters := d.divide(late, cost)
+		much, several := d.divide(late, cost)
 		if idle += span; much {
 			idle = 0
 		}
-		if mattered = mattered || matters; slot == 0 {
-			if span = window; mattered {
+		if together = together || several; slot == 0 {
+			if span = window; together {
 				span = 1
 			}
-			mattered = false
+			together = false
 		}
 	}
 }
@@ -256,6 +256,7 @@ func (d *Divider) watch(ctx context.Context) {
 func (d *Divider) account(slot, span int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.intime += span
 	for p := range d.parties {
 		done := p.done.Load()
 		for i := range span {
@@ -288,8 +289,8 @@ func (p *Party) sum() int64 {
 }
 
 // divide looks at what each party has done in the window, and says how fast those with the most may go on. It returns
-// whether there was much, and whether it matters that the process is in time.
-func (d *Divider) divide(late bool, cost float64) (much, matters bool) {
+// whether there was much, and whether several have worked.
+func (d *Divider) divide(late bool, cost float64) (much, several bool) {
 	span := float64(window * d.cfg.Interval)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -310,12 +311,10 @@ func (d *Divider) divide(late bool, cost float64) (much, matters bool) {
 	}
 	slices.SortFunc(active, func(a, b use) int { return cmp.Compare(b.used, a.used) })
 	// Where all do about as much, such as the two ends of one transfer, there is nobody whom holding back would help.
-	if n := len(active); n > 1 {
-		matters = active[n-1].used < littleOfMost*active[0].used && total > ownPart*float64(d.cfg.Processors)
-	}
-	late = late && matters
+	several = len(active) > 1
+	late = late && several && active[len(active)-1].used < littleOfMost*active[0].used && total > ownPart*float64(d.cfg.Processors)
 	rise := faster
-	if d.intime++; d.intime > calm {
+	if d.intime > calm {
 		rise = muchFaster
 	}
 	if late {
@@ -323,11 +322,11 @@ func (d *Divider) divide(late bool, cost float64) (much, matters bool) {
 		d.intime = 0
 	}
 	for _, u := range active {
-		heavy := len(active) > 1 && u.used > total/float64(len(active)) && u.used > d.cfg.Least
+		heavy := several && u.used > total/float64(len(active)) && u.used > d.cfg.Least
 		switch {
 		case late && heavy && u.p.allowed == 0:
 			u.p.allow(max(slower*u.used, d.cfg.Least), cost)
-		case len(active) == 1:
+		case !several:
 			u.p.allow(0, cost) // whoever made it late, it is nobody that this would help
 		case late && u.p.allowed > 0:
 			u.p.allow(max(slower*u.p.allowed, d.cfg.Least), cost)
@@ -338,9 +337,8 @@ func (d *Divider) divide(late bool, cost float64) (much, matters bool) {
 			}
 			u.p.allow(allowed, cost)
 		}
-		matters = matters || u.p.allowed > 0
 	}
-	return total > muchWork, matters
+	return total > muchWork, several
 }
 
 // allow bounds what the party may use, in processors.

@@ -147,9 +147,9 @@ func TestAloneNobodyWaits(t *testing.T) {
 	})
 }
 
-// TestTheClockIsLookedAtOnlyWhereItMatters counts looks: each of them may wake the process, so that there are few while nobody
-// would be held back, and one each interval once somebody would.
-func TestTheClockIsLookedAtOnlyWhereItMatters(t *testing.T) {
+// TestNobodyLooksAtTheClockForOne counts looks: each of them may wake the process, so that there are few while a party is alone, and
+// one each interval once there is another.
+func TestNobodyLooksAtTheClockForOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &machine{}
 		d := m.run(t)
