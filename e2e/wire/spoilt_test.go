@@ -143,10 +143,12 @@ type index struct {
 	route *cluster.Route
 }
 
-func (ix index) Host(ref cluster.ObjectRef) *l7.Host                   { return ix.hosts[ref] }
-func (ix index) Fault(*l7.Host) *cluster.Injection                     { return nil }
-func (ix index) Rule(*l7.Host) *cluster.DestinationRule                { return nil }
-func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route      { return []*cluster.Route{ix.route} }
+func (ix index) Host(ref cluster.ObjectRef) *l7.Host              { return ix.hosts[ref] }
+func (ix index) Fault(*l7.Host) *cluster.Injection                { return nil }
+func (ix index) Rule(*l7.Host) *cluster.DestinationRule           { return nil }
+func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route { return []*cluster.Route{ix.route} }
+func (index) IsWaypoint(cluster.Key) bool                         { return false }
+
 func (index) BackendTLS(cluster.ObjectRef) []*cluster.BackendTLSPolicy { return nil }
 
 func (index) BackendTraffic(cluster.ObjectRef) []*cluster.BackendTrafficPolicy { return nil }

@@ -91,6 +91,9 @@ func EntryRef(k Key) ObjectRef { return ObjectRef{GroupIstioNetworking, KindServ
 // GatewayRef names a Gateway.
 func GatewayRef(k Key) ObjectRef { return ObjectRef{GroupGateway, KindGateway, k} }
 
+// IsGateway reports whether r names a Gateway.
+func (r ObjectRef) IsGateway() bool { return r.Of(GroupGateway, KindGateway) }
+
 // IsService reports whether r names a Kubernetes service.
 func (r ObjectRef) IsService() bool { return r.Of(GroupCore, KindService) }
 

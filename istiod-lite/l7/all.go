@@ -212,6 +212,7 @@ func keySets(s translate.Snapshot) KeySets {
 type index struct {
 	mesh     translate.Mesh
 	from     string // the namespace of the waypoint
+	waypoint func(cluster.Key) *translate.Waypoint
 	routes   []*cluster.Route
 	hosts    []*Host
 	rules    *Rules
@@ -222,7 +223,7 @@ type index struct {
 }
 
 func newIndex(s translate.Snapshot, from string) index {
-	ix := index{mesh: s.Mesh, from: from, routes: s.Routes, rules: &Rules{}, faults: s.VirtualServices, policies: s.BackendTLSPolicies, traffic: s.TrafficPolicies, bundles: s.Bundles}
+	ix := index{mesh: s.Mesh, from: from, waypoint: s.Waypoint, routes: s.Routes, rules: &Rules{}, faults: s.VirtualServices, policies: s.BackendTLSPolicies, traffic: s.TrafficPolicies, bundles: s.Bundles}
 	for _, r := range s.DestinationRules {
 		ix.rules.Add(r)
 	}
@@ -249,6 +250,9 @@ func (ix index) Host(ref cluster.ObjectRef) *Host {
 
 // Fault is part of Index.
 func (ix index) Fault(h *Host) *cluster.Injection { return FaultOf(ix.faults, h) }
+
+// IsWaypoint is part of Index.
+func (ix index) IsWaypoint(gateway cluster.Key) bool { return ix.waypoint(gateway) != nil }
 
 // Rule is part of Index.
 func (ix index) Rule(h *Host) *cluster.DestinationRule { return ix.rules.Lookup(ix.mesh, ix.from, h) }

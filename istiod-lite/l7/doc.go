@@ -43,6 +43,8 @@ type Index interface {
 	Named(namespace, hostname string) *Host
 	// Routes returns all routes, of any kind and in any order, that name the object as a parent, each once.
 	Routes(parent cluster.ObjectRef) []*cluster.Route
+	// IsWaypoint reports whether there is a Gateway of that name that is a waypoint of this control plane.
+	IsWaypoint(gateway cluster.Key) bool
 	// Rule returns the DestinationRule that is in force for a host at the waypoint that is translated for; nil if there is none.
 	Rule(h *Host) *cluster.DestinationRule
 	// Fault returns what is injected into requests to a host; nil if nothing is.

@@ -90,18 +90,24 @@ func (c *conditions) add(typ gatewayv1.RouteConditionType, good bool, reason gat
 	c.list = append(c.list, cluster.Condition{Type: string(typ), Status: status, Reason: string(reason), Message: message, Generation: c.generation})
 }
 
-// Status says what became of a route, for each of its parents that is a service. Gateways have their own controllers. It depends
-// on the route's parents, the other routes of these, and on what the route refers to.
+// Status says what became of a route, for each of its parents that is a service or a waypoint. Other Gateways have their own controllers. It
+// depends on the route's parents, the other routes of these, and on what the route refers to.
 func Status(r *cluster.Route, ix Index) []cluster.ParentStatus {
 	var out []cluster.ParentStatus
 	for _, p := range r.Parents {
-		if !p.Mesh() {
+		c := conditions{generation: r.Generation}
+		switch {
+		case p.Mesh():
+			acceptance(&c, r, p, ix)
+			references(&c, r, ix)
+			waypoint(&c, p, ix)
+		case p.Ref.IsGateway() && ix.IsWaypoint(p.Ref.Key):
+			c.add(gatewayv1.RouteConditionAccepted, false, gatewayv1.RouteReasonNotAllowedByListeners, fmt.Sprintf(
+				"%s is a waypoint, which executes the routes of the services that are bound to it: name the Service or ServiceEntry in parentRefs", p.Ref))
+			references(&c, r, ix)
+		default:
 			continue
 		}
-		c := conditions{generation: r.Generation}
-		acceptance(&c, r, p, ix)
-		references(&c, r, ix)
-		waypoint(&c, p, ix)
 		slices.SortFunc(c.list, func(a, b cluster.Condition) int { return strings.Compare(a.Type, b.Type) })
 		out = append(out, cluster.ParentStatus{Ref: p.Written, Conditions: c.list})
 	}

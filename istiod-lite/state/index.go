@@ -41,6 +41,9 @@ func (c *collector) Host(ref cluster.ObjectRef) *l7.Host {
 	return nil
 }
 
+// IsWaypoint is part of l7.Index.
+func (c *collector) IsWaypoint(gateway cluster.Key) bool { return c.state.waypoint(gateway) != nil }
+
 // Routes is part of l7.Index.
 func (c *collector) Routes(parent cluster.ObjectRef) []*cluster.Route {
 	var out []*cluster.Route

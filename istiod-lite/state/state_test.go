@@ -215,7 +215,7 @@ func checkEmpty(t *testing.T, s *State) {
 		"slices": len(s.slices), "policies": len(s.policies), "podsOnNode": len(s.podsOnNode), "podsAt": len(s.podsAt),
 		"slicesOf": len(s.slicesOf), "slicesAt": len(s.slicesAt), "slicesNamed": len(s.slicesNamed), "slicesOn": len(s.slicesOn),
 		"gateways": len(s.bindings.gateways), "classes": len(s.bindings.classes), "deployments": len(s.bindings.deployments),
-		"rules": len(s.views.rules), "found rules": s.views.found.Len(), "virtual": len(s.views.virtual), "traffic": len(s.views.traffic), "bounding": len(s.views.bounding), "routes": len(s.views.routes), "attached": len(s.views.attached), "referring": len(s.views.referring), "views": len(s.views.of),
+		"rules": len(s.views.rules), "found rules": s.views.found.Len(), "virtual": len(s.views.virtual), "traffic": len(s.views.traffic), "bounding": len(s.views.bounding), "routes": len(s.views.routes), "attached": len(s.views.attached), "astray": len(s.views.astray), "referring": len(s.views.referring), "views": len(s.views.of),
 		"bound": len(s.views.bound), "fronts": len(s.views.fronts), "backs": len(s.views.backs), "members": len(s.views.members),
 		"leaving": len(s.views.leaving), "last": len(s.views.last), "memberOf": len(s.views.memberOf), "refOf": len(s.views.refOf), "residents": len(s.views.residents),
 		"users": len(s.bindings.users), "using namespaces": len(s.bindings.namespaces), "waypoints": len(s.bindings.waypoints), "told": len(s.bindings.told),
@@ -405,7 +405,7 @@ func (w world) route() cluster.Object {
 	}
 	r.Parents = []cluster.RouteParent{{Ref: cluster.ServiceRef(cluster.Key{Namespace: r.Namespace, Name: pick(w, "x", "y")})}}
 	for range w.IntN(2) {
-		r.Parents = append(r.Parents, cluster.RouteParent{Ref: w.ref(), Port: pick[uint16](w, 0, 0, 80, 99)})
+		r.Parents = append(r.Parents, cluster.RouteParent{Ref: pick(w, w.ref(), w.ref(), w.ref(), cluster.GatewayRef(w.key())), Port: pick[uint16](w, 0, 0, 80, 99)})
 	}
 	rule := cluster.RouteRule{Matches: []cluster.RouteMatch{{}}}
 	for range w.IntN(3) {

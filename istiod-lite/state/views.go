@@ -22,6 +22,8 @@ type views struct {
 	routes map[object]*cluster.Route
 	// attached are the routes that name an object as a parent, referring those that name it as a backend.
 	attached, referring map[cluster.ObjectRef]set[object]
+	// astray are the routes that name a Gateway as a parent: only services have routes.
+	astray map[cluster.Key]set[object]
 
 	// backendTLS are BackendTLSPolicies, securing those that have an object as a target, and trusting those that refer to a bundle.
 	backendTLS map[cluster.Key]*cluster.BackendTLSPolicy
@@ -108,7 +110,7 @@ type back struct {
 func newViews() views {
 	return views{
 		rules: map[cluster.Key]*cluster.DestinationRule{}, virtual: map[string]map[cluster.Key]*cluster.VirtualService{}, telemetries: map[cluster.Key]*cluster.Telemetry{},
-		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
+		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, astray: map[cluster.Key]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
 		backendTLS: map[cluster.Key]*cluster.BackendTLSPolicy{}, securing: map[cluster.ObjectRef]set[cluster.Key]{},
 		traffic: map[cluster.Key]*cluster.BackendTrafficPolicy{}, bounding: map[cluster.ObjectRef]set[cluster.Key]{},
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
@@ -155,13 +157,13 @@ func (s *State) setRoute(o object, r *cluster.Route) {
 		return
 	}
 	if old != nil {
-		s.linkRoute(o, old, drop[cluster.ObjectRef, object])
+		s.linkRoute(o, old, drop[cluster.ObjectRef, object], drop[cluster.Key, object])
 	}
 	if r == nil {
 		delete(s.views.routes, o)
 	} else {
 		s.views.routes[o] = r
-		s.linkRoute(o, r, add[cluster.ObjectRef, object])
+		s.linkRoute(o, r, add[cluster.ObjectRef, object], add[cluster.Key, object])
 	}
 	s.dirtyViews.routes[o] = struct{}{}
 	for _, changed := range []*cluster.Route{old, r} {
@@ -175,12 +177,15 @@ func (s *State) setRoute(o object, r *cluster.Route) {
 }
 
 // linkRoute enters a route, or takes it out, where it is found by what it names.
-func (s *State) linkRoute(o object, r *cluster.Route, link func(map[cluster.ObjectRef]set[object], cluster.ObjectRef, object)) {
+func (s *State) linkRoute(o object, r *cluster.Route, link func(map[cluster.ObjectRef]set[object], cluster.ObjectRef, object), stray func(map[cluster.Key]set[object], cluster.Key, object)) {
 	done := set[cluster.ObjectRef]{}
 	for _, p := range r.Parents {
 		if _, twice := done[p.Ref]; !twice && p.Mesh() {
 			done[p.Ref] = struct{}{}
 			link(s.views.attached, p.Ref, o)
+		}
+		if p.Ref.IsGateway() {
+			stray(s.views.astray, p.Ref.Key, o)
 		}
 	}
 	clear(done)

@@ -156,6 +156,9 @@ func (s *State) waypoint(k cluster.Key) *translate.Waypoint { return s.bindings.
 func (s *State) settleWaypoints() {
 	for k := range s.dirty.gateways {
 		s.touchPolicies(authz.TargetGateway, k)
+		for o := range s.views.astray[k] {
+			s.dirtyViews.routes[o] = struct{}{}
+		}
 		in := translate.WaypointInput{Gateway: s.bindings.gateways[k], Service: s.services[k], Deployment: s.bindings.deployments[k]}
 		if in.Gateway != nil {
 			in.Class = s.bindings.classes[in.Gateway.Class]
