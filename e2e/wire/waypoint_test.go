@@ -189,7 +189,7 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 			req.Header.Add(name, value)
 		}
 	}
-	d, asked := decide(t, chain, uint16(port), req, client, claims)
+	d, asked := decide(t, chain, uint16(port), server, req, client, claims)
 	if asked != "" {
 		return "ask " + asked, ""
 	}
@@ -246,7 +246,7 @@ func answer(t *testing.T, now *config.Snapshot, hosts map[string]netip.Addr, lin
 }
 
 // decide asks the policies of a chain. It names those who would be asked outside before.
-func decide(t *testing.T, chain *config.Chain, port uint16, req *message.Request, client route.Client, claims map[string]any) (policy.RequestDecision, string) {
+func decide(t *testing.T, chain *config.Chain, port uint16, server string, req *message.Request, client route.Client, claims map[string]any) (policy.RequestDecision, string) {
 	t.Helper()
 	id, err := identity.Parse(client.Principal)
 	if err != nil {
@@ -254,7 +254,7 @@ func decide(t *testing.T, chain *config.Chain, port uint16, req *message.Request
 	}
 	from := netip.MustParseAddr("192.168.0.1")
 	r := policy.Request{
-		Connection: policy.Connection{Peer: id, Source: from, Destination: netip.AddrPortFrom(from, port)}, Remote: from, Claims: claims,
+		Connection: policy.Connection{Peer: id, Source: from, Destination: netip.AddrPortFrom(from, port)}, Remote: from, Claims: claims, Server: server,
 	}
 	if chain.HTTP != nil {
 		r.Head = &policy.Head{Method: req.Method, Authority: req.Authority, Path: req.Path, Header: req.Header}

@@ -191,6 +191,12 @@ func (e expressions) permission(in policy.Expr, doubt bool) *rbacv3.Permission {
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_DestinationIp{DestinationIp: cidr(in.Range)}}
 	case policy.DestinationPort:
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_DestinationPort{DestinationPort: uint32(in.First)}}
+	case policy.ServerName:
+		name := text(in.Text)
+		if in.Text.Kind == policy.Present { // a name that is empty is none
+			name.MatchPattern = &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: ".+"}}
+		}
+		return &rbacv3.Permission{Rule: &rbacv3.Permission_RequestedServerName{RequestedServerName: name}}
 	}
 	if !e.http {
 		return constant(doubt)

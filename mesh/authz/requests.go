@@ -203,6 +203,8 @@ func (r *reader) requestCondition(where string, c *securityv1.Condition) part {
 		r.invalid(where, errNothing)
 	case key == "remote.ip":
 		tests(r, &p.source, in, c.GetValues(), out, c.GetNotValues(), remoteIP)
+	case key == "connection.sni":
+		tests(r, &p.operation, in, c.GetValues(), out, c.GetNotValues(), serverName)
 	case isHeader:
 		name, closed := strings.CutSuffix(strings.ToLower(name), "]")
 		if !closed || !headerName.MatchString(name) {
@@ -294,6 +296,12 @@ func path(v string) (policy.Expr, error) {
 func remoteIP(v string) (policy.Expr, error) {
 	a, err := addresses(v)
 	return policy.RemoteIP{Range: prefixOf(a)}, err
+}
+
+func serverName(v string) (policy.Expr, error) {
+	t, err := text(strings.ToLower(v))
+	t.Fold = t.Kind != policy.Present
+	return policy.ServerName{Text: t}, err
 }
 
 func prefixOf(a *security.Address) netip.Prefix {

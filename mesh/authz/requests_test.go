@@ -86,6 +86,8 @@ func TestRequests(t *testing.T) {
 		{`when: [{key: "request.headers[x-none]", values: ["*"]}]`, false},
 		{`when: [{key: "request.headers[user-agent]", values: ["curl*"]}, {key: source.namespace, values: [shop]}]`, true},
 		{`when: [{key: "request.headers[user-agent]", values: ["curl*"]}, {key: destination.ip, values: [10.96.0.2]}]`, false},
+		{`when: [{key: connection.sni, values: [web.shop]}]`, false},
+		{`when: [{key: connection.sni, notValues: [web.shop]}]`, true},
 		{`when: [{key: remote.ip, values: [192.0.2.9]}, {key: destination.port, values: ["80"]}]`, true},
 	} {
 		for action, want := range map[string]bool{"ALLOW": c.want, "DENY": !c.want, "CUSTOM": !c.want} {
@@ -95,6 +97,39 @@ func TestRequests(t *testing.T) {
 			}
 			if got := passes(t, p, web); got != want {
 				t.Errorf("%s %s: passes: %v", action, c.rule, got)
+			}
+		}
+	}
+}
+
+// TestServerNames: which servers clients of TLS may ask for; where what they ask for is not known, the worse is assumed.
+func TestServerNames(t *testing.T) {
+	r := request("shop/sa/cart", "", "", "")
+	r.Head = nil
+	for rule, want := range map[string]struct{ asks, other, unnamed bool }{ // whether it matches; nothing matches what is not known
+		`when: [{key: connection.sni, values: [A.example]}]`:                                {true, false, false},
+		`when: [{key: connection.sni, values: ["*.example"], notValues: ["b*"]}]`:           {true, false, false},
+		`when: [{key: connection.sni, values: ["*"]}]`:                                      {true, true, false},
+		`when: [{key: connection.sni, notValues: [a.example]}]`:                             {false, true, true},
+		`when: [{key: connection.sni, values: ["a*"]}], to: [{operation: {ports: ["81"]}}]`: {false, false, false},
+	} {
+		for action, matches := range map[string]bool{"ALLOW": true, "DENY": false} {
+			p := read(t, fmt.Sprintf("spec: {%s, action: %s, rules: [{%s}]}", attach, action, rule))
+			if len(p.Requests.Problems) > 0 {
+				t.Errorf("%s: %v", rule, p.Requests.Problems)
+			}
+			for _, c := range []struct {
+				server  string
+				unnamed bool
+				want    bool
+			}{{"a.Example", false, want.asks}, {"b.example", false, want.other}, {"", true, want.unnamed}} {
+				r.Server, r.Unnamed = c.server, c.unnamed
+				if got := passes(t, p, r); got != (c.want == matches) {
+					t.Errorf("%s %s: %q passes: %v", action, rule, c.server, got)
+				}
+			}
+			if r.Server, r.Unnamed = "", false; !strings.Contains(rule, "81") && passes(t, p, r) {
+				t.Errorf("%s %s: lets a client through of which nothing is known", action, rule)
 			}
 		}
 	}
@@ -145,8 +180,8 @@ func TestRequestsNeverWeaker(t *testing.T) {
 		`when: [{key: "request.auth.colour", notValues: [x]}]`,
 		`when: [{key: "request.headers[", values: [x]}]`,
 		`when: [{key: "request.headers[a b]", values: [x]}]`,
-		`when: [{key: connection.sni, values: [x]}]`,
-		`when: [{key: connection.sni, notValues: [x]}]`,
+		`when: [{key: connection.sni, values: ["*x*"]}]`,
+		`when: [{key: connection.sni, notValues: [""]}]`,
 		`when: [{key: experimental.envoy.filters.a.b, values: [x]}]`,
 		`when: [{key: source.colour, values: [x]}]`,
 		`when: [{key: remote.ip}]`,

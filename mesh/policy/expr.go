@@ -19,6 +19,10 @@ type Request struct {
 	Remote netip.Addr
 	// Head is that of the request, nil on a connection that is not of HTTP.
 	Head *Head
+	// Server is the name of the server that a client of TLS asks for. Where it is "", Unnamed tells that it is known to ask for none; a
+	// request has come without TLS.
+	Server  string
+	Unnamed bool
 	// Claims are those of the token that the request has proved itself by, as encoding/json decodes its payload; nil if there is none.
 	Claims map[string]any
 }
@@ -56,6 +60,8 @@ type (
 	DestinationIP struct{ Range netip.Prefix }
 	// DestinationPort tests the port that the client asked for: First to Last.
 	DestinationPort struct{ First, Last uint16 }
+	// ServerName tests the name of the server that a client of TLS asks for. A request in plain text, and a client that asks for none, fail.
+	ServerName struct{ Text Text }
 	// Field tests a field of the header by its name in lower case, or :authority or :method.
 	Field struct {
 		Name string
@@ -114,6 +120,16 @@ func inRange(p netip.Prefix, a netip.Addr, doubt bool) bool {
 
 func (t DestinationPort) holds(r *Request, _ bool) bool {
 	return t.First <= r.Destination.Port() && r.Destination.Port() <= t.Last
+}
+
+func (t ServerName) holds(r *Request, doubt bool) bool {
+	switch {
+	case r.Server != "":
+		return t.Text.is(r.Server)
+	case r.Unnamed || r.Head != nil:
+		return false
+	}
+	return doubt
 }
 
 func (t Field) holds(r *Request, doubt bool) bool {

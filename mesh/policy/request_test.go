@@ -83,6 +83,11 @@ func refHolds(e policy.Expr, r policy.Request) int {
 			}
 		}
 		return outcome
+	case policy.ServerName:
+		if r.Server == "" && !r.Unnamed && r.Head == nil {
+			return -1
+		}
+		return is(r.Server != "" && text(e.Text, r.Server))
 	case policy.Path:
 		if r.Head == nil {
 			return -1
@@ -134,7 +139,7 @@ func refClaim(e policy.Claim, r policy.Request, text func(policy.Text, string) b
 func requests() []policy.Request {
 	var out []policy.Request
 	for _, c := range connections() {
-		out = append(out, policy.Request{Connection: c})
+		out = append(out, policy.Request{Connection: c}, policy.Request{Connection: c, Server: "Shop.example"}, policy.Request{Connection: c, Unnamed: true})
 		for _, head := range []policy.Head{
 			{Method: "GET", Authority: "Shop.example", Path: "/a/b?x=/c"},
 			{Method: "POST", Authority: "shop.example:80", Path: "/a#/c", Header: []h2.Field{{Name: "x", Value: "a"}}},
@@ -155,9 +160,9 @@ func randomExpr(r *rand.Rand, depth int) policy.Expr {
 		w := words[r.IntN(len(words))]
 		return policy.Text{Kind: policy.TextKind(r.IntN(5)), Value: w[:1+r.IntN(len(w))], Fold: r.IntN(2) == 0}
 	}
-	n := r.IntN(10)
+	n := r.IntN(11)
 	if depth == 0 {
-		n = 3 + r.IntN(7)
+		n = 3 + r.IntN(8)
 	}
 	switch n {
 	case 0, 1:
@@ -188,6 +193,8 @@ func randomExpr(r *rand.Rand, depth int) policy.Expr {
 		names := []string{"a", "x", "y", "x", "a"}
 		at := r.IntN(4)
 		return policy.Claim{Path: names[at : at+1+r.IntN(2)], Text: word("a", "b")}
+	case 8:
+		return policy.ServerName{Text: word("shop.example", "Shop.example", ".example")}
 	}
 	return policy.Field{Name: []string{"x", "y", ":method", ":authority"}[r.IntN(4)], Text: word("a", "b", "a,b", "GET", "shop.example")}
 }

@@ -167,6 +167,8 @@ func (r rbacReader) permission(in *rbacv3.Permission, at *strict.Path) policy.Ex
 			return never()
 		}
 		return r.ports(uint32(first), uint32(end)-1, at.Field("destination_port_range"))
+	case *rbacv3.Permission_RequestedServerName:
+		return policy.ServerName{Text: r.text(in.RequestedServerName, at.Field("requested_server_name"))}
 	case *rbacv3.Permission_UriTemplate:
 		return r.template(in.UriTemplate, at.Field("uri_template"))
 	case nil:

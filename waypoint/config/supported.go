@@ -59,7 +59,7 @@ var supported = strict.Table{
 	"envoy.type.matcher.v3.ListStringMatcher":                                strict.Known(`patterns`, ``),
 	"envoy.config.rbac.v3.RBAC":                                              strict.Known(`action policies`, ``),
 	"envoy.config.rbac.v3.Policy":                                            strict.Known(`permissions principals`, ``),
-	"envoy.config.rbac.v3.Permission":                                        strict.Known(`and_rules or_rules not_rule any header url_path destination_ip destination_port destination_port_range uri_template`, ``),
+	"envoy.config.rbac.v3.Permission":                                        strict.Known(`and_rules or_rules not_rule any header url_path destination_ip destination_port destination_port_range requested_server_name uri_template`, ``),
 	"envoy.config.rbac.v3.Permission.Set":                                    strict.Known(`rules`, ``),
 	"envoy.config.rbac.v3.Principal":                                         strict.Known(`and_ids or_ids not_id any authenticated filter_state direct_remote_ip remote_ip header url_path sourced_metadata`, ``),
 	"envoy.config.rbac.v3.SourcedMetadata":                                   strict.Known(`metadata_matcher metadata_source`, ``),

@@ -25,7 +25,7 @@ var errPolicyChange = errors.New("closed due to policy change")
 func (c *connection) judgedAs(head *policy.Head, claims map[string]any) policy.Request {
 	r := policy.Request{
 		Connection: policy.Connection{Peer: c.peer, Source: c.holder, Destination: c.destination},
-		URI:        c.principal, Remote: c.holder, Head: head, Claims: claims,
+		URI:        c.principal, Remote: c.holder, Head: head, Claims: claims, Server: c.asked, Unnamed: c.unnamed,
 	}
 	if head != nil {
 		r.Remote = remote(head.Header, c.holder)

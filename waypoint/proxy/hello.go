@@ -73,6 +73,7 @@ func (c *connection) byName(ctx context.Context, in *hbone.Incoming) {
 	cl := &caller{in: in, s: s}
 	c.asked, cl.said, err = serverName(s, names.Timeout)
 	cl.speak = err == nil
+	c.unnamed = c.asked == "" && !errors.Is(err, os.ErrDeadlineExceeded) // who said nothing yet may still ask for one
 	chain := c.chain.For(c.asked)
 	if chain == nil || chain.TCP == nil {
 		c.unknown(start, cl, err)

@@ -205,7 +205,17 @@ func TestServerNamesAndPolicy(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "access denied") {
 		t.Errorf("error %v; want the alert for access denied", err)
 	}
-	await(t, "two lines that say why", func() bool { return strings.Count(w.log.String(), "response_flags=RBAC") == 2 })
+	w.applyWith(all, configtest.Named("30s", "", `rules: {action: DENY, policies: {p: {principals: [{any: true}], permissions: [{requested_server_name: {suffix: .wide.example, ignore_case: true}}]}}}`,
+		map[string]string{"a": "a.example, b.wide.example"}))
+	if err := w.tlsClient(ca, w.mustTunnel(rawPort), "B.Wide.example").Handshake(); err == nil || !strings.Contains(err.Error(), "access denied") {
+		t.Errorf("error %v; want the alert for access denied", err)
+	}
+	allowed := w.tlsClient(ca, w.mustTunnel(rawPort), "a.example")
+	defer allowed.Close()
+	if err := allowed.Handshake(); err != nil {
+		t.Errorf("a server that no policy names: %v", err)
+	}
+	await(t, "lines that say why", func() bool { return strings.Count(w.log.String(), "response_flags=RBAC") == 3 })
 }
 
 // TestServerName reads names of clients that crypto/tls makes, and what is none.

@@ -307,6 +307,7 @@ type connection struct {
 	chain       *config.Chain
 	destination netip.AddrPort // what the client connected to
 	asked       string         // the server that a client of TLS asks for
+	unnamed     bool           // the client is known to ask for none
 	peer        identity.Identity
 	principal   string     // of the client, as its certificate says
 	holder      netip.Addr // whose end of the tunnel's connection is the client's
