@@ -92,6 +92,61 @@ func told(c resource.Change) []string {
 	return out
 }
 
+// TestCanaryViews: a canary is told of what the first waypoint is, for as long as it is named with a weight, whether the service or its
+// namespace names it; and what becomes of the canary is seen.
+func TestCanaryViews(t *testing.T) {
+	s := New(mesh)
+	parse := func(text string) {
+		t.Helper()
+		objects, err := clustertest.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			s.Upsert(o)
+		}
+		s.Flush()
+	}
+	const canary = `
+kind: Gateway
+metadata: {name: v, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, addresses: [{type: IPAddress, value: 10.9.0.2}], listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+`
+	parse(strings.ReplaceAll(shop, "listeners:", "addresses: [{type: IPAddress, value: 10.9.0.1}], listeners:") + "---" + canary)
+	gateway := cluster.Key{Namespace: "shop", Name: "v"}
+	expect := func(what string, want bool) {
+		t.Helper()
+		for _, key := range []cluster.Key{gateway, {Namespace: "shop", Name: "w"}} {
+			v := s.views.of[key]
+			got := v != nil && v.told[resource.Name{Type: resource.Routes, Name: "inbound-vip|80|http|web.shop.svc.cluster.local"}] != "" &&
+				v.told[resource.Name{Type: resource.Endpoints, Name: "outbound|80||web-v2.shop.svc.cluster.local"}] != ""
+			if got != (want || key != gateway) {
+				t.Errorf("%s: %s knows the service: %t", what, key, got)
+			}
+		}
+	}
+	service := func(labels, annotations string) string {
+		return fmt.Sprintf("kind: Service\nmetadata: {name: web, namespace: shop, labels: {%s}, annotations: {%s}}\nspec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80}]}\n", labels, annotations)
+	}
+	expect("not named", false)
+	parse(service("istio.io/use-waypoint: w, istio.io/use-waypoint-canary: v", `istio.io/use-waypoint-canary-weight: "7"`))
+	expect("named", true)
+	parse(service("istio.io/use-waypoint: w, istio.io/use-waypoint-canary: v", "istio.io/use-waypoint-canary-weight: much"))
+	expect("with a weight that is none", false)
+	parse(service("", "") + `---
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-canary: v}}
+`)
+	expect("named by the namespace", true)
+	s.Delete(cluster.KindGateway, gateway)
+	s.Flush()
+	expect("gone", false)
+	parse(canary)
+	expect("back", true)
+	parse(service("istio.io/use-waypoint: w", ""))
+	expect("not the service's own", false)
+}
+
 // TestLinger: a service that leaves its waypoint is known there for a while, as it is then, and goes at the second sweep; one that
 // comes back stays, and one that goes to another waypoint is known to both.
 func TestLinger(t *testing.T) {
