@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
 
@@ -53,6 +55,33 @@ func TestReasons(t *testing.T) {
 	}
 	if len(told) < 10 {
 		t.Errorf("docs/waypoint.md tells of %v only", slices.Sorted(maps.Keys(told)))
+	}
+}
+
+// TestReasonsOfPolicies: the page for users has what AuthorizationPolicies say of themselves at waypoints, and nothing else, and there is a
+// story for each.
+func TestReasonsOfPolicies(t *testing.T) {
+	page, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(page), "\n| `WaypointAccepted` |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	told, shown := map[string]bool{}, map[string]bool{}
+	for _, row := range regexp.MustCompile(`(?m)^\| (True|False) \| ([^|]*) \|`).FindAllStringSubmatch(table, -1) {
+		for _, reason := range regexp.MustCompile("`([A-Za-z]+)`").FindAllStringSubmatch(row[2], -1) {
+			told[row[1]+" "+reason[1]] = true
+		}
+	}
+	for _, s := range stories(t) {
+		for _, status := range s.config.Policies {
+			if status.Kind == cluster.KindAuthorizationPolicy {
+				shown[status.Want.Status+" "+status.Want.Reason] = true
+			}
+		}
+	}
+	if diff := cmp.Diff(slices.Sorted(maps.Keys(told)), slices.Sorted(maps.Keys(shown))); diff != "" || len(told) == 0 {
+		t.Errorf("docs/policy.md and the stories (-told +shown):\n%s", diff)
 	}
 }
 
