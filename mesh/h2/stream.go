@@ -156,6 +156,9 @@ func (s *Stream) ID() uint32 { return s.id }
 // Conn returns the stream's connection.
 func (s *Stream) Conn() *Conn { return s.c }
 
+// Leaving tells whether the stream's connection opens no more streams.
+func (s *Stream) Leaving() bool { return s.c.Draining() }
+
 // LocalAddr and RemoteAddr are the connection's.
 func (s *Stream) LocalAddr() net.Addr { return s.c.LocalAddr() }
 

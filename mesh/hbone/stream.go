@@ -54,6 +54,9 @@ func (s *Stream) Close() error {
 	return nil
 }
 
+// Leaving tells whether the tunnel's connection opens no more tunnels, since its peer is going, for example; what is open goes on.
+func (s *Stream) Leaving() bool { return s.s.Leaving() }
+
 // Header returns a header of the peer's response, or of its request at a server (name in lower case); "" if there is none.
 func (s *Stream) Header(name string) string { return header(s.header, name) }
 

@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"net"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ambit-mesh/ambit/mesh/xds"
@@ -69,5 +71,36 @@ func TestServiceLeaves(t *testing.T) {
 	}
 	if _, err := w.tunnel(t.Context(), webPort); err == nil {
 		t.Error("a new connection is taken")
+	}
+}
+
+// TestTunnelLeaves: when the node proxy of a backend is replaced, requests leave its tunnels at once, before what is in them is cut.
+func TestTunnelLeaves(t *testing.T) {
+	for _, version := range []string{"HTTP/1.1", "HTTP/2"} {
+		t.Run(version, func(t *testing.T) {
+			w := newWorld(t)
+			ln := newStreams()
+			w.serveHTTP(ln, name("one"))
+			var carried atomic.Int32
+			server := w.pod("c", 1, backendID, func(nc net.Conn) {
+				carried.Add(1)
+				ln.carry(nc)
+			})
+			w.apply(all)
+			c := w.client(version)
+			ask := func() {
+				if a := do(t, c, "GET", "/", ""); a.StatusCode != 200 {
+					t.Fatalf("%d %s", a.StatusCode, a.body)
+				}
+			}
+			ask()
+			server.GoAway()
+			await(t, "requests come by another tunnel", func() bool {
+				ask()
+				return carried.Load() > 1
+			})
+			await(t, "the old tunnel ends", func() bool { return server.Stats().Connections == 1 })
+			ask()
+		})
 	}
 }

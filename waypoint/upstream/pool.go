@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/mesh/hbone"
 	"github.com/ambit-mesh/ambit/waypoint/codec"
 	"github.com/ambit-mesh/ambit/waypoint/message"
 )
@@ -43,10 +45,11 @@ func (p *pool) init(e *Endpoint, protocol message.Protocol) {
 // conn is a connection of a pool.
 type conn struct {
 	client codec.Client
-	stop   func() bool // the connection no longer ends with the proxy
-	parked bool        // it is in pool.ready
-	begun  uint32      // requests that were reserved on it
-	since  time.Time   // when it was last seen without requests
+	tunnel *hbone.Stream // that it is in; nil outside the mesh
+	stop   func() bool   // the connection no longer ends with the proxy
+	parked bool          // it is in pool.ready
+	begun  uint32        // requests that were reserved on it
+	since  time.Time     // when it was last seen without requests
 }
 
 // waiter is a request without a connection.
@@ -114,14 +117,39 @@ func (p *pool) acquire(ctx context.Context) (codec.Client, error) {
 	return nil, context.Cause(ctx)
 }
 
+// tunnelOf is the tunnel that a connection is in.
+func tunnelOf(nc net.Conn) *hbone.Stream {
+	if t, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
+		nc = t.NetConn()
+	}
+	s, _ := nc.(*hbone.Stream)
+	return s
+}
+
+// left tells whether requests leave the connection, and has it end with the last: the node proxy at the other end of its tunnel is going
+// away, and cuts in the end what it carries.
+func (c *conn) left() bool {
+	if c.tunnel == nil || !c.tunnel.Leaving() {
+		return false
+	}
+	go c.client.Shutdown() // it calls changed; await waits for the end
+	return true
+}
+
 // takeLocked reserves a request on a connection that is there.
 func (p *pool) takeLocked() codec.Client {
 	if p.protocol == message.HTTP2 {
-		for _, c := range p.ready {
+		for i := 0; i < len(p.ready); {
+			c := p.ready[i]
+			if c.left() {
+				p.unparkLocked(c)
+				continue
+			}
 			if c.client.Reserve() {
 				p.begunLocked(c)
 				return c.client
 			}
+			i++
 		}
 		return nil
 	}
@@ -130,6 +158,9 @@ func (p *pool) takeLocked() codec.Client {
 		p.ready[n-1] = nil
 		p.ready = p.ready[:n-1]
 		c.parked = false
+		if c.left() {
+			continue
+		}
 		if c.client.Reserve() {
 			p.begunLocked(c)
 			return c.client
@@ -189,7 +220,7 @@ func (p *pool) dial() {
 	var c *conn
 	var client codec.Client
 	if err == nil {
-		c = &conn{since: time.Now()}
+		c = &conn{tunnel: tunnelOf(nc), since: time.Now()}
 		cfg := cluster.state.Load().client
 		cfg.OnChange = func() { p.changed(c) }
 		cfg.Secure = p.endpoint.tls != nil
