@@ -27,7 +27,7 @@ func Chart() fs.FS {
 }
 
 // CRDs returns the custom resource definitions, each the YAML of one object, in the order of their names: the Gateway
-// API's standard channel, and the Istio kinds that the control plane reads.
+// API's standard channel, the Istio kinds that the control plane reads, and ambit's own.
 func CRDs() ([][]byte, error) {
 	chart := Chart()
 	names, err := fs.Glob(chart, CRDFolder+"/*.yaml")

@@ -297,6 +297,7 @@ var writes = []string{
 	"istiod-lite: patch telemetries/status",
 	"istiod-lite: patch tlsroutes/status",
 	"istiod-lite: patch virtualservices/status",
+	"istiod-lite: patch waypointpolicies/status",
 	"istiod-lite: patch workloadentries/status",
 	"istiod-lite: patch xbackendtrafficpolicies/status",
 	"istiod-lite: patch xmeshes/status",
@@ -538,7 +539,7 @@ func TestCRDs(t *testing.T) {
 	}
 	for _, kind := range []string{
 		"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication", "ServiceEntry", "WorkloadEntry", "DestinationRule",
-		"Telemetry", "VirtualService", "Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute", "ReferenceGrant",
+		"Telemetry", "VirtualService", "WaypointPolicy", "Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute", "ReferenceGrant",
 	} {
 		if !kinds[kind] {
 			t.Errorf("no definition of %s", kind)

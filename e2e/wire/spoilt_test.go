@@ -154,6 +154,10 @@ func (index) BackendTLS(cluster.ObjectRef) []*cluster.BackendTLSPolicy { return 
 func (index) BackendTraffic(cluster.ObjectRef) []*cluster.BackendTrafficPolicy { return nil }
 func (index) Bundle(cluster.Key) *cluster.Bundle                               { return nil }
 func (ix index) Named(string, string) *l7.Host                                 { return nil }
+func (ix index) Gateway() cluster.Key                                          { return cluster.Key{} }
+func (index) WaypointPolicies(cluster.ObjectRef) []*cluster.WaypointPolicy {
+	return nil
+}
 
 // takes reports an error if the waypoint rejects something of what it is told because of a route.
 func takes(t *testing.T, ix index, reduce func(*unstructured.Unstructured) *cluster.Route, spec any) {

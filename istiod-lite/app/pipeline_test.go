@@ -83,6 +83,7 @@ var (
 	tcpRouteGVR            = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "tcproutes"}
 	meshGVR                = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xmeshes"}
 	trafficPolicyGVR       = schema.GroupVersionResource{Group: "gateway.networking.x-k8s.io", Version: "v1alpha1", Resource: "xbackendtrafficpolicies"}
+	waypointPolicyGVR      = schema.GroupVersionResource{Group: "ambit.io", Version: "v1alpha1", Resource: "waypointpolicies"}
 	virtualServiceGVR      = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "virtualservices"}
 	destinationRuleGVR     = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "destinationrules"}
 	telemetryGVR           = schema.GroupVersionResource{Group: "telemetry.istio.io", Version: "v1", Resource: "telemetries"}
@@ -110,7 +111,7 @@ var listKinds = map[schema.GroupVersionResource]string{
 	gatewayGVR: "GatewayList", gatewayClassGVR: "GatewayClassList", meshGVR: "XMeshList",
 	httpRouteGVR: "HTTPRouteList", grpcRouteGVR: "GRPCRouteList", tlsRouteGVR: "TLSRouteList", tcpRouteGVR: "TCPRouteList",
 	destinationRuleGVR: "DestinationRuleList", virtualServiceGVR: "VirtualServiceList", backendTLSPolicyGVR: "BackendTLSPolicyList",
-	telemetryGVR: "TelemetryList", authenticationGVR: "RequestAuthenticationList", trafficPolicyGVR: "XBackendTrafficPolicyList",
+	waypointPolicyGVR: "WaypointPolicyList", telemetryGVR: "TelemetryList", authenticationGVR: "RequestAuthenticationList", trafficPolicyGVR: "XBackendTrafficPolicyList",
 	corev1.SchemeGroupVersion.WithResource("configmaps"): "ConfigMapList",
 }
 

@@ -86,11 +86,11 @@ func BackendTLSPolicyOf(in *unstructured.Unstructured) *BackendTLSPolicy {
 		p.fault("spec: %v", explain(body, &spec, err))
 		var targets gatewayv1.BackendTLSPolicySpec // so that they can be told
 		if runtime.DefaultUnstructuredConverter.FromUnstructured(map[string]any{"targetRefs": body["targetRefs"]}, &targets) == nil {
-			p.readTargets(targets.TargetRefs)
+			p.Targets = policyTargets(p.Namespace, targets.TargetRefs)
 		}
 		return p
 	}
-	p.readTargets(spec.TargetRefs)
+	p.Targets = policyTargets(p.Namespace, spec.TargetRefs)
 	p.readValidation(spec.Validation)
 	for option := range spec.Options {
 		p.fault("spec.options: %q is not supported", option)
@@ -103,17 +103,20 @@ func (p *BackendTLSPolicy) fault(format string, args ...any) {
 	p.Faults = append(p.Faults, fmt.Sprintf(format, args...))
 }
 
-func (p *BackendTLSPolicy) readTargets(in []gatewayv1.LocalPolicyTargetReferenceWithSectionName) {
+// policyTargets reads what a policy of a namespace is for.
+func policyTargets(namespace string, in []gatewayv1.LocalPolicyTargetReferenceWithSectionName) []PolicyTarget {
+	var out []PolicyTarget
 	for _, t := range in {
 		group, kind, name := t.Group, t.Kind, t.Name
-		p.Targets = append(p.Targets, PolicyTarget{
-			Ref:     ObjectRef{groupOf(group), Kind(kind), Key{p.Namespace, string(name)}},
+		out = append(out, PolicyTarget{
+			Ref:     ObjectRef{groupOf(group), Kind(kind), Key{namespace, string(name)}},
 			Written: gatewayv1.ParentReference{Group: &group, Kind: &kind, Name: name, SectionName: t.SectionName},
 		})
 		if t.SectionName != nil {
-			p.Targets[len(p.Targets)-1].Section = string(*t.SectionName)
+			out[len(out)-1].Section = string(*t.SectionName)
 		}
 	}
+	return out
 }
 
 func (p *BackendTLSPolicy) readValidation(in gatewayv1.BackendTLSPolicyValidation) {

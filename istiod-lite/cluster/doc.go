@@ -48,6 +48,7 @@ const (
 	KindBackendTLSPolicy    Kind = "BackendTLSPolicy"
 	KindBackendTraffic      Kind = "XBackendTrafficPolicy"
 	KindTelemetry           Kind = "Telemetry"
+	KindWaypointPolicy      Kind = "WaypointPolicy"
 	// KindBundle are config maps that say whom to trust.
 	KindBundle Kind = "CABundle"
 

@@ -31,7 +31,7 @@ type Config struct {
 	Workloads []*workload.Workload
 }
 
-// RouteStatus is what a route, or a policy of the Gateway API, should say of itself.
+// RouteStatus is what a route, a policy of the Gateway API or a WaypointPolicy should say of itself.
 type RouteStatus struct {
 	Kind    cluster.Kind
 	Key     cluster.Key
@@ -42,13 +42,13 @@ type RouteStatus struct {
 // the cluster's size: it is for checks and small inputs.
 func All(s translate.Snapshot) Config {
 	every := func(*Host) bool { return true }
-	return all(s, newIndex(s, ""), cluster.Key{}, every, every)
+	return all(s, newIndex(s, cluster.Key{}), cluster.Key{}, every, every)
 }
 
 // For is All for one waypoint: of the services that are bound to it it has the routes, and of those, and of what the routes refer
 // to, the endpoints. Of resources that have their name in common the first counts.
 func For(s translate.Snapshot, gateway cluster.Key) Config {
-	ix := newIndex(s, gateway.Namespace)
+	ix := newIndex(s, gateway)
 	bound, sent := map[cluster.ObjectRef]bool{}, map[cluster.ObjectRef]bool{}
 	others := func(ref cluster.ObjectRef) { // who is asked and told about requests
 		if collector, ok := TelemetryFor(s.Mesh, s.Telemetries, ref, gateway).Collector(s.Mesh, ix); ok {
@@ -149,6 +149,9 @@ func all(s translate.Snapshot, ix index, gateway cluster.Key, front, back func(*
 	for _, p := range s.TrafficPolicies {
 		out.Statuses = append(out.Statuses, RouteStatus{p.ObjectKind(), p.Key, BackendTrafficStatus(p, ix)})
 	}
+	for _, p := range s.WaypointPolicies {
+		out.Statuses = append(out.Statuses, RouteStatus{p.ObjectKind(), p.Key, WaypointPolicyStatus(p, ix, gateways)})
+	}
 	for _, r := range s.DestinationRules {
 		out.Policies = append(out.Policies, RuleStatus(r, ix.rules.Alike(r)))
 	}
@@ -211,7 +214,6 @@ func keySets(s translate.Snapshot) KeySets {
 // index finds things in a snapshot.
 type index struct {
 	mesh     translate.Mesh
-	from     string // the namespace of the waypoint
 	waypoint func(cluster.Key) *translate.Waypoint
 	routes   []*cluster.Route
 	hosts    []*Host
@@ -220,10 +222,12 @@ type index struct {
 	policies []*cluster.BackendTLSPolicy
 	traffic  []*cluster.BackendTrafficPolicy
 	bundles  []*cluster.Bundle
+	refining []*cluster.WaypointPolicy
+	gateway  cluster.Key // the waypoint; zero for none in particular
 }
 
-func newIndex(s translate.Snapshot, from string) index {
-	ix := index{mesh: s.Mesh, from: from, waypoint: s.Waypoint, routes: s.Routes, rules: &Rules{}, faults: s.VirtualServices, policies: s.BackendTLSPolicies, traffic: s.TrafficPolicies, bundles: s.Bundles}
+func newIndex(s translate.Snapshot, gateway cluster.Key) index {
+	ix := index{mesh: s.Mesh, gateway: gateway, waypoint: s.Waypoint, refining: s.WaypointPolicies, routes: s.Routes, rules: &Rules{}, faults: s.VirtualServices, policies: s.BackendTLSPolicies, traffic: s.TrafficPolicies, bundles: s.Bundles}
 	for _, r := range s.DestinationRules {
 		ix.rules.Add(r)
 	}
@@ -255,7 +259,9 @@ func (ix index) Fault(h *Host) *cluster.Injection { return FaultOf(ix.faults, h)
 func (ix index) IsWaypoint(gateway cluster.Key) bool { return ix.waypoint(gateway) != nil }
 
 // Rule is part of Index.
-func (ix index) Rule(h *Host) *cluster.DestinationRule { return ix.rules.Lookup(ix.mesh, ix.from, h) }
+func (ix index) Rule(h *Host) *cluster.DestinationRule {
+	return ix.rules.Lookup(ix.mesh, ix.gateway.Namespace, h)
+}
 
 // Named is part of Index.
 func (ix index) Named(namespace, hostname string) *Host {
@@ -302,6 +308,20 @@ func (ix index) BackendTraffic(target cluster.ObjectRef) []*cluster.BackendTraff
 	}
 	return out
 }
+
+// WaypointPolicies is part of Index.
+func (ix index) WaypointPolicies(target cluster.ObjectRef) []*cluster.WaypointPolicy {
+	var out []*cluster.WaypointPolicy
+	for _, p := range ix.refining {
+		if slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Gateway is part of Index.
+func (ix index) Gateway() cluster.Key { return ix.gateway }
 
 // Bundle is part of Index.
 func (ix index) Bundle(key cluster.Key) *cluster.Bundle {

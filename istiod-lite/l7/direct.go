@@ -32,7 +32,7 @@ const (
 // to be asked.
 func DirectChains(policies Policies, ix Index) []*listenerv3.FilterChain {
 	return []*listenerv3.FilterChain{
-		httpChain(chainDirectHTTP, false, false, ix, policies),
+		httpChain(chainDirectHTTP, routeFilters{}, ix, policies),
 		policies.before(chain(chainDirectTCP, filterTCP, policies.Telemetry.logged(tcpProxy(chainDirectTCP, ClusterDirect)))),
 	}
 }

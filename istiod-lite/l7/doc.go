@@ -51,6 +51,7 @@ type Index interface {
 	Fault(h *Host) *cluster.Injection
 	Securing
 	Bounding
+	Refining
 }
 
 // ClusterName is the name of the Cluster, and of the ClusterLoadAssignment, of a port of a service.

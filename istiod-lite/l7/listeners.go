@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	localv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	sessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -31,6 +32,7 @@ const (
 	filterTCP     = "envoy.filters.network.tcp_proxy"
 	filterCORS    = "envoy.filters.http.cors"
 	filterFault   = "envoy.filters.http.fault"
+	filterLimit   = "envoy.filters.http.local_ratelimit"
 	filterSession = "envoy.filters.http.stateful_session"
 	filterRouter  = "envoy.filters.http.router"
 )
@@ -145,11 +147,14 @@ func chainOf(h *Host, port cluster.ServicePort, at attachment, ix Index, policie
 		}
 		return carry(name, proxy, ix.Rule(h).PolicyOf(port.Port), policies)
 	}
-	return httpChain(name, at.sessions(), ix.Fault(h) != nil, ix, policies)
+	return httpChain(name, routeFilters{limits: limitOf(h, port, ix) != nil, faults: ix.Fault(h) != nil, sessions: at.sessions()}, ix, policies)
 }
 
-// httpChain is one whose table of routes has its name. The routes may keep clients with endpoints (sessions), or inject faults.
-func httpChain(name string, sessions, faults bool, ix Index, policies Policies) *listenerv3.FilterChain {
+// routeFilters are filters that a table of routes has settings for: it bounds requests, injects faults, or keeps clients with endpoints.
+type routeFilters struct{ limits, faults, sessions bool }
+
+// httpChain is one whose table of routes has its name.
+func httpChain(name string, has routeFilters, ix Index, policies Policies) *listenerv3.FilterChain {
 	filters, later, refusing := policies.asks(ix)
 	if f := policies.jwtAuthentication(); f != nil {
 		filters = append(filters, httpFilter(FilterTokens, f))
@@ -159,10 +164,13 @@ func httpChain(name string, sessions, faults bool, ix Index, policies Policies) 
 		filters = append(filters, httpFilter(filterHTTPRBAC, f.http()))
 	}
 	filters = append(filters, httpFilter(filterCORS, &corsv3.Cors{}))
-	if faults {
+	if has.limits {
+		filters = append(filters, httpFilter(filterLimit, &localv3.LocalRateLimit{StatPrefix: limitPrefix}))
+	}
+	if has.faults {
 		filters = append(filters, httpFilter(filterFault, &faultv3.HTTPFault{}))
 	}
-	if sessions {
+	if has.sessions {
 		filters = append(filters, httpFilter(filterSession, &sessionv3.StatefulSession{}))
 	}
 	return chain(name, filterHCM, &hcmv3.HttpConnectionManager{

@@ -13,7 +13,7 @@ import (
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
 
-// TestReasons: the page for users has the reasons of routes and policies of the Gateway API that are not in force, each in its row, and those only;
+// TestReasons: the page for users has the reasons of routes and policies with targets that are not in force, each in its row, and those only;
 // and there is a story for each.
 func TestReasons(t *testing.T) {
 	page, err := os.ReadFile("../../docs/waypoint.md")
@@ -21,7 +21,7 @@ func TestReasons(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := map[string]bool{}
-	row := regexp.MustCompile("(?m)^\\| (route|BackendTLSPolicy|XBackendTrafficPolicy), for each [a-z]+ \\| `([A-Za-z]+)`[^|]* \\| (.*) \\|$")
+	row := regexp.MustCompile("(?m)^\\| (route|BackendTLSPolicy|XBackendTrafficPolicy|WaypointPolicy), for each [a-z]+ \\| `([A-Za-z]+)`[^|]* \\| (.*) \\|$")
 	for _, m := range row.FindAllStringSubmatch(string(page), -1) {
 		for _, reason := range regexp.MustCompile("`([A-Z][A-Za-z]+)`").FindAllStringSubmatch(m[3], -1) {
 			told[m[1]+" "+m[2]+" "+reason[1]] = true

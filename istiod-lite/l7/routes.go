@@ -56,6 +56,7 @@ func RouteTable(h *Host, port cluster.ServicePort, ix Index) *routev3.RouteConfi
 		})
 	}
 	inject(host.Routes, ix.Fault(h))
+	limit(host, limitOf(h, port, ix))
 	return &routev3.RouteConfiguration{
 		Name: ChainName(h, port.Port, true), VirtualHosts: []*routev3.VirtualHost{host},
 		// A backend may be gone before the route that names it; it is answered for when it is asked for.

@@ -55,16 +55,16 @@ const (
 	reasonUnlabelled   gatewayv1.RouteConditionReason = "MissingUseWaypointLabel"
 )
 
-// waypoint adds ResolvedWaypoints, for a parent that is there.
-func waypoint(c *conditions, p cluster.RouteParent, ix Index) {
-	h := ix.Host(p.Ref)
+// waypoint adds ResolvedWaypoints to what an object says of a service, if that is there.
+func waypoint(c *conditions, what string, ref cluster.ObjectRef, ix Index) {
+	h := ix.Host(ref)
 	switch {
 	case h == nil:
 	case h.Bound:
 		c.add(conditionWaypoints, true, reasonWaypoints, h.Told)
 	case h.Waypoint == "":
 		c.add(conditionWaypoints, false, reasonUnlabelled,
-			fmt.Sprintf("the route has no effect: %s asks for no waypoint (label %s, on it or on its namespace)", p.Ref, api.LabelUseWaypoint))
+			fmt.Sprintf("%s has no effect: %s asks for no waypoint (label %s, on it or on its namespace)", what, ref, api.LabelUseWaypoint))
 	default:
 		c.add(conditionWaypoints, false, gatewayv1.RouteConditionReason(h.Waypoint), h.Told)
 	}
@@ -100,7 +100,7 @@ func Status(r *cluster.Route, ix Index) []cluster.ParentStatus {
 		case p.Mesh():
 			acceptance(&c, r, p, ix)
 			references(&c, r, ix)
-			waypoint(&c, p, ix)
+			waypoint(&c, "the route", p.Ref, ix)
 		case p.Ref.IsGateway() && ix.IsWaypoint(p.Ref.Key):
 			c.add(gatewayv1.RouteConditionAccepted, false, gatewayv1.RouteReasonNotAllowedByListeners, fmt.Sprintf(
 				"%s is a waypoint, which executes the routes of the services that are bound to it: name the Service or ServiceEntry in parentRefs", p.Ref))

@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/ambit-mesh/ambit/api"
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 )
 
@@ -37,7 +38,7 @@ var Kinds = []cluster.Kind{
 	cluster.KindPod, cluster.KindDeployment, cluster.KindGateway, cluster.KindGatewayClass, cluster.KindMesh,
 	cluster.KindHTTPRoute, cluster.KindGRPCRoute, cluster.KindTLSRoute, cluster.KindTCPRoute,
 	cluster.KindDestinationRule, cluster.KindVirtualService,
-	cluster.KindBackendTLSPolicy, cluster.KindBackendTraffic, cluster.KindBundle, cluster.KindTelemetry,
+	cluster.KindBackendTLSPolicy, cluster.KindBackendTraffic, cluster.KindBundle, cluster.KindTelemetry, cluster.KindWaypointPolicy,
 }
 
 // Config configures a Source. All fields are required.
@@ -106,8 +107,9 @@ const (
 	managed = api.LabelGatewayManaged + "=" + api.GatewayManagedWaypoint
 )
 
-// Kinds of Istio's and of the Gateway API.
+// Kinds of Istio's, of the Gateway API, and our own.
 var (
+	waypointPolicies       = schema.GroupVersionResource{Group: v1alpha1.Group, Version: v1alpha1.Version, Resource: v1alpha1.Resource}
 	peerAuthentications    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 	authorizationPolicies  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
 	serviceEntries         = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
@@ -158,6 +160,7 @@ func (s *Source) watches() []watched {
 		of(typed(core.ConfigMaps(metav1.NamespaceAll), "", "", cluster.BundleOf), cluster.KindBundle, &corev1.ConfigMap{}),
 		s.custom(backendTLSPolicies, cluster.KindBackendTLSPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.BackendTLSPolicyOf(u) }),
 		s.custom(trafficPolicies, cluster.KindBackendTraffic, func(u *unstructured.Unstructured) cluster.Object { return cluster.BackendTrafficPolicyOf(u) }),
+		s.custom(waypointPolicies, cluster.KindWaypointPolicy, func(u *unstructured.Unstructured) cluster.Object { return cluster.WaypointPolicyOf(u) }),
 		s.custom(tcpRoutes, cluster.KindTCPRoute, func(u *unstructured.Unstructured) cluster.Object { return cluster.TCPRouteOf(u) }),
 		s.custom(virtualServices, cluster.KindVirtualService, func(u *unstructured.Unstructured) cluster.Object { return cluster.VirtualServiceOf(u) }),
 		s.custom(destinationRules, cluster.KindDestinationRule, func(u *unstructured.Unstructured) cluster.Object { return cluster.DestinationRuleOf(u) }),

@@ -92,5 +92,5 @@ func (c *collector) authenticationStatus(k cluster.Key) {
 		s.tellBound(translate.Status{Kind: cluster.KindRequestAuthentication, Key: k, Type: authz.WaypointConditionType, Gone: true})
 		return
 	}
-	s.tellBound(l7.AuthenticationStatus(s.mesh, p, seen{c, ""}, s.waypointThere, s.keySet))
+	s.tellBound(l7.AuthenticationStatus(s.mesh, p, seen{collector: c}, s.waypointThere, s.keySet))
 }

@@ -68,7 +68,7 @@ func (s *State) setBundle(key cluster.Key, b *cluster.Bundle) {
 func (c *collector) backendTLSStatus(k cluster.Key) {
 	out := RouteStatus{Kind: cluster.KindBackendTLSPolicy, Key: k, Gone: true}
 	if p := c.state.views.backendTLS[k]; p != nil {
-		out = RouteStatus{Kind: out.Kind, Key: k, Generation: p.Generation, Want: l7.BackendTLSStatus(p, seen{c, ""}), Seen: p.Seen}
+		out = RouteStatus{Kind: out.Kind, Key: k, Generation: p.Generation, Want: l7.BackendTLSStatus(p, seen{collector: c}), Seen: p.Seen}
 	}
 	c.state.report.Routes = append(c.state.report.Routes, out)
 }

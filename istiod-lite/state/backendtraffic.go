@@ -48,7 +48,7 @@ func (c *collector) BackendTraffic(target cluster.ObjectRef) []*cluster.BackendT
 func (c *collector) backendTrafficStatus(k cluster.Key) {
 	out := RouteStatus{Kind: cluster.KindBackendTraffic, Key: k, Gone: true}
 	if p := c.state.views.traffic[k]; p != nil {
-		out = RouteStatus{Kind: out.Kind, Key: k, Generation: p.Generation, Want: l7.BackendTrafficStatus(p, seen{c, ""}), Seen: p.Seen}
+		out = RouteStatus{Kind: out.Kind, Key: k, Generation: p.Generation, Want: l7.BackendTrafficStatus(p, seen{collector: c}), Seen: p.Seen}
 	}
 	c.state.report.Routes = append(c.state.report.Routes, out)
 }

@@ -52,6 +52,8 @@ func (s *State) Upsert(o cluster.Object) {
 		s.setTelemetry(o.Key, o)
 	case *cluster.BackendTrafficPolicy:
 		s.setBackendTraffic(o.Key, o)
+	case *cluster.WaypointPolicy:
+		s.setWaypointPolicy(o.Key, o)
 	case *cluster.Bundle:
 		s.setBundle(o.Key, o)
 	}
@@ -102,6 +104,8 @@ func (s *State) Delete(kind cluster.Kind, key cluster.Key) {
 		s.setTelemetry(key, nil)
 	case cluster.KindBackendTraffic:
 		s.setBackendTraffic(key, nil)
+	case cluster.KindWaypointPolicy:
+		s.setWaypointPolicy(key, nil)
 	case cluster.KindBundle:
 		s.setBundle(key, nil)
 	}
@@ -166,6 +170,8 @@ func (s *State) keys(kind cluster.Kind) []cluster.Key {
 		out = keysOf(s.views.telemetries)
 	case cluster.KindBackendTraffic:
 		out = keysOf(s.views.traffic)
+	case cluster.KindWaypointPolicy:
+		out = keysOf(s.views.refining)
 	case cluster.KindBundle:
 		out = keysOf(s.views.bundles)
 	case cluster.KindMesh:

@@ -106,7 +106,7 @@ func (c *collector) policyStatus(k cluster.Key) {
 		s.tellBound(translate.Status{Kind: cluster.KindAuthorizationPolicy, Key: k, Type: authz.WaypointConditionType, Gone: true})
 		return
 	}
-	s.tellBound(l7.PolicyStatus(s.mesh, p, seen{c, ""}, s.waypointThere))
+	s.tellBound(l7.PolicyStatus(s.mesh, p, seen{collector: c}, s.waypointThere))
 }
 
 // waypointThere is l7.Gateways.
@@ -121,7 +121,7 @@ func (c *collector) asked(ref cluster.ObjectRef, gateway cluster.Key) (out []clu
 		if p.Policy.Action != authz.Custom {
 			continue
 		}
-		if _, h, err := l7.Provider(c.state.mesh, p.Policy.Provider, seen{c, gateway.Namespace}); err == nil {
+		if _, h, err := l7.Provider(c.state.mesh, p.Policy.Provider, seen{c, gateway}); err == nil {
 			out = append(out, h.Ref)
 		}
 	}

@@ -53,12 +53,15 @@ func (c *collector) ruleStatus(k cluster.Key) {
 // seen is the l7.Index of a waypoint.
 type seen struct {
 	*collector
-	namespace string // the waypoint's
+	gateway cluster.Key // the waypoint's; without a name for all of its namespace
 }
+
+// Gateway is part of l7.Index.
+func (v seen) Gateway() cluster.Key { return v.gateway }
 
 // Rule is part of l7.Index.
 func (v seen) Rule(h *l7.Host) *cluster.DestinationRule {
-	return v.state.views.found.Lookup(v.state.mesh, v.namespace, h)
+	return v.state.views.found.Lookup(v.state.mesh, v.gateway.Namespace, h)
 }
 
 // Fault is part of l7.Index.

@@ -334,6 +334,7 @@ func (s *State) Sizes() map[cluster.Kind]int {
 		cluster.KindTelemetry:             len(s.views.telemetries),
 		cluster.KindRequestAuthentication: len(s.authentications),
 		cluster.KindKeySet:                len(s.keySets),
+		cluster.KindWaypointPolicy:        len(s.views.refining),
 	}
 }
 

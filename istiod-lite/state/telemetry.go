@@ -42,7 +42,7 @@ func (s *State) telemetry(ref cluster.ObjectRef, gateway cluster.Key) l7.Telemet
 // told are the services of those who are told of the requests to a service at a waypoint.
 func (c *collector) told(ref cluster.ObjectRef, gateway cluster.Key) []cluster.ObjectRef {
 	s := c.state
-	if collector, ok := s.telemetry(ref, gateway).Collector(s.mesh, seen{c, gateway.Namespace}); ok {
+	if collector, ok := s.telemetry(ref, gateway).Collector(s.mesh, seen{c, gateway}); ok {
 		return []cluster.ObjectRef{collector}
 	}
 	return nil
@@ -52,7 +52,7 @@ func (c *collector) told(ref cluster.ObjectRef, gateway cluster.Key) []cluster.O
 func (c *collector) telemetryStatus(k cluster.Key) {
 	s := c.state
 	if t := s.views.telemetries[k]; t != nil {
-		s.report.Statuses = append(s.report.Statuses, l7.TelemetryStatus(s.mesh, t, slices.SortedFunc(maps.Values(s.views.telemetries), cluster.CompareTelemetries), seen{c, k.Namespace}))
+		s.report.Statuses = append(s.report.Statuses, l7.TelemetryStatus(s.mesh, t, slices.SortedFunc(maps.Values(s.views.telemetries), cluster.CompareTelemetries), seen{c, cluster.Key{Namespace: k.Namespace}}))
 		return
 	}
 	s.gone(object{cluster.KindTelemetry, k}, authz.WaypointConditionType)

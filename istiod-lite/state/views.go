@@ -33,6 +33,9 @@ type views struct {
 	// traffic are BackendTrafficPolicies, bounding those that have an object as a target.
 	traffic  map[cluster.Key]*cluster.BackendTrafficPolicy
 	bounding map[cluster.ObjectRef]set[cluster.Key]
+	// refining are WaypointPolicies, refined those that have an object as a target.
+	refining map[cluster.Key]*cluster.WaypointPolicy
+	refined  map[cluster.ObjectRef]set[cluster.Key]
 	// rules are DestinationRules; found has them by host.
 	rules map[cluster.Key]*cluster.DestinationRule
 	found l7.Rules
@@ -111,6 +114,7 @@ func newViews() views {
 	return views{
 		rules: map[cluster.Key]*cluster.DestinationRule{}, virtual: map[string]map[cluster.Key]*cluster.VirtualService{}, telemetries: map[cluster.Key]*cluster.Telemetry{},
 		routes: map[object]*cluster.Route{}, attached: map[cluster.ObjectRef]set[object]{}, astray: map[cluster.Key]set[object]{}, referring: map[cluster.ObjectRef]set[object]{},
+		refining: map[cluster.Key]*cluster.WaypointPolicy{}, refined: map[cluster.ObjectRef]set[cluster.Key]{},
 		backendTLS: map[cluster.Key]*cluster.BackendTLSPolicy{}, securing: map[cluster.ObjectRef]set[cluster.Key]{},
 		traffic: map[cluster.Key]*cluster.BackendTrafficPolicy{}, bounding: map[cluster.ObjectRef]set[cluster.Key]{},
 		bundles: map[cluster.Key]*cluster.Bundle{}, trusting: map[cluster.Key]set[cluster.Key]{},
@@ -135,6 +139,8 @@ type dirtyViews struct {
 	vanished set[cluster.Key]
 	// backendTLS are BackendTLSPolicies of which it may be so, telemetries Telemetries, traffic BackendTrafficPolicies.
 	backendTLS, telemetries, traffic set[cluster.Key]
+	// refining are WaypointPolicies of which it may be so.
+	refining set[cluster.Key]
 	// listeners are those of views, static what all of them have.
 	listeners set[cluster.Key]
 	// swept have lingered long enough.
@@ -145,7 +151,7 @@ type dirtyViews struct {
 func newDirtyViews() dirtyViews {
 	return dirtyViews{
 		fronts: set[cluster.ObjectRef]{}, backs: set[cluster.ObjectRef]{}, ends: set[cluster.ObjectRef]{}, routes: set[object]{}, listeners: set[cluster.Key]{},
-		policies: set[cluster.Key]{}, authentications: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{}, telemetries: set[cluster.Key]{}, traffic: set[cluster.Key]{},
+		policies: set[cluster.Key]{}, authentications: set[cluster.Key]{}, rules: set[cluster.Key]{}, virtual: set[string]{}, vanished: set[cluster.Key]{}, backendTLS: set[cluster.Key]{}, telemetries: set[cluster.Key]{}, traffic: set[cluster.Key]{}, refining: set[cluster.Key]{},
 		swept: set[membership]{},
 	}
 }
@@ -203,6 +209,7 @@ func (s *State) touchFront(ref cluster.ObjectRef) {
 	for o := range s.views.attached[ref] {
 		s.dirtyViews.routes[o] = struct{}{}
 	}
+	s.touchRefining(ref)
 }
 
 // touchHost marks what hangs on a service that is another than before.
@@ -542,6 +549,9 @@ func (c *collector) flushViews() {
 	for k := range s.dirtyViews.traffic {
 		c.backendTrafficStatus(k)
 	}
+	for k := range s.dirtyViews.refining {
+		c.waypointPolicyStatus(k)
+	}
 	for k := range s.dirtyViews.policies {
 		c.policyStatus(k)
 	}
@@ -568,7 +578,7 @@ func (c *collector) front(ref cluster.ObjectRef) {
 	for k, f := range c.state.views.fronts[ref] {
 		made := map[resource.Name]*resource.Resource{}
 		var parts []*l7.Part
-		ix, policies := seen{c, k.Namespace}, c.state.requestPolicies(ref, k)
+		ix, policies := seen{c, k}, c.state.requestPolicies(ref, k)
 		for _, h := range c.hostsOf(ref) {
 			if p := l7.HostPart(h, ix, policies); p != nil {
 				parts = append(parts, p)
@@ -610,7 +620,7 @@ func (c *collector) back(ref cluster.ObjectRef, b *back) {
 	}
 	for namespace, in := range views {
 		made := maps.Clone(ends)
-		ix := seen{c, namespace}
+		ix := seen{c, cluster.Key{Namespace: namespace}}
 		for _, h := range b.hosts {
 			workloads := workloadsOf(h)
 			for _, port := range h.Ports {

@@ -137,7 +137,7 @@ func (s *State) bindWorkloads(k cluster.Key, now bool) {
 // direct translates what a waypoint has for workloads' own addresses.
 func (c *collector) direct(ref cluster.ObjectRef) {
 	for k, f := range c.state.views.fronts[ref] {
-		chains := l7.DirectChains(c.state.requestPolicies(ref, k), seen{c, k.Namespace})
+		chains := l7.DirectChains(c.state.requestPolicies(ref, k), seen{c, k})
 		if !slices.EqualFunc(f.direct, chains, func(a, b *listenerv3.FilterChain) bool { return proto.Equal(a, b) }) {
 			f.direct = chains
 			c.state.dirtyViews.listeners[k] = struct{}{}
@@ -230,11 +230,11 @@ func (c *collector) routeStatus(o object) {
 		c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Gone: true})
 		return
 	}
-	c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, seen{c, ""}), Seen: r.Seen})
+	c.state.report.Routes = append(c.state.report.Routes, RouteStatus{Kind: o.kind, Key: o.key, Generation: r.Generation, Want: l7.Status(r, seen{collector: c}), Seen: r.Seen})
 }
 
-// RouteStatus is what a route should say to its parents that are services, or a BackendTLSPolicy of its targets that are, and what it
-// says.
+// RouteStatus is what a route should say to its parents that are services, or a BackendTLSPolicy or a WaypointPolicy of its targets, and
+// what it says.
 type RouteStatus struct {
 	Kind       cluster.Kind
 	Key        cluster.Key

@@ -159,6 +159,7 @@ func (s *State) settleWaypoints() {
 		for o := range s.views.astray[k] {
 			s.dirtyViews.routes[o] = struct{}{}
 		}
+		s.touchRefining(cluster.GatewayRef(k))
 		in := translate.WaypointInput{Gateway: s.bindings.gateways[k], Service: s.services[k], Deployment: s.bindings.deployments[k]}
 		if in.Gateway != nil {
 			in.Class = s.bindings.classes[in.Gateway.Class]

@@ -46,7 +46,8 @@ func routeBody(r state.RouteStatus) *body {
 		return nil
 	}
 	names := routeEntries
-	if r.Kind == cluster.KindBackendTLSPolicy || r.Kind == cluster.KindBackendTraffic {
+	switch r.Kind {
+	case cluster.KindBackendTLSPolicy, cluster.KindBackendTraffic, cluster.KindWaypointPolicy:
 		names = policyEntries
 	}
 	return &body{

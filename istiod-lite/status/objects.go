@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/istiod-lite/cluster"
 	"github.com/ambit-mesh/ambit/istiod-lite/state"
 )
@@ -23,7 +24,7 @@ const (
 	groupMesh    = "gateway.networking.x-k8s.io"
 )
 
-// gatewayKinds are the kinds of the Gateway API whose objects the mesh answers.
+// gatewayKinds are the kinds of the Gateway API whose objects the mesh answers, and our own, which says what became of it as those do.
 var gatewayKinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindGateway:          {Group: groupGateway, Version: "v1", Resource: "gateways"},
 	cluster.KindGatewayClass:     {Group: groupGateway, Version: "v1", Resource: "gatewayclasses"},
@@ -33,6 +34,7 @@ var gatewayKinds = map[cluster.Kind]schema.GroupVersionResource{
 	cluster.KindTLSRoute:         {Group: groupGateway, Version: "v1", Resource: "tlsroutes"},
 	cluster.KindBackendTLSPolicy: {Group: groupGateway, Version: "v1", Resource: "backendtlspolicies"},
 	cluster.KindBackendTraffic:   {Group: groupMesh, Version: "v1alpha1", Resource: "xbackendtrafficpolicies"},
+	cluster.KindWaypointPolicy:   {Group: v1alpha1.Group, Version: v1alpha1.Version, Resource: v1alpha1.Resource},
 	cluster.KindMesh:             {Group: groupMesh, Version: "v1alpha1", Resource: "xmeshes"},
 }
 

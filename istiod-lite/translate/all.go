@@ -36,6 +36,7 @@ type Snapshot struct {
 	Telemetries            []*cluster.Telemetry
 	RequestAuthentications []*cluster.RequestAuthentication
 	KeySets                []*cluster.KeySet
+	WaypointPolicies       []*cluster.WaypointPolicy
 	// Shortages are those of ServiceEntries.
 	Shortages map[cluster.Key][]cluster.Shortage
 }

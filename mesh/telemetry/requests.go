@@ -57,6 +57,8 @@ const (
 	RequestUnauthorized
 	// RequestFault: answered by a fault that is injected.
 	RequestFault
+	// RequestLimited: beyond the rate of requests that is let through.
+	RequestLimited
 
 	requestFlagCount
 )
@@ -66,7 +68,7 @@ var requestFlags = [requestFlagCount]string{
 	RequestUpstreamEnded: "UC", RequestTimeout: "UT", RequestRetriesExhausted: "URX", RequestOverflow: "UO",
 	RequestClientGone: "DC", RequestDenied: "RBAC", RequestUnauthenticated: "JWT", RequestUpstreamProtocol: "UPE",
 	RequestUpstreamReset: "UR", RequestIdle: "SI", RequestTooLong: "DT", RequestMalformed: "DPE",
-	RequestUnauthorized: "UAEX", RequestFault: "FI",
+	RequestUnauthorized: "UAEX", RequestFault: "FI", RequestLimited: "RL",
 }
 
 // String is the value of the response_flags label.

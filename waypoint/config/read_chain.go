@@ -11,6 +11,7 @@ import (
 	httpauthv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	localv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	sessionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/stateful_session/v3"
@@ -33,6 +34,7 @@ const (
 	typeJWT         = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 	typeCORS        = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"
 	typeFault       = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
+	typeLimit       = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 	typeSession     = "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
 )
 
@@ -264,12 +266,14 @@ func (d decoder) filters(out *Chain, all []*hcmv3.HttpFilter, at *strict.Path) {
 		case url == typeCORS && !last:
 			cors = true
 			d.unpack(f.GetTypedConfig(), &corsv3.Cors{}, at)
+		case url == typeLimit && !last: // virtual hosts say it
+			d.unpack(f.GetTypedConfig(), &localv3.LocalRateLimit{}, at)
 		case url == typeFault && !last: // routes say what it does
 			d.unpack(f.GetTypedConfig(), &faultv3.HTTPFault{}, at)
 		case url == typeSession && !last:
 			d.unpack(f.GetTypedConfig(), &sessionv3.StatefulSession{}, at)
 		default:
-			d.add(at, "filter %q (%s) is not supported here: ext_authz, jwt_authn, rbac, cors, fault, stateful_session, then router last", f.GetName(), url)
+			d.add(at, "filter %q (%s) is not supported here: ext_authz, jwt_authn, rbac, cors, local_ratelimit, fault, stateful_session, then router last", f.GetName(), url)
 		}
 	}
 	if len(all) == 0 {

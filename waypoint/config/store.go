@@ -314,6 +314,8 @@ func (s *Store) applyRoutes(upserts []*discoveryv3.Resource, removed []string) [
 			}
 			t, err := route.Compile(&rc)
 			if err == nil {
+				old, _ := now.routes.get(name)
+				t.Inherit(old)
 				changes[name] = t
 			}
 			return err

@@ -187,7 +187,8 @@ var supported = strict.Table{
 	"envoy.config.endpoint.v3.LbEndpoint": strict.Known(`endpoint health_status metadata load_balancing_weight`, ``),
 	"envoy.config.endpoint.v3.Endpoint":   strict.Known(`address`, `hostname observability_name`),
 
-	"envoy.extensions.filters.http.fault.v3.HTTPFault":                  strict.Known(``, ``), // routes have their own
+	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit":   strict.Known(``, `stat_prefix`), // virtual hosts have it
+	"envoy.extensions.filters.http.fault.v3.HTTPFault":                  strict.Known(``, ``),            // routes have their own
 	"envoy.extensions.filters.http.stateful_session.v3.StatefulSession": strict.Known(``, ``),
 
 	"envoy.type.v3.HashPolicy":          strict.Known(`source_ip`, ``),

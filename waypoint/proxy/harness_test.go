@@ -66,6 +66,7 @@ type world struct {
 	tls       map[string]string   // YAML of TLS by cluster
 	refused   map[string]string   // why, by cluster
 	within    map[string]string   // in which time retries are always allowed, by cluster
+	host      string              // YAML of further fields of the virtual host
 
 	mu     sync.Mutex // guards what follows
 	behind map[netip.AddrPort]string
@@ -338,7 +339,7 @@ func (w *world) applyWith(routes, listener string) {
 // applyTypes applies resources of some types only.
 func (w *world) applyTypes(routes, listener string, types ...string) {
 	w.t.Helper()
-	resources := configtest.Resources{Listener: listener, Routes: routes}
+	resources := configtest.Resources{Listener: listener, Routes: routes, Host: w.host}
 	for name, endpoints := range w.endpoints {
 		resources.Clusters = append(resources.Clusters, configtest.Cluster{Name: name, Options: w.settings[name], More: w.more[name], Policy: w.policy[name], TLS: w.tls[name], Refused: w.refused[name], RetriesWithin: w.within[name], Endpoints: endpoints})
 	}

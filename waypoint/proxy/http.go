@@ -69,6 +69,9 @@ type request struct {
 	followed bool           // it is among the connection's that may take long
 	err      error
 
+	limited *route.Limit // that the request was counted by; nil if there is none
+	quota   route.Quota
+
 	tracing *config.Tracing // nil: nothing says how the request is to be traced
 	span    trace.Span      // of tracing; the zero Span: the request is not recorded
 
@@ -157,6 +160,11 @@ func (r *request) answer() (*message.Response, *refusal) {
 		}
 		r.origin = req.Header.Get("origin")
 	}
+	if l := r.route.Limit; l != nil {
+		if refused := r.limit(l); refused != nil {
+			return nil, refused
+		}
+	}
 	if f := r.route.Fault; f != nil {
 		if refused := r.meet(f); refused != nil {
 			return nil, refused
@@ -231,6 +239,9 @@ func (r *request) cross(resp *message.Response) {
 // respond sends the response.
 func (r *request) respond(resp *message.Response) {
 	r.toClient.Apply(&resp.Header)
+	if r.limited != nil {
+		r.limited.Tell(&resp.Header, r.quota)
+	}
 	r.status = resp.Status
 	header, body, tunnel := resp.Header, resp.Body, resp.Tunnel != nil
 	if r.grpc {

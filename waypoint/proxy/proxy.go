@@ -318,6 +318,7 @@ type connection struct {
 	tells       atomic.Pointer[told]         // what is told of it, by the snapshot that was in force last
 	judged      atomic.Pointer[config.Chain] // by whose policies
 	audits      []*policy.RequestPolicy      // of others
+	bucket      atomic.Pointer[connectionBucket]
 
 	mu   sync.Mutex                // guards what follows
 	long map[*request]*policy.Head // requests that may take long, as they were judged

@@ -24,6 +24,7 @@ const (
 	grpcUnknown          = 2
 	grpcDeadlineExceeded = 4
 	grpcPermissionDenied = 7
+	grpcExhausted        = 8
 	grpcUnimplemented    = 12
 	grpcInternal         = 13
 	grpcUnavailable      = 14

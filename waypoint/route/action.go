@@ -20,6 +20,8 @@ type Route struct {
 	Direct   *Direct
 	// CORS is the cross-origin policy; nil if there is none. It comes before all else: see CORS.Preflight.
 	CORS *CORS
+	// Limit bounds the requests of the route's virtual host; nil if nothing does. It comes after CORS and before Fault.
+	Limit *Limit
 	// Fault is what requests meet on purpose, before the action; nil if there is none.
 	Fault *Fault
 

@@ -102,10 +102,12 @@ func (c *compiler) domain(t *Table, host *virtualHost, domain string, at *strict
 func (c *compiler) virtualHost(vh *routev3.VirtualHost, at *strict.Path) *virtualHost {
 	host := &virtualHost{name: vh.GetName()}
 	changes := c.level(vh, at)
-	c.filters(vh.GetTypedPerFilterConfig(), at, corsFilter)
+	c.filters(vh.GetTypedPerFilterConfig(), at, corsFilter, limitFilter)
 	cors := c.cors(vh.GetTypedPerFilterConfig(), at)
+	host.limit = c.limit(vh.GetTypedPerFilterConfig(), at)
 	for i, r := range vh.GetRoutes() {
 		host.routes = append(host.routes, c.route(r, changes, cors, at.Field("routes").Index(i)))
+		host.routes[i].Limit = host.limit
 	}
 	host.index = newIndex(host.routes)
 	return host

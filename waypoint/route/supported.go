@@ -57,6 +57,9 @@ var supported = strict.Table{
 	"envoy.extensions.filters.http.cors.v3.CorsPolicy": strict.Known(`allow_origin_string_match allow_methods allow_headers
 		expose_headers max_age allow_credentials filter_enabled forward_not_matching_preflights`, ``),
 
+	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": strict.Known(`token_bucket filter_enabled filter_enforced
+		local_rate_limit_per_downstream_connection enable_x_ratelimit_headers enable_retry_after_header rate_limited_as_resource_exhausted`, `stat_prefix`),
+	"envoy.type.v3.TokenBucket":                                                 strict.Known(`max_tokens tokens_per_fill fill_interval`, ``),
 	"envoy.extensions.filters.http.fault.v3.HTTPFault":                          strict.Known(`delay abort headers`, ``),
 	"envoy.extensions.filters.http.fault.v3.FaultAbort":                         strict.Known(`http_status grpc_status percentage`, ``),
 	"envoy.extensions.filters.common.fault.v3.FaultDelay":                       strict.Known(`fixed_delay percentage`, ``),

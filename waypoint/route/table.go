@@ -32,6 +32,7 @@ type Client struct {
 type virtualHost struct {
 	name   string
 	routes []*Route
+	limit  *Limit // nil if there is none
 	index  index
 }
 
@@ -52,6 +53,21 @@ func Compile(rc *routev3.RouteConfiguration) (*Table, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// Inherit takes over what a former table of the same name has counted, nil for none: a limit that is as it was goes on where it is.
+// Call it before the table is used.
+func (t *Table) Inherit(old *Table) {
+	if old == nil {
+		return
+	}
+	for _, host := range t.hosts {
+		for _, was := range old.hosts {
+			if host.limit != nil && was.limit != nil && host.name == was.name && host.limit.LimitRule == was.limit.LimitRule {
+				host.limit.shared = was.limit.shared
+			}
+		}
+	}
 }
 
 // Match returns the first route that matches; nil if none does: the answer is 404. The path must be as Paths.Apply leaves it.

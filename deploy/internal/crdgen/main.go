@@ -1,6 +1,7 @@
 // Command crdgen writes the custom resource definitions that the chart carries: it copies them, byte for byte, out of modules that
 // are pinned. Istio's are of the Go types that the control plane is built with. Those of the Gateway API are of the version whose
 // conformance suite the mesh is held to; it is newer than the Go types, which its definitions in the standard channel have room for.
+// Ambit's own is written by hand.
 package main
 
 import (
@@ -18,6 +19,8 @@ import (
 	"golang.org/x/mod/semver"
 	gateway "sigs.k8s.io/gateway-api/pkg/consts"
 	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 )
 
 func main() {
@@ -28,6 +31,9 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// ownCRD defines ambit's own kind, from the folder that go generate runs in: it is beside its Go types.
+const ownCRD = "../api/v1alpha1/" + v1alpha1.Definition
 
 // istioKinds are the kinds of Istio's API that ambit reads; the others (Sidecar, EnvoyFilter, ...) would promise what it
 // does not do.
@@ -61,7 +67,11 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return write(args[0], append(crds, istio...))
+	own, err := os.ReadFile(ownCRD)
+	if err != nil {
+		return err
+	}
+	return write(args[0], append(append(crds, istio...), own))
 }
 
 // write makes the definitions the only content of a folder.

@@ -103,6 +103,8 @@ func reduce(u *unstructured.Unstructured) (cluster.Object, error) {
 		return cluster.BackendTLSPolicyOf(u), nil
 	case cluster.KindBackendTraffic:
 		return cluster.BackendTrafficPolicyOf(u), nil
+	case cluster.KindWaypointPolicy:
+		return cluster.WaypointPolicyOf(u), nil
 	}
 	return nil, errors.New("kind is not known")
 }
@@ -185,6 +187,8 @@ func Snapshot(mesh translate.Mesh, objects []cluster.Object) translate.Snapshot 
 			s.BackendTLSPolicies = append(s.BackendTLSPolicies, o)
 		case *cluster.BackendTrafficPolicy:
 			s.TrafficPolicies = append(s.TrafficPolicies, o)
+		case *cluster.WaypointPolicy:
+			s.WaypointPolicies = append(s.WaypointPolicies, o)
 		case *cluster.Bundle:
 			s.Bundles = append(s.Bundles, o)
 		}

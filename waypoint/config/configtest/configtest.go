@@ -73,6 +73,8 @@ type Resources struct {
 	Listener, Terminate string
 	// Routes is a YAML list of routes, for the chain Chain.
 	Routes string
+	// Host is YAML of further fields of their virtual host; "" for none.
+	Host string
 }
 
 // All returns the resources by type, in the order in which they are subscribed to.
@@ -95,9 +97,10 @@ name: "%s"
 virtual_hosts:
 - name: stock
   domains: ["*"]
+  %s
   routes:
   %s
-`, Chain, strings.ReplaceAll(strings.Trim(r.Routes, "\n"), "\n", "\n  ")))}
+`, Chain, r.Host, strings.ReplaceAll(strings.Trim(r.Routes, "\n"), "\n", "\n  ")))}
 	return func(yield func(string, []*discoveryv3.Resource) bool) {
 		_ = yield(xds.TypeCluster, clusters) && yield(xds.TypeEndpoints, assignments) &&
 			yield(xds.TypeListener, listeners) && yield(xds.TypeRoutes, routes)
