@@ -205,8 +205,13 @@ func (w *world) awaitDial(t *testing.T, from harness.Pod, to, server string, ref
 	}))
 }
 
-// registryOnly changes the mesh's settings, and returns what puts them back, which may be called more than once.
+// registryOnly has connections refused to what the mesh does not know.
 func (w *world) registryOnly(t *testing.T) (restore func()) {
+	return w.settings(t, "outboundTrafficPolicy: {mode: REGISTRY_ONLY}")
+}
+
+// settings adds a line to the mesh's settings, and returns what puts them back, which may be called more than once.
+func (w *world) settings(t *testing.T, line string) (restore func()) {
 	t.Helper()
 	maps := w.Kube.CoreV1().ConfigMaps(api.DefaultNamespace)
 	set := func(change func(string) string) (before string) {
@@ -218,6 +223,6 @@ func (w *world) registryOnly(t *testing.T) (restore func()) {
 		w.must(t, err)
 		return before
 	}
-	before := set(func(text string) string { return text + "\noutboundTrafficPolicy: {mode: REGISTRY_ONLY}\n" })
+	before := set(func(text string) string { return text + "\n" + line + "\n" })
 	return func() { set(func(string) string { return before }) }
 }

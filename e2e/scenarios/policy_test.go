@@ -103,8 +103,13 @@ func only(in []expectation, protocols ...traffic.Protocol) []expectation {
 // condition waits for what a policy says of itself.
 func (w *world) condition(t *testing.T, ns, name, condition, status, reason string) {
 	t.Helper()
-	policies := w.Dynamic.Resource(schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}).Namespace(ns)
-	what := fmt.Sprintf("the condition %s of policy %s/%s", condition, ns, name)
+	w.conditionOf(t, "authorizationpolicies", ns, name, condition, status, reason)
+}
+
+func (w *world) conditionOf(t *testing.T, resource, ns, name, condition, status, reason string) {
+	t.Helper()
+	policies := w.Dynamic.Resource(schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: resource}).Namespace(ns)
+	what := fmt.Sprintf("the condition %s of %s %s/%s", condition, resource, ns, name)
 	w.must(t, harness.Await(w.ctx, harness.Until{What: what, Within: converged}, func(ctx context.Context) error {
 		u, err := policies.Get(ctx, name, metav1.GetOptions{})
 		if err != nil {

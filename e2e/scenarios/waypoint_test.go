@@ -31,6 +31,7 @@ func waypoint() scenario {
 			w.split(t, ns)
 			w.throughWaypoint(t, ns, start)
 			w.judged(t, ns)
+			w.tokens(t, ns)
 
 			// Services without a route of their own, and ports that are not HTTP, work as they did. The server sees the waypoint's address.
 			ways := w.everyWay(t, ns, ns, w.pairs())

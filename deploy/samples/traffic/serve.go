@@ -127,6 +127,15 @@ func serveHTTP(ctx context.Context, l net.Listener, me whoami.Who, dripped *drip
 		}
 	})
 	mux.HandleFunc(PathBack, back)
+	mux.HandleFunc(PathSay, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Query().Get("text")) })
+	mux.HandleFunc(PathGate, func(w http.ResponseWriter, r *http.Request) {
+		pass := r.Header.Get(FieldPass)
+		if pass == "" {
+			http.Error(w, "no "+FieldPass, StatusNoPass)
+			return
+		}
+		w.Header().Set("authorization", pass)
+	})
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -22,7 +23,7 @@ const Marker = "AMBIT-PAYLOAD-IN-CLEAR"
 
 // Ports that Serve listens on.
 const (
-	PortHTTP    = 8080 // whoami; PathFlaky, PathSlow and PathBack answer otherwise
+	PortHTTP    = 8080 // whoami; the paths below answer otherwise
 	PortEcho    = 9000 // returns what it gets, and ends when the client has ended
 	PortGreeter = 9001 // server-first
 	PortTool    = 9002 // one order a connection; see Order
@@ -37,7 +38,18 @@ const (
 	PathSlow = "/slow"
 	// PathBack sends back the body, as it comes; after an upgrade to a WebSocket, the bytes.
 	PathBack = "/back"
+	// PathSay answers with the query's parameter "text".
+	PathSay = "/say"
+	// PathGate, and what is below it, is an external authorizer over HTTP: it lets in who has a field FieldPass, and makes its value their
+	// authorization. The others are told StatusNoPass.
+	PathGate = "/gate/"
 )
+
+// FieldPass is what PathGate asks for.
+const FieldPass = "x-pass"
+
+// StatusNoPass is what PathGate alone tells those whom it does not let in.
+const StatusNoPass = http.StatusPaymentRequired
 
 // DefaultTimeout bounds one step (a connect, one exchange) where a request names no time.
 const DefaultTimeout = 10 * time.Second

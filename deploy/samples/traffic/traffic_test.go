@@ -78,6 +78,20 @@ func TestHTTP(t *testing.T) {
 			t.Errorf("reply %d has status %d, want %d", i, got, want)
 		}
 	}
+	for pass, want := range map[string]int{"": StatusNoPass, "Bearer x": 200} {
+		header := map[string]string{}
+		if pass != "" {
+			header[FieldPass] = pass
+		}
+		report, err = HTTP(t.Context(), HTTPRequest{URL: "http://" + addr + PathGate + "any/path", Header: header})
+		if err != nil || report.Replies[0].Status != want || report.Replies[0].Header.Get("authorization") != pass {
+			t.Errorf("report %+v, %v; want status %d", report, err, want)
+		}
+	}
+	report, err = HTTP(t.Context(), HTTPRequest{URL: "http://" + addr + PathSay + "?text=%7B%22pod%22:%22said%22%7D"})
+	if err != nil || report.Replies[0].Who.Pod != "said" {
+		t.Errorf("report %+v, %v; want what was to be said", report, err)
+	}
 	report, err = HTTP(t.Context(), HTTPRequest{URL: "http://" + addr + PathSlow, Timeout: 50 * time.Millisecond})
 	if err != nil || report.Replies[0].Kind != KindTimeout {
 		t.Errorf("report %+v, %v; want a reply that timed out", report, err)
