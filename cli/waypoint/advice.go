@@ -64,6 +64,10 @@ func (f *facts) advice(gateway *gatewayv1.Gateway) []Advice {
 			advice = append(advice, advise(hint, "%s names waypoint %s, which is for %s traffic", s, name, trafficOf(gateway)))
 		case s.refused != nil:
 			hint := fmt.Sprintf("The control plane says:  %s", s.refused.Message)
+			if s.shares {
+				advice = append(advice, advise(hint, "%s does not share its traffic between waypoint %s and another (%s)", s, name, s.refused.Reason))
+				break
+			}
 			advice = append(advice, advise(hint, "%s does not use waypoint %s (%s)", s, name, s.refused.Reason))
 		}
 	}
@@ -74,10 +78,13 @@ func (f *facts) advice(gateway *gatewayv1.Gateway) []Advice {
 func (f *facts) bypasses(waypoint key) []Advice {
 	var advice []Advice
 	for _, service := range f.services[waypoint] {
+		if service.uses.first != waypoint {
+			continue // told of the other
+		}
 		var clients []string
 		n := 0
 		for _, c := range f.opened {
-			if slices.Contains(service.vips, c.To.Addr().Unmap().String()) && !slices.Contains(f.pods[waypoint], c.By.Addr().Unmap()) {
+			if slices.Contains(service.vips, c.To.Addr().Unmap().String()) && !f.takes(service, c.By.Addr().Unmap()) {
 				n++
 				clients = append(clients, c.Pod)
 			}
@@ -90,6 +97,11 @@ func (f *facts) bypasses(waypoint key) []Advice {
 		}
 	}
 	return advice
+}
+
+// takes tells whether an address is one of a service's waypoints.
+func (f *facts) takes(s service, addr netip.Addr) bool {
+	return slices.Contains(f.pods[s.uses.first], addr) || slices.Contains(f.pods[s.uses.canary], addr)
 }
 
 // mismatched tells whether a subject names a waypoint to which traffic of its kind is not sent.
@@ -113,7 +125,11 @@ func (f *facts) dangling() []Advice {
 			continue
 		}
 		hint := fmt.Sprintf("Make it:  ambit waypoint apply -n %s --name %s", s.uses.namespace, s.uses.name)
-		advice = append(advice, advise(hint, "%s has the label %s=%s, but there is no waypoint %s: its traffic goes on at layer 4", s, api.LabelUseWaypoint, s.uses.name, s.uses))
+		instead := "its traffic goes on at layer 4"
+		if s.canary {
+			instead = "none of its traffic goes there"
+		}
+		advice = append(advice, advise(hint, "%s has the label %s=%s, but there is no waypoint %s: %s", s, s.by(), s.uses.name, s.uses, instead))
 	}
 	return advice
 }

@@ -100,7 +100,7 @@ func (o *options) apply(ctx context.Context, a applyOptions) error {
 	if err != nil {
 		return fmt.Errorf("read namespace %s: %w", s.namespace, err)
 	}
-	if used := usedBy(ns.Labels, s.namespace); a.enroll && !a.overwrite && used != (key{}) && used != (key{s.namespace, a.name}) {
+	if used := usedBy(ns.Labels, s.namespace).first; a.enroll && !a.overwrite && used != (key{}) && used != (key{s.namespace, a.name}) {
 		return fmt.Errorf("namespace %s uses waypoint %s already: --overwrite replaces it", s.namespace, used)
 	}
 	if ns.Labels[api.LabelUseWaypoint] == api.UseWaypointNone && a.enroll && !a.overwrite {

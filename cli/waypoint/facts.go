@@ -23,8 +23,11 @@ import (
 type subject struct {
 	kind string // namespace, service, serviceentry, pod or workloadentry
 	key         // of a namespace the namespace is empty
-	// uses is the waypoint that it names.
-	uses key
+	// uses is the waypoint that it names, as a canary or else as the one for all, or for the rest, of its traffic.
+	uses   key
+	canary bool
+	// shares says that it names two.
+	shares bool
 	// refused is the condition WaypointBound if that is False.
 	refused *metav1.Condition
 }
@@ -47,13 +50,50 @@ func (s subject) label(change string) string {
 	return fmt.Sprintf("kubectl -n %s label %s %s %s", s.namespace, s.kind, s.name, change)
 }
 
-// usedBy is the waypoint that an object of a namespace names by its labels; zero if it names none, or that it wants none.
-func usedBy(labels map[string]string, namespace string) key {
-	name := labels[api.LabelUseWaypoint]
-	if name == "" || name == api.UseWaypointNone {
-		return key{}
+// by is the label by which it names the waypoint.
+func (s subject) by() string {
+	if s.canary {
+		return api.LabelUseWaypointCanary
 	}
-	return key{cmp.Or(labels[api.LabelUseWaypointNamespace], namespace), name}
+	return api.LabelUseWaypoint
+}
+
+// used are the waypoints that an object names; zero where it names none, or says that it wants none.
+type used struct{ first, canary key }
+
+// usedBy are those that an object of a namespace names by its labels.
+func usedBy(labels map[string]string, namespace string) used {
+	named := func(name, in string) key {
+		if labels[name] == "" || labels[name] == api.UseWaypointNone {
+			return key{}
+		}
+		return key{cmp.Or(labels[in], namespace), labels[name]}
+	}
+	return used{
+		named(api.LabelUseWaypoint, api.LabelUseWaypointNamespace),
+		named(api.LabelUseWaypointCanary, api.LabelUseWaypointCanaryNamespace),
+	}
+}
+
+// or completes what a service names by what its namespace does.
+func (u used) or(labels map[string]string, namespace used) used {
+	if _, own := labels[api.LabelUseWaypoint]; own {
+		return u
+	}
+	return used{namespace.first, cmp.Or(u.canary, namespace.canary)}
+}
+
+// subjects are those that an object is.
+func (u used) subjects(kind string, name key, refused *metav1.Condition) []subject {
+	shares := u.first != (key{}) && u.canary != (key{}) && u.first != u.canary
+	var out []subject
+	if u.first != (key{}) {
+		out = append(out, subject{kind: kind, key: name, uses: u.first, shares: shares, refused: refused})
+	}
+	if u.canary != (key{}) && u.canary != u.first {
+		out = append(out, subject{kind: kind, key: name, uses: u.canary, canary: true, shares: shares, refused: refused})
+	}
+	return out
 }
 
 // facts are what advice is made of: who names which waypoint, and what is behind those services. Where a namespace was chosen,
@@ -75,6 +115,7 @@ type facts struct {
 // service is a Service that uses a waypoint, with its pods.
 type service struct {
 	key
+	uses  used
 	vips  []string
 	ports []corev1.ServicePort
 	pods  []corev1.Pod
@@ -112,7 +153,16 @@ func (s *session) gather(ctx context.Context, waypoints []*gatewayv1.Gateway) (*
 				return nil, err
 			}
 		}
-		s.account(ctx, f, gateway)
+		s.account(ctx, f, nameOf(gateway))
+	}
+	for _, services := range f.services {
+		for _, service := range services {
+			for _, other := range []key{service.uses.first, service.uses.canary} {
+				if _, known := f.accounts[other]; !known && f.exists[other] {
+					s.account(ctx, f, other)
+				}
+			}
+		}
 	}
 	if s.asks {
 		s.connections(ctx, f, waypoints)
@@ -131,35 +181,43 @@ func (s *session) gather(ctx context.Context, waypoints []*gatewayv1.Gateway) (*
 var kindOrder = map[string]int{"namespace": 0, "service": 1, "serviceentry": 2, "pod": 3, "workloadentry": 4}
 
 // namespaces finds out which are enrolled and which name a waypoint; it returns the latter.
-func (s *session) namespaces(ctx context.Context, f *facts) (map[string]key, error) {
+func (s *session) namespaces(ctx context.Context, f *facts) (map[string]used, error) {
 	list, err := s.cluster.Kubernetes.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list Namespaces: %w", err)
 	}
-	byNamespace := map[string]key{}
+	byNamespace := map[string]used{}
 	for _, ns := range list.Items {
 		f.enrolled[ns.Name] = ns.Labels[api.LabelDataplaneMode] == api.DataplaneModeAmbient
-		if uses := usedBy(ns.Labels, ns.Name); uses != (key{}) {
-			byNamespace[ns.Name] = uses
-			f.subjects = append(f.subjects, subject{kind: "namespace", key: key{name: ns.Name}, uses: uses})
-		}
+		byNamespace[ns.Name] = usedBy(ns.Labels, ns.Name)
+		f.subjects = append(f.subjects, byNamespace[ns.Name].subjects("namespace", key{name: ns.Name}, nil)...)
 	}
 	return byNamespace, nil
 }
 
 // labelled finds the objects that have a label of their own.
 func (s *session) labelled(ctx context.Context, f *facts) error {
-	for _, kind := range []struct{ name, group, version, plural string }{
-		{"service", "", "v1", "services"}, {"pod", "", "v1", "pods"},
-		{"serviceentry", "networking.istio.io", "v1", "serviceentries"}, {"workloadentry", "networking.istio.io", "v1", "workloadentries"},
+	both := api.LabelUseWaypointCanary + ",!" + api.LabelUseWaypoint // whose first one is the namespace's
+	for _, kind := range []struct {
+		name, group, version, plural string
+		with                         []string
+	}{
+		{"service", "", "v1", "services", []string{api.LabelUseWaypoint, both}},
+		{"pod", "", "v1", "pods", []string{api.LabelUseWaypoint}},
+		{"serviceentry", "networking.istio.io", "v1", "serviceentries", []string{api.LabelUseWaypoint, both}},
+		{"workloadentry", "networking.istio.io", "v1", "workloadentries", []string{api.LabelUseWaypoint}},
 	} {
-		err := each(ctx, s.cluster.Dynamic.Resource(resource(kind.group, kind.version, kind.plural)), api.LabelUseWaypoint, func(u *unstructured.Unstructured) {
-			if uses := usedBy(u.GetLabels(), u.GetNamespace()); uses != (key{}) {
-				f.subjects = append(f.subjects, subject{kind: kind.name, key: nameOf(u), uses: uses, refused: refused(u)})
+		for _, selector := range kind.with {
+			err := each(ctx, s.cluster.Dynamic.Resource(resource(kind.group, kind.version, kind.plural)), selector, func(u *unstructured.Unstructured) {
+				uses := usedBy(u.GetLabels(), u.GetNamespace())
+				if len(kind.with) == 1 {
+					uses.canary = key{} // it is for services only
+				}
+				f.subjects = append(f.subjects, uses.subjects(kind.name, nameOf(u), refused(u))...)
+			})
+			if err != nil {
+				return fmt.Errorf("list %s: %w", kind.plural, err)
 			}
-		})
-		if err != nil {
-			return fmt.Errorf("list %s: %w", kind.plural, err)
 		}
 	}
 	return nil
@@ -182,7 +240,7 @@ func refused(u *unstructured.Unstructured) *metav1.Condition {
 }
 
 // behind finds the services that use a waypoint, and their pods.
-func (s *session) behind(ctx context.Context, f *facts, waypoint key, byNamespace map[string]key) error {
+func (s *session) behind(ctx context.Context, f *facts, waypoint key, byNamespace map[string]used) error {
 	namespaces := map[string]bool{}
 	for _, subject := range f.of(waypoint) {
 		if subject.kind == "namespace" || subject.kind == "service" {
@@ -195,19 +253,16 @@ func (s *session) behind(ctx context.Context, f *facts, waypoint key, byNamespac
 			return fmt.Errorf("list Services of %s: %w", namespace, err)
 		}
 		for _, svc := range list.Items {
-			uses := usedBy(svc.Labels, namespace)
-			if _, own := svc.Labels[api.LabelUseWaypoint]; !own {
-				uses = byNamespace[namespace]
-			}
+			uses := usedBy(svc.Labels, namespace).or(svc.Labels, byNamespace[namespace])
 			// What was made for a waypoint is not itself behind one.
-			if uses != waypoint || len(svc.Spec.Selector) == 0 || svc.Labels[api.LabelGatewayManaged] != "" {
+			if uses.first != waypoint && uses.canary != waypoint || len(svc.Spec.Selector) == 0 || svc.Labels[api.LabelGatewayManaged] != "" {
 				continue
 			}
 			pods, err := s.cluster.Kubernetes.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(svc.Spec.Selector).String()})
 			if err != nil {
 				return fmt.Errorf("list Pods of Service %s/%s: %w", namespace, svc.Name, err)
 			}
-			f.services[waypoint] = append(f.services[waypoint], service{key{namespace, svc.Name}, svc.Spec.ClusterIPs, svc.Spec.Ports, pods.Items})
+			f.services[waypoint] = append(f.services[waypoint], service{key{namespace, svc.Name}, uses, svc.Spec.ClusterIPs, svc.Spec.Ports, pods.Items})
 		}
 	}
 	slices.SortFunc(f.services[waypoint], func(a, b service) int { return a.compare(b.key) })
@@ -226,17 +281,16 @@ func (s *session) connections(ctx context.Context, f *facts, waypoints []*gatewa
 }
 
 // account finds out as whom, and from where, a waypoint calls.
-func (s *session) account(ctx context.Context, f *facts, gateway *gatewayv1.Gateway) {
-	name := nameOf(gateway)
-	f.accounts[name] = gateway.Name
-	pods, err := s.cluster.Kubernetes.CoreV1().Pods(gateway.Namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: labels.Set{api.LabelGatewayName: gateway.Name}.String(),
+func (s *session) account(ctx context.Context, f *facts, name key) {
+	f.accounts[name] = name.name
+	pods, err := s.cluster.Kubernetes.CoreV1().Pods(name.namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.Set{api.LabelGatewayName: name.name}.String(),
 	})
 	if err != nil {
 		return // no pod yet is as good
 	}
 	for _, pod := range pods.Items {
-		f.accounts[name] = cmp.Or(pod.Spec.ServiceAccountName, gateway.Name)
+		f.accounts[name] = cmp.Or(pod.Spec.ServiceAccountName, name.name)
 		for _, ip := range append(pod.Status.PodIPs, corev1.PodIP{IP: pod.Status.PodIP}) {
 			if addr, err := netip.ParseAddr(ip.IP); err == nil {
 				f.pods[name] = append(f.pods[name], addr)

@@ -9,7 +9,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/ambit-mesh/ambit/api"
 	"github.com/ambit-mesh/ambit/cli/command"
 	"github.com/ambit-mesh/ambit/cli/console"
 )
@@ -96,6 +95,10 @@ func (s *session) stillNamed(subjects []subject) {
 			s.env.Notef("  and %d more", len(subjects)-i)
 			return
 		}
-		s.env.Notef("  %s still names it; its traffic goes on at layer 4. Take the label off:  %s", subject, subject.label(api.LabelUseWaypoint+"-"))
+		instead := "its traffic goes on at layer 4"
+		if subject.canary {
+			instead = "its other waypoint takes all of its traffic"
+		}
+		s.env.Notef("  %s still names it; %s. Take the label off:  %s", subject, instead, subject.label(subject.by()+"-"))
 	}
 }
