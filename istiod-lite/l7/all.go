@@ -287,37 +287,30 @@ func (ix index) Routes(parent cluster.ObjectRef) []*cluster.Route {
 	return out
 }
 
-// BackendTLS is part of Index.
-func (ix index) BackendTLS(target cluster.ObjectRef) []*cluster.BackendTLSPolicy {
-	var out []*cluster.BackendTLSPolicy
-	for _, p := range ix.policies {
-		if slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
+// aimed returns the policies that have an object among their targets.
+func aimed[P any](all []P, target cluster.ObjectRef, targets func(P) []cluster.PolicyTarget) []P {
+	var out []P
+	for _, p := range all {
+		if slices.ContainsFunc(targets(p), func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
 			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// BackendTLS is part of Index.
+func (ix index) BackendTLS(target cluster.ObjectRef) []*cluster.BackendTLSPolicy {
+	return aimed(ix.policies, target, func(p *cluster.BackendTLSPolicy) []cluster.PolicyTarget { return p.Targets })
 }
 
 // BackendTraffic is part of Index.
 func (ix index) BackendTraffic(target cluster.ObjectRef) []*cluster.BackendTrafficPolicy {
-	var out []*cluster.BackendTrafficPolicy
-	for _, p := range ix.traffic {
-		if slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
-			out = append(out, p)
-		}
-	}
-	return out
+	return aimed(ix.traffic, target, func(p *cluster.BackendTrafficPolicy) []cluster.PolicyTarget { return p.Targets })
 }
 
 // WaypointPolicies is part of Index.
 func (ix index) WaypointPolicies(target cluster.ObjectRef) []*cluster.WaypointPolicy {
-	var out []*cluster.WaypointPolicy
-	for _, p := range ix.refining {
-		if slices.ContainsFunc(p.Targets, func(t cluster.PolicyTarget) bool { return t.Ref == target }) {
-			out = append(out, p)
-		}
-	}
-	return out
+	return aimed(ix.refining, target, func(p *cluster.WaypointPolicy) []cluster.PolicyTarget { return p.Targets })
 }
 
 // Gateway is part of Index.
